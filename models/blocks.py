@@ -1,0 +1,200 @@
+"""Blocks that several models share: feature embedding, histories, MLP.
+
+Dims: B batch, F fields, I dense fields, D embedding width, T padded history length, C fields of one event
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+
+from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.models.embedding import EmbeddingTables, TableConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """One padded history; the newest event is at the right end (left padding), padding rows are zero."""
+
+    values_BTE: Tensor
+    """[B, T, C*D], the event's fields side by side in schema order."""
+    ids: Mapping[str, Tensor]
+    """Field name -> padded ids [B, T], 0 on padding."""
+    times_BT: Tensor
+    """int64 seconds, 0 on padding."""
+    mask_BT: Tensor
+    """bool, True on real events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the embedding stage hands to a model."""
+
+    fields_BFD: Tensor
+    """Categorical fields, then dense fields, then (pooled mode) one mean-pooled token a sequence field."""
+    linear_B: Tensor | None
+    """First-order sum, without bias; None unless asked for."""
+    events: Mapping[str, Events]
+    """Empty in pooled mode."""
+
+
+class FeatureEmbedder(nn.Module):
+    """Turns a batch into field vectors and padded histories.
+
+    Args:
+        schema: fields, in batch order.
+        dim: embedding width D.
+        tables: storage and optimizer of the tables.
+        sequences: `pooled` averages each sequence field into one more field (models without a sequence module);
+            `events` keeps them as padded histories.
+        linear: also a first-order weight per id and per dense field (LR, FM, DeepFM); it rides in the row as
+            one more column, so that one lookup serves both.
+        missing_vector: learn one vector a dense field for missing values (else missing adds nothing).
+        device: `meta` builds shapes only.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        dim: int,
+        tables: TableConfig,
+        *,
+        sequences: Literal["pooled", "events"] = "pooled",
+        linear: bool = False,
+        missing_vector: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.schema, self.dim, self.sequences, self.linear = schema, dim, sequences, linear
+        features: dict[str, list[str]] = {t: [] for t in schema.tables}
+        for f in schema.of_kind("categorical", "sequence"):
+            features[f.table].append(f.name)
+        width = dim + int(linear)
+        self.pooled = sequences == "pooled" or not schema.sequences
+        config_type = EmbeddingBagConfig if self.pooled else EmbeddingConfig
+        self.tables = (
+            EmbeddingTables(
+                [config_type(name=t, embedding_dim=width, num_embeddings=schema.tables[t], feature_names=features[t]) for t in schema.tables],
+                tables,
+                device,
+                [f.name for f in schema.of_kind("categorical", "sequence")],
+            )
+            if schema.tables
+            else None
+        )
+        n_dense = len(schema.dense)
+        self.numeric_ID = nn.Parameter(torch.empty(n_dense, width, device=device)) if n_dense else None
+        self.missing_ID = nn.Parameter(torch.zeros(n_dense, width, device=device)) if n_dense and missing_vector else None
+        if self.numeric_ID is not None:
+            nn.init.normal_(self.numeric_ID, std=tables.init_std)
+
+    @property
+    def num_fields(self) -> int:
+        """F of `Embedded.fields_BFD`."""
+        extra = len(self.schema.sequences) if self.sequences == "pooled" else 0
+        return len(self.schema.categorical) + len(self.schema.dense) + extra
+
+    @property
+    def event_width(self) -> dict[str, int]:
+        """Width C*D of an event, by history."""
+        return {h: len(fs) * self.dim for h, fs in self.schema.histories.items()}
+
+    def forward(self, batch: Batch) -> Embedded:
+        """Field vectors of every row."""
+        parts: list[Tensor] = []
+        events: dict[str, Events] = {}
+        n_cat = len(self.schema.categorical)
+        if self.tables is not None:
+            looked_up = self.tables(batch.ids)
+            if isinstance(looked_up, KeyedTensor):
+                rows_BFW = looked_up.values().view(batch.size, -1, self.tables.stored)[..., : self.tables.width]
+                parts.append(rows_BFW[:, :n_cat])
+                if self.sequences == "pooled" and self.schema.sequences:
+                    lengths_BS = batch.ids.lengths().view(-1, batch.size)[n_cat:].t()
+                    parts.append(rows_BFW[:, n_cat:] / lengths_BS.clamp(min=1).unsqueeze(-1))
+            else:
+                rows = [looked_up[f.name].values() for f in self.schema.categorical]
+                if rows:
+                    parts.append(torch.stack(rows, dim=1)[..., : self.tables.width])
+                events = {h: self._events(h, looked_up, batch) for h in self.schema.histories}
+        if self.numeric_ID is not None:
+            numeric_BIW = batch.dense_BI.unsqueeze(-1) * self.numeric_ID
+            if self.missing_ID is not None:
+                numeric_BIW = numeric_BIW + batch.missing_BI.unsqueeze(-1) * self.missing_ID
+            parts.insert(1 if n_cat else 0, numeric_BIW)
+        fields_BFW = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        linear_B = fields_BFW[..., self.dim].sum(dim=1) if self.linear else None
+        return Embedded(fields_BFW[..., : self.dim], linear_B, events)
+
+    def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:
+        fields = self.schema.histories[history]
+        first = looked_up[fields[0].name]
+        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), fields[0].max_length)
+        values_BTE = torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+        return Events(
+            take_padded(values_BTE, index_BT, mask_BT),
+            {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
+            take_padded(batch.event_times[history], index_BT, mask_BT),
+            mask_BT,
+        )
+
+
+def left_pad_index(lengths_B: Tensor, offsets_B1: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Where each cell of a left-padded [B, T] table finds its event in the flat list, and which cells are real.
+
+    Histories longer than `length` keep their newest events.
+    """
+    back_T = torch.arange(length, 0, -1, device=lengths_B.device)
+    mask_BT = back_T <= lengths_B.unsqueeze(1)
+    index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)
+    return index_BT * mask_BT, mask_BT
+
+
+def take_padded(flat_N: Tensor, index_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Gathers flat events [N, ...] into [B, T, ...], zero on padding; an empty list gives all zeros."""
+    if flat_N.shape[0] == 0:
+        return flat_N.new_zeros(*index_BT.shape, *flat_N.shape[1:])
+    taken = flat_N.index_select(0, index_BT.flatten()).view(*index_BT.shape, *flat_N.shape[1:])
+    return taken * mask_BT.view(*mask_BT.shape, *[1] * (flat_N.dim() - 1)).to(taken.dtype)
+
+
+class MLP(nn.Sequential):
+    """Linear, BN, activation, dropout per hidden layer; then a linear output if `out` is given.
+
+    Shapes [B, n_in] -> [B, hidden[-1]] or [B, out].
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        hidden: Sequence[int],
+        out: int | None = None,
+        *,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for n in hidden:
+            layers.append(nn.Linear(n_in, n))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(n))
+            layers.append(activation())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            n_in = n
+        if out is not None:
+            layers.append(nn.Linear(n_in, out))
+        super().__init__(*layers)
+
+
+def mlp_flops(n_in: int, hidden: Sequence[int], out: int | None = None) -> float:
+    """2 per multiply-add of the linear layers (models.md section 1); [n_in] -> hidden -> out."""
+    widths = [n_in, *hidden, *([] if out is None else [out])]
+    return float(sum(2 * a * b for a, b in zip(widths, widths[1:], strict=False)))

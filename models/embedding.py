@@ -1,0 +1,262 @@
+"""Embedding tables: TorchRec configs and jagged tensors at the face, FBGEMM's table-batched operator inside.
+
+`fused` runs one operator for all tables, forward and backward, with the optimizer inside the backward.
+`per_table` is the strawman that many published baselines are: one eager lookup and one sparse gradient a table.
+
+Dims: B batch, F features, N ids of all features, D width of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    EmbeddingLocation,
+    PoolingMode,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
+Impl = Literal["fused", "per_table"]
+
+_FUSED = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableConfig:
+    """How tables are stored and trained; the same for every table of a model."""
+
+    impl: Impl = "fused"
+    """`per_table` is the named strawman variant."""
+    optimizer: Optimizer = "rowwise_adagrad"
+    lr: float = 0.02
+    eps: float = 1e-8
+    init_std: float = 0.01
+    """Standard deviation of the normal start; padding rows start at zero."""
+
+
+def padded_width(width: int) -> int:
+    """FBGEMM stores rows in multiples of four values; the surplus columns stay zero."""
+    return -(-width // 4) * 4
+
+
+class EmbeddingTables(nn.Module):
+    """All tables of one model, every row of the same width.
+
+    Args:
+        tables: TorchRec configs; `EmbeddingBagConfig` selects pooled (sum) lookups, `EmbeddingConfig` unpooled.
+        config: storage and optimizer.
+        device: `meta` builds shapes only.
+        features: keys of the batches in their order; the order of the configs if not given.
+
+    Pooled lookups return a `KeyedTensor` [B, F*D], unpooled ones one `JaggedTensor` a feature.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingBagConfig] | Sequence[EmbeddingConfig],
+        config: TableConfig,
+        device: str = "cpu",
+        features: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        widths = {t.embedding_dim for t in tables}
+        if len(widths) != 1:
+            raise ValueError(f"all tables of a model share one width, found {sorted(widths)}")
+        self.config = config
+        self.pooled = isinstance(tables[0], EmbeddingBagConfig)
+        self.width = widths.pop()
+        self.stored = padded_width(self.width)
+        self.rows = {t.name: t.num_embeddings for t in tables}
+        table_of = {f: t.name for t in tables for f in t.feature_names}
+        self.table_of = {f: table_of[f] for f in (features or table_of)}
+        names = list(self.rows)
+        self._start = dict(zip(names, accumulate(self.rows.values(), initial=0), strict=False))
+        self.lookup: nn.Module
+        if device == "meta":
+            self.lookup = _MetaTables(sum(self.rows.values()), self.stored)
+        elif config.impl == "per_table":
+            self.lookup = nn.ModuleDict({n: nn.Embedding(r, self.stored, sparse=True) for n, r in self.rows.items()})
+            self._optimizer = _sparse_optimizer(self.lookup.parameters(), config)
+        else:
+            # Unpooled rows are bags of one id over the stacked tables: PoolingMode.NONE, the operator's own
+            # unpooled mode, takes 5-7x as long backward on CPU (docs/log.md) and gives the same rows.
+            spec = list(self.rows.values()) if self.pooled else [sum(self.rows.values())]
+            cuda = device.startswith("cuda")
+            place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+            self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
+                [(r, self.stored, *place) for r in spec],
+                feature_table_map=[names.index(self.table_of[f]) for f in self.table_of] if self.pooled else None,
+                optimizer=_FUSED[config.optimizer],
+                learning_rate=config.lr,
+                eps=config.eps,
+                pooling_mode=PoolingMode.SUM,
+                device=torch.device(device),
+            )
+        self.reset_parameters()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Table name -> [rows, stored width], views of the live storage."""
+        if isinstance(self.lookup, _MetaTables):
+            return {n: self.lookup.weight[self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
+        if isinstance(self.lookup, nn.ModuleDict):
+            return {n: m.weight.detach() for n, m in self.lookup.items()}
+        split = self.lookup.split_embedding_weights()
+        if self.pooled:
+            return dict(zip(self.rows, split, strict=True))
+        return {n: split[0][self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Normal start, padding row and surplus columns zero."""
+        for weight in self.weights().values():
+            weight.zero_()
+            weight[1:, : self.width].normal_(0.0, self.config.init_std, generator=generator)
+
+    def bytes_tables(self) -> int:
+        """Bytes of the rows as the model defines them (without surplus columns)."""
+        return sum(self.rows.values()) * self.width * 4
+
+    def bytes_optimizer(self) -> int:
+        """Bytes of the tables' optimizer state."""
+        per_row = {"rowwise_adagrad": 4, "adagrad": 4 * self.width, "sgd": 0}[self.config.optimizer]
+        return sum(self.rows.values()) * per_row
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters in the tables, surplus columns left out."""
+        return sum(self.rows.values()) * self.width
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the tables from the next step on."""
+        if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
+            self.lookup.set_learning_rate(lr)
+        elif isinstance(self.lookup, nn.ModuleDict):
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+
+    def step(self) -> None:
+        """Apply the tables' optimizer; nothing to do when it is fused into the backward."""
+        if isinstance(self.lookup, nn.ModuleDict):
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def forward(self, ids: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
+        """Rows of every key of `ids`, whose keys are the features given at construction, in that order."""
+        keys = ids.keys()
+        if self.pooled:
+            return KeyedTensor(keys=keys, length_per_key=[self.stored] * len(keys), values=self._pooled(ids))
+        rows_ND = self._unpooled(ids)
+        out: dict[str, JaggedTensor] = {}
+        at, lengths = 0, ids.lengths().view(len(keys), -1)
+        for i, (key, n) in enumerate(zip(keys, ids.length_per_key(), strict=True)):
+            out[key] = JaggedTensor(values=rows_ND[at : at + n], lengths=lengths[i])
+            at += n
+        return out
+
+    def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
+        if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
+            return self.lookup(ids.values(), ids.offsets())
+        if isinstance(self.lookup, _MetaTables):
+            return self.lookup.pooled(ids.values(), len(ids.keys()), ids.stride())
+        columns = []
+        for key in ids.keys():
+            jagged, table = ids[key], self.lookup[self.table_of[key]]
+            columns.append(nn.functional.embedding_bag(jagged.values(), table.weight, jagged.offsets(), mode="sum", sparse=True, include_last_offset=True))
+        return torch.cat(columns, dim=1)
+
+    def _unpooled(self, ids: KeyedJaggedTensor) -> Tensor:
+        if isinstance(self.lookup, _MetaTables):
+            return self.lookup(ids.values())
+        if isinstance(self.lookup, nn.ModuleDict):
+            return torch.cat([self.lookup[self.table_of[k]](ids[k].values()) for k in ids.keys()])
+        device, per_key = ids.values().device, ids.length_per_key()
+        starts = torch.tensor([self._start[self.table_of[k]] for k in ids.keys()], device=device)
+        flat = ids.values() + starts.repeat_interleave(torch.tensor(per_key, device=device), output_size=sum(per_key))
+        return self.lookup(flat, torch.arange(flat.numel() + 1, device=device))
+
+
+class _MetaTables(nn.Module):
+    """Shape-only stand-in on meta, where FBGEMM's operator cannot trace; keeps its operator name."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
+
+    def forward(self, values_N: Tensor) -> Tensor:
+        return torch.ops.ctrbench.tbe(self.weight, values_N, values_N.numel(), self.weight.shape[1])
+
+    def pooled(self, values_N: Tensor, features: int, batch: int) -> Tensor:
+        return torch.ops.ctrbench.tbe(self.weight, values_N, batch, features * self.weight.shape[1])
+
+
+@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="meta")
+def _tbe(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
+    """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
+    return weight.new_empty(rows, columns)
+
+
+@_tbe.register_fake
+def _(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
+    return weight.new_empty(rows, columns)
+
+
+@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="meta")
+def _tbe_backward(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
+    """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
+    return weight.new_empty(0)
+
+
+@_tbe_backward.register_fake
+def _(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
+    return weight.new_empty(0)
+
+
+def _tbe_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _tbe_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
+    weight, values_N = ctx.saved_tensors  # type: ignore[attr-defined]
+    torch.ops.ctrbench.tbe_backward(grad, weight, values_N)
+    return None, None, None, None
+
+
+_tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
+
+
+def _sparse_optimizer(params: Iterator[nn.Parameter], config: TableConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(params, lr=config.lr)
+    if config.optimizer == "adagrad":
+        return torch.optim.Adagrad(params, lr=config.lr, eps=config.eps)
+    raise ValueError("embedding=per_table has no row-wise Adagrad; use table_optimizer=adagrad or sgd")
+
+
+def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter outside the embedding tables, in module order."""
+    inside = {id(p) for m in model.modules() if isinstance(m, EmbeddingTables) for p in m.parameters()}
+    return [p for p in model.parameters() if id(p) not in inside]
+
+
+def embedding_tables(model: nn.Module) -> list[EmbeddingTables]:
+    """The table modules of a model."""
+    return [m for m in model.modules() if isinstance(m, EmbeddingTables)]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters as a paper would count them: dense weights plus table rows without surplus columns."""
+    return sum(p.numel() for p in dense_parameters(model)) + sum(t.num_weights for t in embedding_tables(model))

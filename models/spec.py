@@ -1,0 +1,103 @@
+"""What every model of the comparison must be: protocol, spec and fidelity card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ctrbench.datasets.schema import Batch, FeatureSchema, Track
+
+Family = Literal["legacy", "transformer"]
+Stage = Literal["embedding", "interaction", "dense"]
+Status = Literal["faithful", "adapted", "unknown"]
+
+
+@runtime_checkable
+class CtrModel(Protocol):
+    """A ranking model.
+
+    Attributes:
+        phases: stage -> names of submodules (dotted) that make it up; the NVTX blocks. The blocks together
+            hold all heavy work of `forward`, none of them contains another.
+    """
+
+    phases: Mapping[Stage, tuple[str, ...]]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """logit_B of the batch."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardRow:
+    """One mechanism of a paper and what became of it here."""
+
+    mechanism: str
+    status: Status
+    section: str
+    """Section of the paper, `n/k` where it is not known to us."""
+    switch: str = ""
+    """Config field that moves it, with the value in use, e.g. `residual=paper`."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FidelityCard:
+    """How faithful a model is to its paper, for one config."""
+
+    model: str
+    paper: str
+    rows: tuple[CardRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Forward FLOPs of one sample, 2 per multiply-add.
+
+    `full` counts the whole attention rectangle (what dense kernels execute), `visible` only unmasked pairs
+    (useful work). Equal where there is no mask.
+    """
+
+    full: float
+    visible: float
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.full + other.full, self.visible + other.visible)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preset:
+    """A named size of a model with the features it was published on; traced on meta, never trained."""
+
+    label: str
+    config: Any
+    schema: FeatureSchema
+    note: str = ""
+    """Where the size comes from, or that it is one point of a sweep because no source gives one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """Registry entry of a model; the file name is its key."""
+
+    name: str
+    title: str
+    family: Family
+    control: bool = False
+    """True for controls, which are no one's published model."""
+    paper: str
+    """arXiv id or venue."""
+    tracks: tuple[Track, ...]
+    config: type
+    """Frozen dataclass; its defaults are the `small` preset."""
+    build: Callable[[Any, FeatureSchema], Any]
+    """(config, schema) -> CtrModel. Raises ValueError naming the field when they do not fit."""
+    card: Callable[[Any], FidelityCard]
+    flops: Callable[[Any, FeatureSchema, Mapping[str, int] | None], Flops]
+    """(config, schema, history name -> true length or None for full) -> closed-form forward FLOPs a sample."""
+    published: Callable[[], tuple[Preset, ...]]
+    skip_reason: Mapping[str, str] | None = None
+    """track -> why the model cannot run there."""

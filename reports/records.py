@@ -1,0 +1,144 @@
+"""The record format: one long-format row a number, written as it is made, read by every table and figure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+SCHEMA_VERSION = 1
+
+Origin = Literal["measured", "derived", "counted", "modelled", "imported", "cited", "abstained"]
+Status = Literal["ok", "unstable", "oom", "skipped", "failed", "timeout"]
+ORIGINS: tuple[str, ...] = ("measured", "derived", "counted", "modelled", "imported", "cited", "abstained")
+STATUSES: tuple[str, ...] = ("ok", "unstable", "oom", "skipped", "failed", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One number and how it is known. `value` is None unless status is ok or unstable."""
+
+    run: str
+    model: str
+    variant: str = ""
+    preset: str = "small"
+    family: str = ""
+    data: str = ""
+    split: str = ""
+    track: str = ""
+    phase: str
+    """prepare | train | infer | serve"""
+    scope: str = ""
+    """`` for the whole phase, else `stage:x/block:y`, a GPU name, an id of a compared model ..."""
+    seed: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    batch: int | None = None
+    metric: str
+    value: float | None
+    unit: str
+    origin: Origin
+    better: Literal["up", "down", "none"]
+    n: int | None = None
+    sd: float | None = None
+    p10: float | None = None
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    status: Status = "ok"
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.origin not in ORIGINS or self.status not in STATUSES:
+            raise ValueError(f"{self.metric}: origin {self.origin!r} / status {self.status!r} is not in the catalogue")
+        known = self.status in ("ok", "unstable")
+        if known and (self.value is None or self.value != self.value):
+            raise ValueError(f"{self.metric} of {self.model}: status {self.status} needs a value; withhold it with a reason")
+        if not known and (self.value is not None or not self.reason):
+            raise ValueError(f"{self.metric} of {self.model}: status {self.status} needs a reason and no value")
+        if self.origin == "abstained" and known:
+            raise ValueError(f"{self.metric} of {self.model}: an abstained number has no value")
+
+
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Measurement))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """Everything known of one finished run: what was asked (`spec`), where (`environment`), and the numbers."""
+
+    key: str
+    spec: Mapping[str, Any]
+    rows: tuple[Measurement, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """metric -> tag of each input of a derived number, e.g. {"mfu_cpu": {"time": "measured", "flops": "counted"}}."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Raw samples, cards, coverage audits: JSON-able."""
+
+
+def frame(rows: Iterable[Measurement]) -> pd.DataFrame:
+    """Rows as a pandas frame with exactly `COLUMNS`."""
+    return pd.DataFrame([asdict(r) for r in rows], columns=list(COLUMNS))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    partial.replace(path)
+
+
+def save(record: RunRecord, runs_dir: Path) -> Path:
+    """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole."""
+    folder = runs_dir / "records" / record.key
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "measurements.parquet"
+    partial = table.with_name("measurements.parquet.partial")
+    _typed(frame(record.rows)).to_parquet(partial, index=False)
+    partial.replace(table)
+    body = {
+        "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
+        "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
+    }  # fmt: skip
+    write_atomic(folder / "record.json", json.dumps(body, indent=1, default=str).encode())
+    return folder
+
+
+def finished(runs_dir: Path) -> set[str]:
+    """Keys of the whole records below a run directory."""
+    return {p.parent.name for p in (runs_dir / "records").glob("*/record.json")}
+
+
+def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """All rows below a run directory and the record.json of every key.
+
+    Raises:
+        FileNotFoundError: if there is no finished record.
+    """
+    bodies, tables = {}, []
+    for path in sorted((runs_dir / "records").glob("*/record.json")):
+        bodies[path.parent.name] = json.loads(path.read_text())
+        tables.append(pd.read_parquet(path.parent / "measurements.parquet"))
+    if not tables:
+        raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
+    return _typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Nullable, fixed column types, so that files with and without values agree."""
+    numbers = {"value", "sd", "p10", "p50", "p90", "p99", "ci_low", "ci_high"}
+    whole = {"seed", "threads", "batch", "n"}
+    return table.astype({c: "Float64" if c in numbers else "Int64" if c in whole else "string" for c in COLUMNS})
