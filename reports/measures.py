@@ -1,0 +1,161 @@
+# ruff: noqa: E501 - the catalogue is a table; one measure a line
+"""The catalogue of measures: each declared once; console, columns, axis labels and docs read the declaration."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ctrbench.reports.records import Measurement, Origin, Status
+
+Style = Literal["time", "bytes", "si", "count", "percent", "auc", "number"]
+"""How a value of this measure is printed; see `ctrbench.reports.cells.text_of`."""
+Better = Literal["up", "down", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """One declared measure."""
+
+    id: str
+    """The record's `metric`."""
+    title: str
+    """Short name for column heads and axes."""
+    unit: str
+    better: Better
+    """Direction: larger is better, smaller is better, or descriptive."""
+    words: str
+    """The formula in words."""
+    source: str
+    """Instrument or publication that the definition comes from."""
+    style: Style = "number"
+
+    @property
+    def axis(self) -> str:
+        """Axis label with unit."""
+        return self.title if self.unit in ("ratio", "1") else f"{self.title} ({self.unit})"
+
+
+def _table(*rows: tuple[str, str, str, Better, Style, str, str]) -> Mapping[str, Measure]:
+    declared = {
+        r[0]: Measure(id=r[0], title=r[1], unit=r[2], better=r[3], style=r[4], words=r[5], source=r[6]) for r in rows
+    }
+    if len(declared) != len(rows):
+        raise ValueError("a measure is declared twice")
+    return MappingProxyType(declared)
+
+
+_TAG = "operator dispatch of a counting process"
+_CLOCK = "wall clock of a process without tracer or counter"
+_CALLS = "operating system (getrusage, /proc)"
+_FILES = "file system"
+_SCORES = "scores of the whole test split"
+_ROOF = "Williams et al. 2009 (roofline)"
+_MFU = "Chowdhery et al. 2022 (MFU)"
+_CEIL = "this machine, measured in alternation with the runs"
+_SHEET = "vendor datasheet, dense peak"
+
+MEASURES: Mapping[str, Measure] = _table(
+    # time
+    ("step_time", "Step time", "s", "down", "time", "wall time of one training step at steady state: median over processes of the per-process P50", _CLOCK),
+    ("throughput", "Throughput", "samples/s", "up", "si", "real samples / step wall time", _CLOCK),
+    ("infer_latency", "Forward latency", "s", "down", "time", "wall time of one forward call at the batch stated, P50", _CLOCK),
+    ("loader_stall", "Loader stall", "ratio", "down", "percent", "time a step waits for data / step wall time", _CLOCK),
+    ("split_host", "Step split (host)", "1", "none", "percent", "exclusive wall time of a stage or block / wall time of the traced step; what no stage covers is `other`", "NVTX ranges in a separate traced process"),
+    ("cpu_core_seconds", "CPU core-seconds", "core*s", "down", "number", "user + system time of the process and its children, per training step", _CALLS),
+    ("cpu_core_s_per_million", "CPU core-s / million samples", "core*s", "down", "number", "CPU core-seconds per million samples; data path and compute apart (`scope`)", _CALLS),
+    ("train_seconds", "Training time", "s", "down", "time", "wall time of training to the row budget, with validation", _CLOCK),
+    # counts
+    ("ops_per_step", "Operators / step", "ops", "down", "count", "non-view operators dispatched in one steady step: forward + backward + optimizer", _TAG),
+    ("ops_per_sample", "Operators / sample", "ops", "down", "number", "operators per step / real samples", _TAG),
+    ("kernels_per_step", "CUDA kernels / step", "launches/step", "down", "count", "kernels that the executed operators launch on a GPU; without a recording modelled from the operator table, with a band", "kernel rows of a recording, else the operator-to-kernel table"),
+    ("kernels_per_sample", "CUDA kernels / sample", "launches/sample", "down", "number", "kernels per step / real samples", "as kernels_per_step"),
+    ("flops_fwd_per_sample", "Forward FLOPs / sample", "FLOP/sample", "none", "si", "model FLOPs of one forward pass / real samples; 2 per multiply-add, elementwise work excluded", _TAG),
+    ("flops_train_per_sample", "Training FLOPs / sample", "FLOP/sample", "none", "si", "model FLOPs of forward + backward as executed / real samples", _TAG),
+    ("flops_elementwise", "Elementwise FLOPs", "FLOP", "none", "si", "1 per element and operation of norms, activations and products in one step; never enters a utilisation", _TAG),
+    ("flop_coverage", "FLOP coverage", "ratio", "up", "percent", "share of operators that could carry FLOPs for which a formula exists; below the threshold every utilisation is withheld", _TAG),
+    ("flops_per_kernel", "FLOPs / kernel", "FLOP/launch", "up", "si", "training FLOPs of one step / kernels of one step", "counted FLOPs over modelled kernels"),
+    # bytes and intensity
+    ("bytes_operands", "Operand bytes / step", "B", "down", "bytes", "sum over non-view operators of distinct input and output storages: no fusion, no cache (an upper estimate, not a bound)", _TAG),
+    ("bytes_compulsory", "Compulsory bytes / step", "B", "down", "bytes", "unique bytes that must cross DRAM once in the phase: inputs, parameters, unique table rows, outputs", _TAG),
+    ("ai_operands", "Intensity (operands)", "FLOP/B", "none", "number", "executed FLOPs / operand bytes", _ROOF),
+    ("ai_compulsory", "Intensity (compulsory)", "FLOP/B", "none", "number", "executed FLOPs / compulsory bytes: the upper limit of intensity", _ROOF),
+    ("padding_waste", "Padding waste", "ratio", "down", "percent", "1 - real tokens / processed tokens", _TAG),
+    ("unique_row_ratio", "Unique row ratio", "ratio", "none", "percent", "unique (table, row) pairs / lookups of a batch", _TAG),
+    # utilisation
+    ("mfu_cpu", "MFU on this CPU", "ratio", "up", "percent", "model FLOPs / (step time x this CPU's measured GEMM ceiling at the same dtype and threads)", _MFU),
+    ("mbu", "Bandwidth use", "ratio", "up", "percent", "bytes of a step / (step time x this CPU's measured copy bandwidth); the byte figure is named", _ROOF),
+    ("mfu_bound", "MFU bound", "ratio", "up", "percent", "upper bound of MFU on a catalogued GPU: min(1, FLOPs / (uncachable bytes x ridge), FLOPs / (kernels no fusion removes x shortest kernel x dense peak)); errs on the high side, is not an estimate", "counts x datasheet peaks"),
+    ("break_even_host_us", "Break-even host time", "us", "down", "number", "modelled GPU time of a step / its launches: on a host slower than this per operator the model is launch-bound", "counts x datasheet peaks"),
+    # memory and storage
+    ("rss_peak", "Peak RSS", "B", "down", "bytes", "largest resident set of the process, one process per configuration", _CALLS),
+    ("bytes_raw", "Raw data", "B", "down", "bytes", "input files as found", _FILES),
+    ("bytes_shards", "Prepared shards", "B", "down", "bytes", "Parquet shards and manifest written by `prepare`", _FILES),
+    ("bytes_tables", "Embedding tables", "B", "down", "bytes", "sum over tables of rows x width x bytes per element", _TAG),
+    ("bytes_optimizer", "Optimizer state", "B", "down", "bytes", "state tensors of all optimizers", _TAG),
+    ("bytes_checkpoint", "Checkpoint", "B", "down", "bytes", "files written for one checkpoint", _FILES),
+    ("parameters", "Parameters", "parameters", "none", "si", "trainable elements; scope `dense` and `tables` apart where given", _TAG),
+    # quality
+    ("auc", "AUC", "ratio", "up", "auc", "probability that a positive outranks a negative over the whole test split, ties half", _SCORES),
+    ("gauc", "GAUC", "ratio", "up", "auc", "AUC per user weighted by impressions; users of one class dropped", "Zhou et al. 2018 (DIN)"),
+    ("logloss", "Log loss", "nat", "down", "auc", "mean cross-entropy", _SCORES),
+    ("ne", "Normalised entropy", "ratio", "down", "auc", "log loss / cross-entropy of the constant train positive rate", "He et al. 2014"),
+    ("calibration", "Calibration", "ratio", "none", "auc", "mean prediction / observed rate; ideal 1", _SCORES),
+    ("auc_delta", "ΔAUC (paired)", "ratio", "up", "auc", "difference of AUC on the same rows and seeds; users and seeds resampled jointly; an interval with 0 in it is a tie", _SCORES),
+    ("auc_per_gflop", "ΔAUC / extra GFLOP", "1/GFLOP", "up", "number", "paired ΔAUC / extra training GFLOPs per sample against the same baseline", "paired runs and counts"),
+    ("train_rows", "Training rows", "rows", "none", "count", "rows that training may read per epoch", "run specification"),
+    ("rows_seen", "Rows seen", "rows", "none", "count", "rows read until training stopped", "training log"),
+    # machine and catalogue
+    ("gemm_gflops", "GEMM ceiling", "GFLOP/s", "up", "number", "fastest large matrix product of this CPU at the dtype and threads stated", _CEIL),
+    ("copy_gbs", "Copy bandwidth", "GB/s", "up", "number", "read + write bytes of a large copy / time", _CEIL),
+    ("triad_gbs", "Triad bandwidth", "GB/s", "up", "number", "bytes of a = b + s * c on large arrays / time", "McCalpin 1995 (STREAM)"),
+    ("dispatch_us", "Operator dispatch", "us", "down", "number", "host time of one trivial operator", _CEIL),
+    ("peak_tflops", "Dense peak", "TFLOP/s", "up", "number", "dense peak of a catalogued GPU at the dtype stated", _SHEET),
+    ("peak_gbs", "DRAM peak", "GB/s", "up", "number", "peak DRAM bandwidth of a catalogued GPU", _SHEET),
+    ("ridge", "Ridge", "FLOP/B", "none", "number", "dense peak / DRAM bandwidth: intensity below which bandwidth is the limit", _ROOF),
+)  # fmt: skip
+
+
+def measure(metric: str) -> Measure:
+    """The declaration of a measure.
+
+    Raises:
+        KeyError: naming the nearest declared measures.
+    """
+    if metric not in MEASURES:
+        near = difflib.get_close_matches(metric, MEASURES, n=3, cutoff=0.4)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise KeyError(f"measure {metric!r} is not declared in reports/measures.py{hint}")
+    return MEASURES[metric]
+
+
+def make(base: Mapping[str, Any], metric: str, value: float, origin: Origin, **kw: Any) -> Measurement:
+    """A row with a value; unit and direction come from the catalogue.
+
+    Args:
+        base: the identifying columns (`run, model, data, track, phase, ...`).
+        metric: id of a declared measure.
+        value: the number, in the declared unit.
+        origin: how it is known.
+        **kw: further columns (`scope`, `n`, `ci_low`, ...); they win over `base`.
+
+    Raises:
+        KeyError: if the measure is not declared.
+    """
+    m = measure(metric)
+    columns: dict[str, Any] = {"unit": m.unit, "better": m.better, **base, **kw}
+    return Measurement(metric=metric, value=float(value), origin=origin, **columns)
+
+
+def withheld(base: Mapping[str, Any], metric: str, reason: str, status: Status = "skipped", **kw: Any) -> Measurement:
+    """A row that says why there is no number.
+
+    Raises:
+        KeyError: if the measure is not declared.
+    """
+    m = measure(metric)
+    columns: dict[str, Any] = {"unit": m.unit, "better": m.better, **base, **kw}
+    return Measurement(metric=metric, value=None, origin="abstained", status=status, reason=reason, **columns)
