@@ -1,0 +1,47 @@
+# Everything works from a fresh clone with Python 3.11, make and gcc; each target does what set-up is missing, in .venv.
+# TARGET=cpu or cuda; cuda is picked when nvidia-smi answers. pip's own variables (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS ...) are respected.
+TARGET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := $(VENV)/.ready-$(TARGET)
+SHELL := /bin/bash
+
+.PHONY: setup compare test check peers slow clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "Python 3.11 is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e ".[$(TARGET),dev]"
+	@# TorchRec's metadata demands the CUDA build of FBGEMM: on CPU it is installed alone.
+	if [ $(TARGET) = cpu ]; then $(PIP) --no-deps -c constraints.txt torchrec==1.8.0; fi
+	$(BIN)/python -c "import torch, torchrec, fbgemm_gpu; print('torch', torch.__version__, 'torchrec', torchrec.__version__, 'fbgemm', fbgemm_gpu.__version__)"
+	touch $@
+
+compare: setup
+	$(BIN)/ctrbench run suite=quick
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+
+slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=.typing $(BIN)/lint-imports
+
+# deepctr-torch pins old packages, so it lives in an environment of its own beside ours.
+peers: setup
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	test -e .venv-peers/.ready || { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py requests \
+	  && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deepctr-torch==0.3.0 && touch .venv-peers/.ready; }
+	$(BIN)/python -m ctrbench.bench.peers --peer-python .venv-peers/bin/python
+
+clean:
+	rm -rf $(VENV) .venv-peers build dist *.egg-info

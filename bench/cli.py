@@ -1,0 +1,181 @@
+"""`ctrbench`: run, audit, trace, data, report, hardware, list. Exit 0 done, 1 some run failed, 2 wrong input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `ctrbench` command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        return _wrong(f"unknown command {nearest(arguments[0], _COMMANDS)}")
+    options = parser.parse_args(arguments)
+    try:
+        return int(_COMMANDS[options.command](options))
+    except (UnknownName, BadInput) as error:
+        return _wrong(str(error))
+    except KeyboardInterrupt:
+        print("stopped; `ctrbench run ... run.resume=true` goes on from the last finished run", file=sys.stderr)
+        return 130
+
+
+def _wrong(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ctrbench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a suite: records and report")
+    run.add_argument("settings", nargs="*", metavar="key=value", help="e.g. suite=quick model=din,fat run.seeds=5")
+    audit = commands.add_parser("audit", help="operators, kernels, FLOPs, bytes and MFU bounds of any torch model")
+    audit.add_argument("model", help="Python file with `model` or `build()`")
+    audit.add_argument("--batch", help="file written by torch.save; default: example_batch() of the model file")
+    audit.add_argument("--json", action="store_true")
+    trace = commands.add_parser("trace", help="kernel table and summary of recordings made elsewhere")
+    trace.add_argument("files", nargs="+")
+    trace.add_argument("--json", action="store_true")
+    data = commands.add_parser("data", help="prepare or generate data").add_subparsers(dest="action", required=True)
+    prepare = data.add_parser("prepare")
+    prepare.add_argument("name")
+    prepare.add_argument("--path", help="raw file of the data set")
+    prepare.add_argument("--out", help="directory of the prepared shards (default: the cache)")
+    prepare.add_argument("--split")
+    prepare.add_argument("--policy", choices=["strict", "skip"], default="strict")
+    generate = data.add_parser("generate")
+    generate.add_argument("name")
+    generate.add_argument("--rows", type=int, default=400_000)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--cap", type=int, default=200_000, help="largest number of distinct values a column")
+    generate.add_argument("--out", required=True)
+    report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
+    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    report.add_argument("-o", "--out", default="report.html")
+    hardware = commands.add_parser("hardware", help="this machine's measured ceilings and the catalogue")
+    hardware.add_argument("--json", action="store_true")
+    listing = commands.add_parser("list", help="what there is")
+    listing.add_argument("what", choices=["models", "datasets", "measures", "suites"])
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ctrbench.bench.config import build_plan
+    from ctrbench.bench.suite import run_suite
+
+    return run_suite(build_plan(options.settings), Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from ctrbench.bench.audit import run_audit
+
+    return run_audit(options.model, options.batch, options.json)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from ctrbench.bench.trace.kineto import run_trace
+
+    return run_trace(options.files, json=options.json)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from ctrbench.datasets import registry
+
+    if options.name not in registry.dataset_names():
+        raise UnknownName(f"unknown data set {nearest(options.name, registry.dataset_names())}")
+    if options.action == "generate":
+        if options.name != "criteo_synthetic":
+            raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
+        from ctrbench.datasets.criteo_synthetic import generate
+
+        generate(Path(options.out), rows=options.rows, seed=options.seed, cap=options.cap)
+        print(options.out)
+        return 0
+    from ctrbench.datasets.prepare import prepare
+
+    try:
+        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
+    except DataUnavailable as error:
+        return _wrong(str(error))
+    print(json.dumps({"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}, indent=1))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from ctrbench.reports import records
+    from ctrbench.reports.page import build_report
+
+    tables, bodies = [], {}
+    for folder in options.runs:
+        try:
+            table, found = records.load(Path(folder))
+        except FileNotFoundError as error:
+            raise BadInput(str(error)) from None
+        tables.append(table)
+        bodies.update(found)
+    print(build_report(pd.concat(tables, ignore_index=True), bodies, Path(options.out)))
+    return 0
+
+
+def _hardware(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    import torch
+
+    from ctrbench.bench.ceilings import measure_ceilings
+    from ctrbench.bench.hardware import catalogue, this_machine
+
+    here = {"machine": this_machine(), "ceilings": asdict(measure_ceilings(torch.get_num_threads()))}
+    gpus = {name: asdict(gpu) for name, gpu in catalogue().items()}
+    if options.json:
+        print(json.dumps({**here, "catalogue": gpus}, indent=1, default=str))
+        return 0
+    console = Console()
+    console.print_json(json.dumps(here, default=str))
+    table = Table(title="catalogue: dense peaks, cited; TFLOP/s and GB/s")
+    columns = ["device", "fp32", "tf32", "bf16", "fp8", "bandwidth", "l2_mb", "source"]
+    for column in columns:
+        table.add_column(column)
+    for name, gpu in gpus.items():
+        table.add_row(name, *(str(gpu.get(c, "")) for c in columns[1:]))
+    console.print(table)
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.what == "measures":
+        from ctrbench.reports.measures import MEASURES
+
+        for measure in MEASURES.values():
+            print(f"{measure.id}\t{measure.unit}\t{measure.better}\t{measure.words}")
+        return 0
+    if options.what == "models":
+        from ctrbench.bench.registry import model_names as names
+    elif options.what == "datasets":
+        from ctrbench.datasets.registry import dataset_names as names
+    else:
+        from ctrbench.bench.config import suite_names as names
+    print("\n".join(names()))
+    return 0
+
+
+_COMMANDS = {
+    "run": _run, "audit": _audit, "trace": _trace, "data": _data, "report": _report, "hardware": _hardware, "list": _list,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""From the command line to a checked plan. Hydra composes the configuration; nothing below this file sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from ctrbench.bench import registry
+from ctrbench.datasets.errors import UnknownName, nearest
+from ctrbench.datasets.registry import dataset_names
+
+CONF = Path(__file__).resolve().parent / "conf"
+FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """Options of `run.*`; meanings and defaults in conf/run/default.yaml."""
+
+    processes: int
+    steps: int
+    warmup: int
+    seeds: int
+    train_rows: int
+    valid_rows: int
+    epochs: int
+    evaluations: int
+    patience: int
+    batch: int
+    eval_batch: int
+    lr: float
+    history_length: int
+    threads: int
+    dtype: Literal["float32"]
+    embedding: Literal["fused", "per_table"]
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"]
+    timeout_s: int
+    out: str
+    resume: bool
+
+    def __post_init__(self) -> None:
+        for name in ("processes", "steps", "seeds", "train_rows", "valid_rows", "epochs", "evaluations", "batch", "threads"):
+            if getattr(self, name) < 1:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 1")
+        for name, allowed in (
+            ("dtype", ("float32",)),
+            ("embedding", ("fused", "per_table")),
+            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
+        if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
+            raise UnknownName("run.embedding=per_table has no row-wise Adagrad; add run.table_optimizer=adagrad")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One data set of a suite and who runs on it."""
+
+    data: str
+    models: tuple[str, ...]
+    floors: tuple[str, ...]
+    path: str | None = None
+    split: str | None = None
+    policy: str = "strict"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What one `ctrbench run` will do."""
+
+    suite: str
+    level: str
+    jobs: tuple[Job, ...]
+    run: RunOptions
+    model_options: Mapping[str, Mapping[str, Any]]
+    model_path: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model of the plan, in order of first use."""
+        return tuple(dict.fromkeys(m for j in self.jobs for m in j.models))
+
+
+def suite_names() -> list[str]:
+    """Suites that ship with the project."""
+    return sorted(p.stem for p in (CONF / "suite").glob("*.yaml"))
+
+
+def build_plan(arguments: Sequence[str]) -> Plan:
+    """Checks every name and key of `key=value` arguments and composes the plan.
+
+    Raises:
+        UnknownName: naming the argument and the nearest valid names.
+    """
+    pairs = [_split(a) for a in arguments]
+    given = dict(pairs)
+    model_path = given.pop("model.path", given.pop("model_path", ""))
+    if model_path:
+        own = registry.register_path(model_path)
+        given.setdefault("model", own)
+    model_options = _model_options(given)
+    only = _names(given.pop("model", ""), registry.model_names(), "model")
+    data = _names(given.pop("data", ""), dataset_names(), "data set")
+    if "suite" in given and given["suite"] not in suite_names():
+        raise UnknownName(f"unknown suite {nearest(given['suite'], suite_names())}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        suite_values = OmegaConf.to_container(compose("config", [f"suite={given['suite']}"] if "suite" in given else []).suite)
+        assert isinstance(suite_values, dict)
+        base = compose("config", [])
+        _check_keys(given, base)
+        composed = compose("config", [f"{k}={v}" for k, v in given.items() if k != "suite"])
+    run = _run_options(composed, suite_values, given)
+    jobs = _jobs(suite_values, composed, only, data)
+    return Plan(
+        suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
+        model_options=model_options, model_path=model_path,
+    )  # fmt: skip
+
+
+def _split(argument: str) -> tuple[str, str]:
+    key, sep, value = argument.partition("=")
+    if not sep or not key:
+        raise UnknownName(f"{argument!r}: arguments have the form key=value, e.g. suite=quick")
+    return key.lstrip("+"), value
+
+
+def _names(text: str, valid: Iterable[str], what: str) -> tuple[str, ...]:
+    valid = list(valid)
+    names = tuple(n.strip() for n in text.split(",") if n.strip())
+    for name in names:
+        if name not in valid:
+            raise UnknownName(f"unknown {what} {nearest(name, valid)}")
+    return names
+
+
+def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Takes `<model>.<field>=value` out of the arguments and checks that the model can be so configured."""
+    out: dict[str, dict[str, Any]] = {}
+    for key in [k for k in given if k.split(".")[0] in registry.model_names() and "." in k]:
+        model, name = key.split(".", 1)
+        spec = registry.model_spec(model)
+        valid = [f.name for f in fields(spec.config)]
+        if name not in valid:
+            raise UnknownName(f"unknown option {nearest(name, valid)} (of {model})")
+        out.setdefault(model, {})[name] = OmegaConf.create({"v": OmegaConf.create(f"v: {given.pop(key)}").v}).v
+    for model, options in out.items():
+        plain = {k: tuple(v) if isinstance(v, list) or OmegaConf.is_list(v) else v for k, v in options.items()}
+        out[model] = plain
+        try:
+            registry.model_spec(model).config(**plain)
+        except (TypeError, ValueError) as error:
+            raise UnknownName(f"{model}: {error}") from None
+    return out
+
+
+def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
+    known = ["suite", "model", "model_path", "floors"]
+    known += [f"run.{k}" for k in base.run] + [f"data.{k}" for k in base.data]
+    for key in given:
+        if key not in known and not key.startswith("data.options."):
+            raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
+
+
+def _run_options(composed: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, str]) -> RunOptions:
+    values = cast(dict[str, Any], OmegaConf.to_container(composed.run))
+    values.update(suite.get("run") or {})
+    for key, value in given.items():
+        if key.startswith("run."):
+            values[key[4:]] = OmegaConf.create(f"v: {value}").v
+    kinds = {f.name: f.type for f in fields(RunOptions)}
+    for name, value in values.items():
+        wanted: tuple[type, ...] = (int,) if kinds[name] == "int" else (int, float) if kinds[name] == "float" else (bool,) if kinds[name] == "bool" else (str,)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise UnknownName(f"run.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
+    return RunOptions(**values)
+
+
+def _jobs(suite: Mapping[Any, Any], composed: DictConfig, only: tuple[str, ...], data: tuple[str, ...]) -> tuple[Job, ...]:
+    user = cast(dict[str, Any], OmegaConf.to_container(composed.data))
+    listed = suite["jobs"]
+    if data:
+        by_name = {j["data"]: j for j in listed}
+        every = list(dict.fromkeys(m for j in listed for m in j["models"]))
+        floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
+        listed = [by_name.get(d, {"data": d, "models": every, "floors": floors}) for d in data]
+    elif user["path"] is not None:
+        raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
+    return tuple(
+        Job(
+            data=j["data"],
+            models=only or tuple(j["models"]),
+            floors=tuple(j.get("floors", ())) if composed.floors else (),
+            path=user["path"],
+            split=user["split"],
+            policy=user["policy"],
+            options={**j.get("options", {}), **user["options"]},
+        )
+        for j in listed
+    )

@@ -1,0 +1,239 @@
+"""What one process of a suite does. Every function takes a RunSpec and returns the record it earned.
+
+Timing, counting, tracing and training are separate processes: a number never carries another one's overhead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ctrbench.bench import proc, registry
+from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.quality import evaluate
+from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.step import TrainStep, predict
+from ctrbench.bench.train import Budget, scores, seed_everything, train
+from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
+from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.measures import make
+from ctrbench.reports.records import Measurement, RunRecord
+
+SCORES = "scores.npz"
+"""Test scores of a training or floor, beside its record."""
+
+
+def base_columns(spec: RunSpec, family: str, track: str) -> dict[str, Any]:
+    """The columns that all rows of a run share."""
+    return {
+        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data,
+        "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
+        "batch": spec.batch or None,
+    }  # fmt: skip
+
+
+def model_config(spec: RunSpec, model_spec: ModelSpec) -> Any:
+    """The model's small preset with the options of the run."""
+    options = dict(spec.config)
+    tables = options.pop("tables", {})
+    config = model_spec.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    return replace(config, tables=replace(config.tables, **tables)) if tables else config
+
+
+def lookup(spec: RunSpec) -> ModelSpec:
+    """The model's spec, user files included."""
+    if spec.model_path:
+        registry.register_path(spec.model_path)
+    return registry.model_spec(spec.model)
+
+
+def _build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prepared]:
+    seed_everything(spec.seed)
+    model_spec = lookup(spec)
+    prepared = Prepared.open(Path(spec.prepared))
+    schema = prepared.schema_for(spec.history_length)
+    config = model_config(spec, model_spec)
+    return model_spec, config, schema, model_spec.build(config, schema), prepared
+
+
+def budget_of(spec: RunSpec) -> Budget:
+    """The training budget part of a spec."""
+    return Budget(
+        train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
+        patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr, history_length=spec.history_length,
+    )  # fmt: skip
+
+
+def _record(spec: RunSpec, rows: list[Measurement], extra: dict[str, Any], inputs: dict[str, dict[str, str]] | None = None) -> RunRecord:
+    return RunRecord(key=spec.key, spec=spec.to_json(), rows=tuple(rows), environment=this_machine(), inputs=inputs or {}, extra=extra)
+
+
+def quality_rows(base: dict[str, Any], label: np.ndarray, score: np.ndarray, user: np.ndarray, train_rate: float, seed: int | None) -> list[Measurement]:
+    """One row a quality measure of one training."""
+    q = evaluate(label, score, user, train_rate)
+    rows = [
+        make(base, "auc", q.auc, "measured", phase="train", seed=seed),
+        make(base, "logloss", q.logloss, "measured", phase="train", seed=seed),
+        make(base, "ne", q.ne, "measured", phase="train", seed=seed),
+        make(base, "calibration", q.calibration, "measured", phase="train", seed=seed),
+    ]
+    if q.gauc is not None:
+        rows.append(make(base, "gauc", q.gauc, "measured", phase="train", seed=seed))
+    return rows
+
+
+def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
+    """Process Q: one training to the budget, scored on the whole test split."""
+    model_spec, _, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    start = time.perf_counter()
+    looks = train(model, prepared, budget_of(spec), spec.seed)
+    trained = time.perf_counter()
+    score, label, user = scores(model, prepared, "test", budget_of(spec))
+    np.savez(folder / SCORES, score=score.astype(np.float32))
+    rows = quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
+    extra = {
+        "looks": [asdict(look) for look in looks],
+        "train_seconds": trained - start,
+        "score_seconds": time.perf_counter() - trained,
+        "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
+    }
+    return _record(spec, rows, extra)
+
+
+def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
+    """One floor (popularity, LR, LightGBM, LightGBM-history) on the very rows that the models get."""
+    from ctrbench.bench import floors
+
+    prepared = Prepared.open(Path(spec.prepared))
+    base = base_columns(spec, "floor", prepared.schema.track)
+    result = floors.run_floor(
+        spec.model, prepared, train_rows=spec.train_rows, history_length=spec.history_length, seed=spec.seed
+    )
+    frame = prepared.frame("test", columns=["label", "user_id"])
+    label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
+    np.savez(folder / SCORES, score=np.asarray(result.scores, dtype=np.float32))
+    rows = quality_rows(base, label, np.asarray(result.scores), user, prepared.positive_rate("train"), spec.seed)
+    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes})
+
+
+def _stream(spec: RunSpec, prepared: Prepared) -> tuple[Loader, Iterator[Batch]]:
+    loader = Loader(
+        prepared, "train", spec.batch, rows=spec.train_rows, shuffle_seed=spec.seed,
+        history_length=spec.history_length, drop_last=True,
+    )  # fmt: skip
+    return loader, chain.from_iterable(repeat(loader))
+
+
+def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: int) -> tuple[list[float], list[float]]:
+    """(seconds of each step, wait for data included; the wait alone)."""
+    total, waits = [], []
+    for _ in range(count):
+        start = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        step(batch)
+        total.append(time.perf_counter() - start)
+        waits.append(ready - start)
+    return total, waits
+
+
+def run_time(spec: RunSpec, folder: Path) -> RunRecord:
+    """Process T: no tracer, no counter; this machine's ceilings before, between and after the steps."""
+    model_spec, _, schema, model, prepared = _build(spec)
+    loader, batches = _stream(spec, prepared)
+    step = TrainStep(model, lr=spec.lr)
+    model.train()
+    _timed_steps(step, batches, spec.warmup)
+    ceilings = [measure_ceilings(spec.threads, quick=True)]
+    halves = (spec.steps // 2, spec.steps - spec.steps // 2)
+    seconds: list[float] = []
+    waits: list[float] = []
+    cpu = {"data": 0.0, "all": 0.0}
+    for count in halves:
+        data_before, all_before = loader.cpu_seconds, proc.cpu_seconds()
+        total, wait = _timed_steps(step, batches, count)
+        cpu["data"] += loader.cpu_seconds - data_before
+        cpu["all"] += proc.cpu_seconds() - all_before
+        seconds += total
+        waits += wait
+        ceilings.append(measure_ceilings(spec.threads, quick=True))
+    infer = _timed_inference(model, batches, spec)
+    return _record(spec, [], {
+        "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
+        "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
+        "clock_drift": max(drift(a, b) for a, b in zip(ceilings, ceilings[1:], strict=False)),
+    })  # fmt: skip
+
+
+def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) -> list[float]:
+    model.eval()
+    held = [next(batches) for _ in range(8)]
+    out = []
+    for i in range(spec.warmup + spec.steps):
+        start = time.perf_counter()
+        predict(model, held[i % len(held)])
+        if i >= spec.warmup:
+            out.append(time.perf_counter() - start)
+    return out
+
+
+def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
+    """Process N: NVTX ranges and torch.profiler, joined into the split of a step."""
+    from ctrbench.bench.trace.split import traced_steps
+
+    model_spec, _, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    _, batches = _stream(spec, prepared)
+    split = traced_steps(
+        model, batches, lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges), steps=spec.steps,
+        warmup=spec.warmup, out=folder / "trace.json.gz",
+    )  # fmt: skip
+    rows = [make(base, "split_host", share, "measured", phase="train", scope=scope) for scope, share in split.shares().items()]
+    return _record(spec, rows, {"operators": split.operators(), "named_coverage": split.coverage, "trace": "trace.json.gz"})
+
+
+def run_published(spec: RunSpec, folder: Path) -> RunRecord:
+    """The published sizes on the meta device: counts and bounds, nothing timed."""
+    from ctrbench.bench.published import published_rows
+
+    model_spec = lookup(spec)
+    rows, extra = published_rows(model_spec, spec)
+    return _record(spec, rows, extra)
+
+
+def run_count(spec: RunSpec, folder: Path) -> RunRecord:
+    """Process C: what one step executes, counted operator by operator."""
+    from ctrbench.bench.counts import count_rows
+
+    model_spec, config, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    _, batches = _stream(spec, prepared)
+    rows, extra, inputs = count_rows(base, model_spec, config, schema, model, next(batches))
+    card = model_spec.card(config)
+    extra |= {
+        "card": asdict(card), "title": model_spec.title, "control": model_spec.control,
+        "parameters": count_parameters(model), "config": asdict(config),
+        "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()},
+    }  # fmt: skip
+    return _record(spec, rows, extra, inputs)
+
+
+JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
+    "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
+    "published": run_published,
+}  # fmt: skip
+
+__all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]

@@ -1,0 +1,77 @@
+"""Models by name. The file name is the key; names are listed without importing anything."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from ctrbench.datasets.errors import UnknownName, nearest
+from ctrbench.models.spec import ModelSpec
+
+_ROOMS = {"legacy_baselines": "ctrbench.legacy_baselines", "models": "ctrbench.models"}
+_OWN: dict[str, Path] = {}
+
+
+def register_path(path: str) -> str:
+    """Makes the `SPEC` of a user's file known under the file's name; returns that name.
+
+    Raises:
+        UnknownName: if the file does not exist or defines no SPEC.
+    """
+    file = Path(path)
+    if not file.is_file() or not _has_spec(file):
+        raise UnknownName(f"model.path={path}: no such file, or it defines no SPEC; see models/fat.py for the form")
+    _OWN[file.stem] = file.resolve()
+    return file.stem
+
+
+@cache
+def _shipped() -> dict[str, str]:
+    found = {}
+    for room, package in _ROOMS.items():
+        for file in sorted((Path(__file__).resolve().parents[1] / room).glob("*.py")):
+            if _has_spec(file):
+                found[file.stem] = f"{package}.{file.stem}"
+    for entry in entry_points(group="ctrbench.models"):
+        found.setdefault(entry.name, entry.value.split(":")[0])
+    return found
+
+
+def _has_spec(file: Path) -> bool:
+    return re.search(r"^SPEC\b", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def model_names() -> list[str]:
+    """Keys of every known model."""
+    return [*_shipped(), *_OWN]
+
+
+def model_spec(name: str) -> ModelSpec:
+    """The spec of a model.
+
+    Raises:
+        UnknownName: naming the nearest known model.
+    """
+    if name in _OWN:
+        return cast(ModelSpec, _load_file(name, _OWN[name]).SPEC)
+    if name not in _shipped():
+        raise UnknownName(f"unknown model {nearest(name, model_names())}")
+    return cast(ModelSpec, importlib.import_module(_shipped()[name]).SPEC)
+
+
+def _load_file(name: str, path: Path) -> ModuleType:
+    key = f"ctrbench_user_model_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module
+        spec.loader.exec_module(module)
+    return sys.modules[key]

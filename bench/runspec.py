@@ -1,0 +1,70 @@
+"""Everything that decides a number, frozen and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Kind = Literal["time", "count", "trace", "quality", "floor", "published"]
+"""Which process it is: timing, counting, tracing, training to a quality, a floor, or the meta-device sweep."""
+
+_NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """One process of a suite."""
+
+    kind: Kind
+    model: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Model options off their defaults, as typed on the command line."""
+    variant: str = ""
+    model_path: str = ""
+    """File of a user's own model; empty for shipped ones."""
+    data: str = ""
+    split: str = ""
+    fingerprint: str = ""
+    prepared: str = ""
+    """Directory of the prepared shards; not part of the key, the fingerprint is."""
+    history_length: int = 0
+    train_rows: int = 0
+    valid_rows: int = 0
+    epochs: int = 0
+    evaluations: int = 0
+    """Looks at the validation rows per epoch; training stops after `patience` without a gain."""
+    patience: int = 0
+    batch: int = 0
+    eval_batch: int = 0
+    lr: float = 0.0
+    dtype: str = "float32"
+    threads: int = 1
+    device: str = "cpu"
+    compile: str = "eager"
+    warmup: int = 0
+    steps: int = 0
+    repeat: int = 0
+    """Number of the process among its repeats."""
+    seed: int = 0
+    tracer: str = "none"
+    level: str = "smoke"
+    timeout_s: int = 1800
+
+    @property
+    def key(self) -> str:
+        """Stable hash of all that decides the number."""
+        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return f"{self.data or 'meta'}-{self.model}{'-' + self.variant.replace('=', '_') if self.variant else ''}-{self.kind}-{digest}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> RunSpec:
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in body.items() if k in known})

@@ -1,0 +1,289 @@
+"""One suite from plan to report: prepare, run every process, summarise, draw. Resumable after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ctrbench.bench import registry, summary
+from ctrbench.bench.config import Job, Plan, RunOptions
+from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.pool import Outcome, run_all
+from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.datasets.errors import DataUnavailable
+from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.registry import data_spec
+from ctrbench.reports import records
+from ctrbench.reports.measures import make
+from ctrbench.reports.records import Measurement, RunRecord
+
+SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality")
+"""Kinds that are not timed: they share the cores, one thread each."""
+DERIVED_INPUTS = {
+    "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
+    "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
+    "auc_delta": {"auc": "measured"},
+    "auc_per_gflop": {"auc": "measured", "flops": "counted"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A job whose data is there."""
+
+    job: Job
+    prepared: Prepared
+    path: Path
+
+
+def run_suite(plan: Plan, console: Console) -> int:
+    """Runs a plan; prints the table and the report's path.
+
+    Returns:
+        0, or 1 if some run failed (the suite still finishes and reports).
+
+    Raises:
+        BadInput: the data of a job is wrong; nothing was run.
+    """
+    runs_dir = _run_dir(plan)
+    console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
+    ready, rows, skipped = _prepare(plan, runs_dir, console)
+    specs, unsupported = _specs(plan, ready, runs_dir)
+    _write_skips(runs_dir, rows + unsupported, skipped, plan)
+    done = records.finished(runs_dir)
+    todo = [s for s in specs if s.key not in done]
+    if len(todo) < len(specs):
+        console.print(f"resuming: {len(specs) - len(todo)} of {len(specs)} runs are already recorded")
+    outcomes = _run(todo, runs_dir, console)
+    failures = [o for o in outcomes if o.status != "ok"]
+    for outcome in failures:
+        _write_failure(outcome, runs_dir)
+        console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
+    _summarise(specs, plan, runs_dir)
+    _draw(runs_dir, console)
+    for text in skipped:
+        console.print(f"[bold yellow]SKIPPED[/] {text}")
+    return 1 if failures else 0
+
+
+def _run_dir(plan: Plan) -> Path:
+    out = Path(plan.run.out)
+    digest = hashlib.sha256(json.dumps(asdict(replace(plan, run=replace(plan.run, resume=False))), default=str, sort_keys=True).encode()).hexdigest()
+    if plan.run.resume:
+        for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
+            if (folder / "plan.sha256").read_text() == digest:
+                return folder
+    folder = out / time.strftime(f"%Y%m%d-%H%M%S-{plan.suite}")
+    folder.mkdir(parents=True)
+    records.write_atomic(folder / "plan.sha256", digest.encode())
+    return folder
+
+
+def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready], list[Measurement], list[str]]:
+    """Prepares every data set first: bad input stops here, before any run."""
+    ready, rows, skipped = [], [], []
+    for job in plan.jobs:
+        console.print(f"preparing {job.data} ...")
+        start = time.perf_counter()
+        try:
+            prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, **job.options)
+        except DataUnavailable as error:
+            skipped.append(f"{job.data}: {error}")
+            rows += _skipped_job(job, str(error), runs_dir)
+            continue
+        base = {"run": f"prepare-{job.data}", "model": "", "data": job.data, "split": prepared.split, "track": prepared.schema.track}
+        rows += [
+            make(base, "bytes_raw", prepared.bytes_raw, "measured", phase="prepare"),
+            make(base, "bytes_shards", prepared.bytes_shards, "measured", phase="prepare"),
+        ]
+        console.print(
+            f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid / {prepared.rows('test'):,} test rows,"
+            f" {time.perf_counter() - start:.1f} s"
+        )
+        ready.append(Ready(job, prepared, prepared.path))
+    return ready, rows, skipped
+
+
+def _skipped_job(job: Job, reason: str, runs_dir: Path) -> list[Measurement]:
+    track = data_spec(job.data).track
+    rows = []
+    for model in job.models:
+        base = {"run": f"skipped-{job.data}-{model}", "model": model, "family": registry.model_spec(model).family,
+                "data": job.data, "track": track}  # fmt: skip
+        for kind in ("time", "count", "trace", "quality"):
+            rows += summary.owed_rows(base, kind, "skipped", reason)
+    return rows
+
+
+def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[Measurement]]:
+    specs: list[RunSpec] = []
+    unsupported: list[Measurement] = []
+    for item in ready:
+        track = item.prepared.schema.track
+        for model in item.job.models:
+            model_spec = registry.model_spec(model)
+            if track not in model_spec.tracks:
+                reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
+                base = {"run": f"skipped-{item.job.data}-{model}", "model": model, "family": model_spec.family,
+                        "data": item.job.data, "track": track}  # fmt: skip
+                for kind in ("time", "count", "trace", "quality"):
+                    unsupported += summary.owed_rows(base, kind, "skipped", reason)
+                continue
+            specs += _model_specs(plan, item, model)
+        specs += [_spec(plan, item, "floor", f, threads=1) for f in item.job.floors if _floor_fits(f, item.prepared)]
+    published = [
+        RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", model_path=plan.model_path)
+        for m in plan.models
+    ]
+    return specs + published, unsupported
+
+
+def _floor_fits(floor: str, prepared: Prepared) -> bool:
+    from ctrbench.bench.floors import unsupported
+
+    return not unsupported(floor, prepared.schema)
+
+
+def _model_specs(plan: Plan, item: Ready, model: str) -> list[RunSpec]:
+    run = plan.run
+    made = [_spec(plan, item, "count", model, threads=1)]
+    made += [_spec(plan, item, "quality", model, threads=1, seed=s) for s in range(run.seeds)]
+    made += [_spec(plan, item, "time", model, repeat=r) for r in range(run.processes)]
+    made.append(replace(_spec(plan, item, "trace", model, tracer="torch.profiler"), steps=min(run.steps, 20)))
+    return made
+
+
+def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> RunSpec:
+    run: RunOptions = plan.run
+    config = dict(plan.model_options.get(model, {}))
+    variant = ",".join(f"{k}={v}" for k, v in config.items())
+    if kind != "floor" and (run.embedding, run.table_optimizer) != ("fused", "rowwise_adagrad"):
+        config["tables"] = {"impl": run.embedding, "optimizer": run.table_optimizer}
+        variant = ",".join(v for v in (variant, f"embedding={run.embedding}", f"table_optimizer={run.table_optimizer}") if v)
+    values: dict[str, Any] = {
+        "kind": kind, "model": model, "config": config, "variant": variant, "model_path": plan.model_path,
+        "data": item.job.data, "split": item.prepared.split, "fingerprint": item.prepared.fingerprint,
+        "prepared": str(item.path.resolve()), "history_length": run.history_length,
+        "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,
+        "epochs": run.epochs, "evaluations": run.evaluations, "patience": run.patience, "batch": run.batch,
+        "eval_batch": run.eval_batch, "lr": run.lr, "dtype": run.dtype, "threads": run.threads,
+        "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
+    }  # fmt: skip
+    return RunSpec(**(values | changes))
+
+
+def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """A B C A B C: every model once before any model twice."""
+    return sorted(specs, key=lambda s: (s.kind == "trace", s.repeat))
+
+
+def _run(todo: list[RunSpec], runs_dir: Path, console: Console) -> list[Outcome]:
+    shared = [s for s in todo if s.kind in SIDE_BY_SIDE]
+    alone = _round_robin(s for s in todo if s.kind not in SIDE_BY_SIDE)
+    # Longest first, so that the last of the side-by-side runs does not leave a core idle.
+    shared.sort(key=lambda s: (s.kind != "quality", s.seed))
+    with _progress(console, len(todo)) as done:
+        return run_all(shared, runs_dir, workers=min(2, os.cpu_count() or 1), done=done) + run_all(alone, runs_dir, workers=1, done=done)
+
+
+class _progress:
+    """A bar on a terminal, a line a run in a log."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.count = console, total, 0
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        ) if console.is_terminal else None  # fmt: skip
+
+    def __enter__(self) -> Any:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task("runs", total=self.total)
+        return self.done
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def done(self, outcome: Outcome) -> None:
+        self.count += 1
+        if self.bar is not None:
+            self.bar.update(self.task, advance=1, description=f"{outcome.spec.data or 'meta'} {outcome.spec.model} {outcome.spec.kind}")
+        else:
+            self.console.print(f"[{self.count}/{self.total}] {outcome.status} {outcome.spec.key} {outcome.seconds:.1f} s", markup=False)
+            sys.stdout.flush()
+
+
+def _write_skips(runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan) -> None:
+    spec = {"kind": "prepare", "suite": plan.suite, "level": plan.level, "skipped": skipped, "run": asdict(plan.run), "tuned": False}
+    records.save(RunRecord(key="prepare", spec=spec, rows=tuple(rows), environment=this_machine()), runs_dir)
+
+
+def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
+    """A failed process is a row for every measure that it owed. No record.json: `resume` tries it again."""
+    spec = outcome.spec
+    family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
+    track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
+    base = {
+        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data, "split": spec.split,
+        "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads, "batch": spec.batch or None,
+    }  # fmt: skip
+    seed = spec.seed if spec.kind == "quality" else None
+    rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
+    body = {"spec": spec.to_json(), "status": outcome.status, "reason": outcome.reason, "rows": [asdict(r) for r in rows]}
+    records.write_atomic(runs_dir / "records" / spec.key / "failure.json", json.dumps(body, indent=1).encode())
+
+
+def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
+    """Rows of the failures that stand; of the repeats of one timing only the first is kept."""
+    seen = set()
+    for spec in specs:
+        path = runs_dir / "records" / spec.key / "failure.json"
+        if spec.key in records.finished(runs_dir) or not path.is_file():
+            continue
+        for row in json.loads(path.read_text())["rows"]:
+            identity = (row["model"], row["data"], row["metric"], row["scope"], row["seed"])
+            if identity not in seen:
+                seen.add(identity)
+                yield Measurement(**row)
+
+
+def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
+    done = records.finished(runs_dir)
+    runs = [
+        summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text())) for s in specs if s.key in done
+    ]
+    rows = summary.summarise(runs, runs_dir, "summary")
+    have = {(r.model, r.data, r.metric, r.scope, r.seed) for r in rows}
+    rows += [r for r in _failed_rows(specs, runs_dir) if (r.model, r.data, r.metric, r.scope, r.seed) not in have]
+    spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": False}
+    records.save(RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS), runs_dir)
+
+
+def _draw(runs_dir: Path, console: Console) -> None:
+    from ctrbench.reports.page import build_report
+    from ctrbench.reports.tables import console_tables
+
+    table, bodies = records.load(runs_dir)
+    partial = runs_dir / "measurements.parquet.partial"
+    table.to_parquet(partial, index=False)
+    partial.replace(runs_dir / "measurements.parquet")
+    report = build_report(table, bodies, runs_dir / "report.html")
+    latest = runs_dir.parent / "latest"
+    fresh = runs_dir.parent / f".latest-{os.getpid()}"
+    fresh.symlink_to(runs_dir.name)
+    fresh.replace(latest)
+    for part in console_tables(table):
+        console.print(part)
+    console.print(f"report: {runs_dir.parent / 'latest' / report.name}", markup=False, soft_wrap=True)

@@ -1,0 +1,201 @@
+"""Headline rows of a suite, derived from the records of its processes: one row a measure and model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ctrbench.bench.jobs import SCORES, base_columns
+from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.statistics import auc_draws, mean_interval, paired_interval, percentiles, two_level_bootstrap
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.reports.measures import make, withheld
+from ctrbench.reports.records import Measurement
+
+DRAWS = 400
+CLOCK_DRIFT = 0.10
+TIMED = (
+    "step_time", "throughput", "infer_latency", "loader_stall", "cpu_core_seconds", "cpu_core_s_per_million",
+    "rss_peak", "mfu_cpu", "mbu",
+)  # fmt: skip
+TRAINED = ("auc", "gauc", "logloss", "ne", "calibration")
+COUNTED = (
+    "flops_fwd_per_sample", "flops_train_per_sample", "flop_coverage", "ops_per_step", "ops_per_sample",
+    "kernels_per_step", "kernels_per_sample", "bytes_operands", "bytes_compulsory", "ai_operands", "ai_compulsory",
+    "bytes_tables", "bytes_optimizer", "parameters",
+)  # fmt: skip
+OWED = {"time": TIMED, "quality": TRAINED, "floor": TRAINED, "count": COUNTED, "trace": ("split_host",), "published": ("mfu_bound",)}
+REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
+HISTORY_FLOOR = "lightgbm_history"
+PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished process: its spec and its record.json."""
+
+    spec: RunSpec
+    body: Body
+
+
+def owed_rows(base: Mapping[str, Any], kind: str, status: str, reason: str, seed: int | None = None) -> list[Measurement]:
+    """The rows that a skipped or failed process owed, each with the reason."""
+    return [withheld(base, m, reason, status=status, phase=PHASE.get(m, "train"), seed=seed) for m in OWED[kind]]
+
+
+def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurement]:
+    """Timing, quality with intervals, paired differences, utilisation: over all (data, model, variant)."""
+    groups: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.spec.data:
+            groups[run.spec.data, run.spec.model][run.spec.kind].append(run)
+    rows: list[Measurement] = []
+    for (_, _), kinds in groups.items():
+        if kinds["time"]:
+            rows += timing_rows(kinds["time"], kinds["count"], run_id)
+    for data in dict.fromkeys(d for d, _ in groups):
+        trained = {m: k["quality"] + k["floor"] for (d, m), k in groups.items() if d == data and k["quality"] + k["floor"]}
+        counted = {m: k["count"][0].body for (d, m), k in groups.items() if d == data and k["count"]}
+        rows += quality_summary(trained, counted, runs_dir, run_id)
+    return rows
+
+
+def _base(run: Run, run_id: str) -> dict[str, Any]:
+    extra = run.body["extra"]
+    family = extra.get("family") or ("floor" if run.spec.kind == "floor" else "")
+    return {**base_columns(run.spec, family, extra.get("track", "")), "run": run_id}
+
+
+def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measurement]:
+    """Step time, throughput, latency, stalls, core-seconds, memory and CPU utilisation of one model."""
+    base = _base(timed[0], run_id)
+    extras = [r.body["extra"] for r in timed]
+    batch = timed[0].spec.batch
+    steps = [e["samples"]["step"] for e in extras]
+    infer = [e["samples"]["infer"] for e in extras]
+    n_steps = sum(len(s) for s in steps)
+    rows = [
+        _timing(base, "step_time", steps, "train"),
+        _timing(base, "infer_latency", infer, "infer"),
+    ]
+    seconds = rows[0].value
+    assert seconds is not None
+    low, high = rows[0].ci_low, rows[0].ci_high
+    rows.append(make(base, "throughput", batch / seconds, "measured", phase="train", n=len(timed),
+                     ci_low=batch / high if high else None, ci_high=batch / low if low else None))  # fmt: skip
+    stall = median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
+    rows.append(make(base, "loader_stall", stall, "measured", phase="train", n=len(timed)))
+    all_cpu = sum(e["cpu_seconds"]["all"] for e in extras)
+    data_cpu = sum(e["cpu_seconds"]["data"] for e in extras)
+    per_million = 1e6 / (n_steps * batch)
+    rows += [
+        make(base, "cpu_core_seconds", all_cpu / n_steps, "measured", phase="train", n=n_steps),
+        make(base, "cpu_core_s_per_million", data_cpu * per_million, "measured", phase="train", scope="data", n=n_steps),
+        make(base, "cpu_core_s_per_million", (all_cpu - data_cpu) * per_million, "measured", phase="train", scope="compute", n=n_steps),
+        make(base, "rss_peak", max(e["rss_peak"] for e in extras), "measured", phase="train", n=len(timed)),
+    ]
+    return rows + _utilisation(base, extras, counted, seconds, batch)
+
+
+def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], phase: str) -> Measurement:
+    low, high = two_level_bootstrap(samples)
+    per_process = [percentiles(s) for s in samples]
+    p = {q: median(v[q] for v in per_process) for q in ("p10", "p50", "p90")}
+    sd = float(np.std([v["p50"] for v in per_process], ddof=1)) if len(samples) > 1 else None
+    return make(base, metric, p["p50"], "measured", phase=phase, n=len(samples), sd=sd, ci_low=low, ci_high=high, **p)
+
+
+def _utilisation(base: Mapping[str, Any], extras: list[Body], counted: list[Run], seconds: float, batch: int) -> list[Measurement]:
+    """MFU and MBU of this CPU, withheld when the FLOPs are not fully counted."""
+    if not counted or counted[0].body["extra"]["withheld"]:
+        reason = counted[0].body["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
+        return [withheld(base, m, reason, phase="train") for m in ("mfu_cpu", "mbu")]
+    counts = counted[0].body["extra"]
+    ceilings = [c for e in extras for c in e["ceilings"]]
+    gemm = median(c["gemm_fp32_gflops"] for c in ceilings) * 1e9
+    copy = median(c["copy_gbs"] for c in ceilings) * 1e9
+    worst = max(e["clock_drift"] for e in extras)
+    shaky: dict[str, Any] = {}
+    if worst > CLOCK_DRIFT:
+        shaky = {"status": "unstable", "reason": f"clock_unstable: ceilings moved by {worst:.0%} between the alternations"}
+    mfu = counts["flops_model_train"] / seconds / gemm
+    mbu = {which: counts[which] / seconds / copy for which in ("bytes_operands", "bytes_compulsory")}
+    return [
+        make(base, "mfu_cpu", mfu, "derived", phase="train", **shaky),
+        *(make(base, "mbu", value, "derived", phase="train", scope=which, **shaky) for which, value in mbu.items()),
+        make(base, "ceiling_gemm", gemm / 1e9, "measured", phase="train", n=len(ceilings)),
+        make(base, "ceiling_copy", copy / 1e9, "measured", phase="train", n=len(ceilings)),
+    ]
+
+
+def quality_summary(
+    trained: Mapping[str, list[Run]], counted: Mapping[str, Body], runs_dir: Path, run_id: str
+) -> list[Measurement]:
+    """Mean over seeds with intervals that resample users and seeds jointly; paired differences; AUC per GFLOP."""
+    if not trained:
+        return []
+    first = next(iter(trained.values()))[0]
+    prepared = Prepared.open(Path(first.spec.prepared))
+    frame = prepared.frame("test", columns=["label", "user_id"])
+    label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
+    rows: list[Measurement] = []
+    draws: dict[str, np.ndarray] = {}
+    means: dict[str, float] = {}
+    for model, runs in trained.items():
+        base = _base(runs[0], run_id) | {"track": prepared.schema.track}
+        score_SN = [np.load(runs_dir / "records" / r.spec.key / SCORES)["score"] for r in runs]
+        draws[model] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
+        by_metric = _per_seed(runs, runs_dir)
+        means[model] = float(np.mean(by_metric["auc"]))
+        low, high = mean_interval(draws[model], seed=0)
+        for metric, values in by_metric.items():
+            ci = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
+            sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            rows.append(make(base, metric, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd, **ci))
+        if "gauc" not in by_metric:
+            rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
+    return rows + _paired(trained, counted, draws, means, prepared.schema.track, run_id)
+
+
+def _per_seed(runs: list[Run], runs_dir: Path) -> dict[str, list[float]]:
+    import pandas as pd
+
+    out: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        table = pd.read_parquet(runs_dir / "records" / run.spec.key / "measurements.parquet")
+        for metric, value in zip(table["metric"], table["value"], strict=True):
+            out[str(metric)].append(float(value))
+    return out
+
+
+def _paired(
+    trained: Mapping[str, list[Run]], counted: Mapping[str, Body], draws: Mapping[str, np.ndarray],
+    means: Mapping[str, float], track: str, run_id: str,
+) -> list[Measurement]:  # fmt: skip
+    rows: list[Measurement] = []
+    for other in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR)):
+        if other not in draws:
+            continue
+        for model, runs in trained.items():
+            if model == other or runs[0].spec.kind == "floor":
+                continue
+            base = _base(runs[0], run_id) | {"track": track}
+            low, high = paired_interval(draws[model], draws[other], seed=0)
+            delta = means[model] - means[other]
+            rows.append(make(base, "auc_delta", delta, "derived", phase="train", scope=f"vs:{other}", n=len(runs), ci_low=low, ci_high=high))
+            if model in counted and other in counted:
+                extra = (counted[model]["extra"]["flops_model_forward"] - counted[other]["extra"]["flops_model_forward"]) / 1e9
+                if extra > 0:
+                    rows.append(make(base, "auc_per_gflop", delta / extra, "derived", phase="train", scope=f"vs:{other}",
+                                     ci_low=low / extra, ci_high=high / extra))  # fmt: skip
+                else:
+                    rows.append(withheld(base, "auc_per_gflop", f"spends no more FLOPs than {other}", phase="train", scope=f"vs:{other}"))
+    return rows

@@ -1,0 +1,124 @@
+"""Training to a row budget with early stopping on the end of train, and scoring of a whole split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ctrbench.bench.quality import auc
+from ctrbench.bench.step import TrainStep, predict
+from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import Batch
+from ctrbench.models.embedding import dense_parameters, embedding_tables
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How much a model may learn from; the same for every model of a comparison."""
+
+    train_rows: int
+    valid_rows: int
+    epochs: int
+    evaluations: int
+    patience: int
+    batch: int
+    eval_batch: int
+    lr: float
+    history_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the validation rows."""
+
+    rows_seen: int
+    train_loss: float
+    valid_auc: float
+
+
+def seed_everything(seed: int) -> None:
+    """Weights, dropout and order follow from this number alone (one thread, CPU)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+def scores(model: nn.Module, prepared: Prepared, split: str, budget: Budget, rows: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(score_N, label_N, user_N) of a split in stored order."""
+    model.eval()
+    out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch in Loader(prepared, split, budget.eval_batch, rows=rows, history_length=budget.history_length):
+        out.append((predict(model, batch).numpy(), batch.label_B.numpy(), batch.user_B.numpy()))
+    model.train()
+    score, label, user = (np.concatenate(column) for column in zip(*out, strict=True))
+    return score, label, user
+
+
+def train(model: nn.Module, prepared: Prepared, budget: Budget, seed: int) -> list[Look]:
+    """Trains in place and leaves the weights of the best look at the validation rows.
+
+    Returns:
+        every look, in order; training ended after `patience` looks without a gain or with the budget.
+    """
+    step = TrainStep(model, lr=budget.lr)
+    looks: list[Look] = []
+    best, state, stale, rows_seen = -1.0, _state(model), 0, 0
+    model.train()
+    for epoch in range(budget.epochs):
+        loader = Loader(
+            prepared, "train", budget.batch, rows=budget.train_rows, shuffle_seed=1000 * seed + epoch,
+            history_length=budget.history_length, drop_last=True,
+        )  # fmt: skip
+        for part in _parts(loader, len(loader), budget.evaluations):
+            losses = []
+            for batch in part:
+                losses.append(step(batch))
+                rows_seen += batch.size
+            score, label, _ = scores(model, prepared, "valid", budget, budget.valid_rows)
+            looks.append(Look(rows_seen, float(torch.stack(losses).mean()), auc(label, score)))
+            if looks[-1].valid_auc > best:
+                best, state, stale = looks[-1].valid_auc, _state(model), 0
+            else:
+                stale += 1
+            if stale >= budget.patience:
+                break
+        else:
+            continue
+        break
+    _restore(model, state)
+    return looks
+
+
+def _parts(loader: Loader, batches: int, count: int) -> Iterator[Iterator[Batch]]:
+    """Cuts one pass over the loader into `count` nearly equal parts."""
+    stream = iter(loader)
+    edges = [round(i * batches / count) for i in range(count + 1)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        if end > start:
+            yield (next(stream) for _ in range(end - start))
+
+
+def _state(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Copies of dense weights, table rows and buffers."""
+    return (
+        [p.detach().clone() for p in dense_parameters(model)],
+        [w.detach().clone() for t in embedding_tables(model) for w in t.weights().values()],
+        copy.deepcopy({k: b for k, b in model.named_buffers() if "lookup" not in k}),
+    )
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]) -> None:
+    for p, saved in zip(dense_parameters(model), state[0], strict=True):
+        p.copy_(saved)
+    live = [w for t in embedding_tables(model) for w in t.weights().values()]
+    for w, saved in zip(live, state[1], strict=True):
+        w.copy_(saved)
+    buffers = dict(model.named_buffers())
+    for name, saved in state[2].items():
+        buffers[name].copy_(saved)
