@@ -56,7 +56,8 @@ class FeatureEmbedder(nn.Module):
         linear: also a first-order weight per id and per dense field (LR, FM, DeepFM); it rides in the row as
             one more column, so that one lookup serves both.
         missing_vector: learn one vector a dense field for missing values (else missing adds nothing).
-        device: `meta` builds shapes only.
+        device: where to build; torch's default device if not given, so that `with torch.device("meta")` around a
+            model's `build` gives shapes only.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class FeatureEmbedder(nn.Module):
         sequences: Literal["pooled", "events"] = "pooled",
         linear: bool = False,
         missing_vector: bool = True,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         super().__init__()
+        device = device or str(torch.get_default_device())
         self.schema, self.dim, self.sequences, self.linear = schema, dim, sequences, linear
         features: dict[str, list[str]] = {t: [] for t in schema.tables}
         for f in schema.of_kind("categorical", "sequence"):
