@@ -157,12 +157,7 @@ class Loader:
     def _read_span(self, span: _Span) -> _Rows:
         histories = list(self.schema.histories)
         ends = [[f"{h}_begin", f"{h}_end"] for h in histories]
-        names = (
-            [f.name for f in self.schema.categorical],
-            [f.name for f in self.schema.dense],
-            ["label", "user_id", "time"],
-            *ends,
-        )
+        ids, dense = ([f.name for f in fields] for fields in (self.schema.categorical, self.schema.dense))
         # One thread, so that `cpu_seconds` sees the whole cost.
         columns = [*ids, *dense, *FIXED, *chain.from_iterable(ends)]
         table = pq.read_table(span.file, columns=columns, use_threads=False).slice(span.start, span.stop - span.start)
@@ -188,9 +183,8 @@ class Loader:
         for history, fields in self.schema.histories.items():
             spans_B2 = rows.spans_B2[history]
             indexes[history] = history_index(spans_B2[:, 0], spans_B2[:, 1], fields[0].max_length)
-        per_key = [size] * len(self.schema.categorical) + [
-            len(indexes[f.history or ""][0]) for f in self.schema.sequences
-        ]
+        keys = [*self.schema.categorical, *self.schema.sequences]
+        per_key = [len(indexes[f.history][0]) if f.history else size for f in keys]
         values_N = np.empty(sum(per_key), np.int64)
         lengths = np.ones((len(per_key), size), np.int32)
         at = size * len(self.schema.categorical)

@@ -95,7 +95,8 @@ class Prepared:
         longest = min(f.max_length for f in schema.sequences)
         if not 1 <= history_length <= longest:
             raise BadInput(
-                f"history_length={history_length}: {schema.name} was prepared with 1..{longest}; prepare with a longer `history`"
+                f"history_length={history_length}: {schema.name} was prepared with 1..{longest}; "
+                "prepare it again with a longer `history`"
             )
         fields = tuple(replace(f, max_length=history_length) if f.kind == "sequence" else f for f in schema.fields)
         return replace(schema, fields=fields)
