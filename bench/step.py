@@ -74,7 +74,10 @@ class TrainStep:
         return loss.detach()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model: nn.Module, batch: Batch) -> Tensor:
-    """Probabilities [B]; the model must be in eval mode."""
+    """Probabilities [B]; the model must be in eval mode.
+
+    `no_grad`, not `inference_mode`: FBGEMM's lookup has a CPU kernel behind autograd only.
+    """
     return torch.sigmoid(model(batch))

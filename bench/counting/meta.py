@@ -1,0 +1,105 @@
+"""What a meta trace must see as one operator because a GPU runs it as one: attention and dropout.
+
+Attention on meta takes the math path (24-29 operators), dropout takes four (measures.md section 6). Inside
+`gpu_operators()` a scaled-dot-product attention on meta is one `ctrbench::sdpa` forward and one backward, and dropout
+is `native_dropout`. Tensors on other devices are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+@torch.library.custom_op("ctrbench::sdpa", mutates_args=(), device_types="meta")
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Shapes of a fused attention: output [..., Lq, Dv] and log-sum-exp [..., Lq] in fp32."""
+    shape = (*query.shape[:-1], value.shape[-1])
+    return query.new_empty(shape), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+
+@_sdpa.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    shape = (*query.shape[:-1], value.shape[-1])
+    return query.new_empty(shape), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("ctrbench::sdpa_backward", mutates_args=(), device_types="meta")
+def _sdpa_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+@_sdpa_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _gradient(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    query, key, value, mask, out, lse = ctx.saved_tensors
+    return (*torch.ops.ctrbench.sdpa_backward(grad, query, key, value, out, lse, mask), None)
+
+
+_sdpa.register_autograd(_gradient, setup_context=_setup)
+
+_PLAIN = functional.scaled_dot_product_attention
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if query.device.type != "meta" or (attn_mask is not None and attn_mask.requires_grad):
+        return _PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return torch.ops.ctrbench.sdpa(query, key, value, attn_mask)[0]
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if input.device.type != "meta":
+        return torch.dropout(input, p, training)
+    return torch.native_dropout(input, p, training)[0] if training and p > 0 else input
+
+
+class _Replace(TorchFunctionMode):
+    """Also catches functions that a model imported by name before."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _PLAIN:
+            return _attention(*args, **kwargs)
+        if func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def gpu_operators() -> Iterator[None]:
+    """Attention and dropout on meta count as the one operator that a GPU runs."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with mock.patch.object(functional, "scaled_dot_product_attention", _attention), _Replace():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
