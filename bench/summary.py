@@ -28,7 +28,7 @@ TRAINED = ("auc", "gauc", "logloss", "ne", "calibration")
 COUNTED = (
     "flops_fwd_per_sample", "flops_train_per_sample", "flop_coverage", "ops_per_step", "ops_per_sample",
     "kernels_per_step", "kernels_per_sample", "bytes_operands", "bytes_compulsory", "ai_operands", "ai_compulsory",
-    "bytes_tables", "bytes_optimizer", "parameters",
+    "bytes_tables", "bytes_optimizer", "bytes_checkpoint", "parameters", "flops_elementwise", "unique_row_ratio", "padding_waste",
 )  # fmt: skip
 OWED = {"time": TIMED, "quality": TRAINED, "floor": TRAINED, "count": COUNTED, "trace": ("split_host",), "published": ("mfu_bound",)}
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}

@@ -1,0 +1,147 @@
+"""Rows of the counting process: FLOPs, operators, bytes and modelled kernels of one step of a small preset."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error, coverage, withhold_reason
+from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
+from ctrbench.models.embedding import count_parameters, dense_parameters, embedding_tables
+from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.measures import make, withheld
+from ctrbench.reports.records import Measurement
+
+Base = Mapping[str, Any]
+
+
+def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Batch) -> float:
+    """Forward model FLOPs a sample at the batch's true history lengths, masked attention pairs left out."""
+    lengths = batch.host.get("lengths") or {}
+    if not schema.histories or not lengths:
+        return spec.flops(config, schema, None).visible
+    assert isinstance(lengths, dict)
+    names = list(schema.histories)
+    cap = [schema.histories[h][0].max_length for h in names]
+    rows = Counter(tuple(min(n, c) for n, c in zip(row, cap, strict=True)) for row in zip(*(lengths[h] for h in names), strict=True))
+    total = sum(n * spec.flops(config, schema, dict(zip(names, key, strict=True))).visible for key, n in rows.items())
+    return total / batch.size
+
+
+def unique_rows(batch: Batch, schema: FeatureSchema) -> tuple[int, int]:
+    """(distinct (table, row) pairs, lookups) of a batch."""
+    per_table: dict[str, list[torch.Tensor]] = {}
+    for key in batch.ids.keys():
+        per_table.setdefault(schema[key].table, []).append(batch.ids[key].values())
+    distinct = sum(int(torch.cat(v).unique().numel()) for v in per_table.values())
+    return distinct, int(batch.ids.values().numel())
+
+
+def compulsory_bytes(model: nn.Module, batch: Batch, distinct: int) -> float:
+    """Training bytes that must cross DRAM once: batch, weights and Adam state read and written, touched rows and logits.
+
+    measures.md section 3: dense weights and their two moments are read and written, unique rows and their optimizer
+    state too; activations are taken to stay in cache.
+    """
+    dense = sum(p.numel() for p in dense_parameters(model)) * 4
+    row = sum((t.bytes_tables() + t.bytes_optimizer()) / sum(t.rows.values()) for t in embedding_tables(model))
+    return batch.nbytes + 2 * 3 * dense + 2 * distinct * row + 4 * batch.size
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Size of a file with dense weights and tables, as `torch.save` writes it."""
+    held = io.BytesIO()
+    tables = [w for t in embedding_tables(model) for w in t.weights().values()]
+    torch.save({"dense": dense_parameters(model), "tables": [w.clone() for w in tables]}, held)
+    return held.getbuffer().nbytes
+
+
+def count_rows(
+    base: Base, spec: ModelSpec, config: Any, schema: FeatureSchema, model: nn.Module, batch: Batch
+) -> tuple[list[Measurement], dict[str, Any], dict[str, dict[str, str]]]:
+    """(rows, extra, inputs of derived numbers) of one small preset at the batch of the run."""
+    train = count_step(model, batch, train=True)
+    infer = count_step(model, batch, train=False)
+    on_meta = count_step(spec.build(config, schema, "meta"), synthetic_batch(schema, batch.size, device="meta"), train=True)
+    analytic = spec.flops(config, schema, None).full * batch.size + getattr(model, "flops_per_step", 0.0)
+    reason = withhold_reason(train, analytic) or backward_ratio_error(train)
+    useful = useful_flops(spec, config, schema, batch)
+    share = useful * batch.size / analytic if analytic else 1.0
+    distinct, lookups = unique_rows(batch, schema)
+    compulsory = compulsory_bytes(model, batch, distinct)
+    rows = _flop_rows(base, train, infer, batch.size, analytic, reason)
+    rows += _launch_rows(base, train, on_meta, batch.size)
+    rows += [
+        make(base, "bytes_operands", train.bytes_operands(), "counted", phase="train"),
+        make(base, "bytes_compulsory", compulsory, "counted", phase="train"),
+        make(base, "unique_row_ratio", distinct / lookups, "counted", phase="train"),
+        make(base, "padding_waste", _padding(schema, batch), "counted", phase="train"),
+    ]
+    for metric, moved in (("ai_operands", train.bytes_operands()), ("ai_compulsory", compulsory)):
+        rows.append(withheld(base, metric, reason, phase="train") if reason else make(base, metric, train.flops() / moved, "counted", phase="train"))
+    rows += _storage_rows(base, model)
+    extra = {
+        "withheld": reason, "flops_model_forward": useful, "flops_model_train": train.flops() * share,
+        "bytes_operands": train.bytes_operands(), "bytes_compulsory": compulsory, "unknown_ops": train.unknown,
+        "by_block": [vars_of(m) for m in train.by_module("block")], "flops_analytic_forward": analytic / batch.size,
+    }  # fmt: skip
+    return rows, extra, {}
+
+
+def vars_of(item: Any) -> dict[str, Any]:
+    """Fields of a slotted dataclass."""
+    return {name: getattr(item, name) for name in item.__slots__}
+
+
+def _flop_rows(base: Base, train: StepCounts, infer: StepCounts, size: int, analytic: float, reason: str) -> list[Measurement]:
+    rows = []
+    for metric, phase, counts in (("flops_fwd_per_sample", "infer", infer), ("flops_train_per_sample", "train", train)):
+        rows.append(withheld(base, metric, reason, phase=phase) if reason else make(base, metric, counts.flops() / size, "counted", phase=phase))
+    share = coverage(train.flops("forward"), analytic)
+    if share is None:
+        rows.append(withheld(base, "flop_coverage", "n/a: the closed form is 0 FLOP", phase="train"))
+    else:
+        rows.append(make(base, "flop_coverage", share, "counted", phase="train"))
+    rows.append(make(base, "flops_elementwise", train.flops_elementwise(), "counted", phase="train"))
+    return rows
+
+
+def _launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) -> list[Measurement]:
+    rows = [
+        make(base, "ops_per_step", train.ops, "counted", phase="train"),
+        make(base, "ops_per_sample", train.ops / size, "counted", phase="train"),
+    ]
+    kernels = on_meta.kernels
+    if kernels.value is None or kernels.low is None or kernels.high is None:
+        return rows + [withheld(base, m, kernels.reason, phase="train") for m in ("kernels_per_step", "kernels_per_sample")]
+    return [
+        *rows,
+        make(base, "kernels_per_step", kernels.value, "modelled", phase="train", ci_low=kernels.low, ci_high=kernels.high),
+        make(base, "kernels_per_sample", kernels.value / size, "modelled", phase="train",
+             ci_low=kernels.low / size, ci_high=kernels.high / size),
+    ]  # fmt: skip
+
+
+def _padding(schema: FeatureSchema, batch: Batch) -> float:
+    """Share of padded event cells; 0 where the data has no history."""
+    lengths = batch.host.get("lengths") or {}
+    assert isinstance(lengths, dict)
+    cells = sum(schema.histories[h][0].max_length * batch.size for h in schema.histories)
+    return 1.0 - sum(sum(n) for n in lengths.values()) / cells if cells else 0.0
+
+
+def _storage_rows(base: Base, model: nn.Module) -> list[Measurement]:
+    tables = embedding_tables(model)
+    dense = sum(p.numel() for p in dense_parameters(model))
+    return [
+        make(base, "parameters", count_parameters(model), "counted", phase="train"),
+        make(base, "bytes_tables", sum(t.bytes_tables() for t in tables), "counted", phase="train"),
+        make(base, "bytes_optimizer", 2 * 4 * dense + sum(t.bytes_optimizer() for t in tables), "counted", phase="train"),
+        make(base, "bytes_checkpoint", checkpoint_bytes(model), "measured", phase="train"),
+    ]
