@@ -1,0 +1,36 @@
+"""Full-matrix cross layer of DCN-v2 (2008.13535 section 3.2): x0 * (W x + b) + x.
+
+Dims: B batch, N width of the flattened input
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ctrbench.kernels.cost import Cost
+
+Impl = Literal["fused", "plain"]
+
+
+def cross_plain(x0_BN: Tensor, x_BN: Tensor, weight_NN: Tensor, bias_N: Tensor) -> Tensor:
+    """Plain twin: the equation as printed, one operator a symbol."""
+    return x0_BN * (x_BN @ weight_NN.t() + bias_N) + x_BN
+
+
+def cross_fused(x0_BN: Tensor, x_BN: Tensor, weight_NN: Tensor, bias_N: Tensor) -> Tensor:
+    """Fast path: the bias rides in the GEMM, product and sum are one pass over the activations."""
+    return torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))
+
+
+def cross(x0_BN: Tensor, x_BN: Tensor, weight_NN: Tensor, bias_N: Tensor, impl: Impl = "fused") -> Tensor:
+    """One cross layer, [B, N] -> [B, N]; `x0_BN` is the network's input, `x_BN` the layer's."""
+    return (cross_fused if impl == "fused" else cross_plain)(x0_BN, x_BN, weight_NN, bias_N)
+
+
+def cross_cost(width: int) -> Cost:
+    """One GEMM of N x N; bias, product and sum are 3N element-wise operations."""
+    return Cost(flops=2.0 * width * width, elementwise=3.0 * width)
