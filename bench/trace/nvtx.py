@@ -1,6 +1,6 @@
 """Named ranges of a step: NVTX domain `ctrbench`, mirrored for Kineto on request (measures.md section 9).
 
-Names: `cfg:<hash>` > `iter` > `stage:<stage>` > `block:<submodule>`; numbers travel as payload, so that names aggregate.
+Names: `cfg:<hash>` > `iter` > `stage:<stage>` > `block:<submodule>`; numbers are payload, so that names aggregate.
 All are start/end ranges: a block's hooks are two functions, and the backward may run on a thread of its own. Every
 start has exactly one end, also when the model or the backward raises.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import nvtx
 from torch import Tensor, nn
-from torch._C._autograd import _get_sequence_nr  # type: ignore[attr-defined]
+from torch._C._autograd import _get_sequence_nr
 from torch._C._profiler import _RecordFunctionFast
 
 DOMAIN = "ctrbench"
@@ -187,7 +187,9 @@ class NvtxRanges:
 
     def _leave_block(self, *_: object) -> None:
         if self._block is not None:
-            self._calls.append((self._first_node, _get_sequence_nr(), self._block_name))
+            after = _get_sequence_nr()
+            if after > self._first_node:  # else it made no node, e.g. in inference
+                self._calls.append((self._first_node, after, self._block_name))
             self._block.close()
             self._block = None
 
@@ -250,22 +252,18 @@ def _attached_domain() -> Any:
 
 def _blocks(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """Block -> (stage, module) as `model.phases` says."""
-    modules = dict(model.named_modules())
+    kind, modules = type(model).__name__, dict(model.named_modules())
     blocks: dict[str, tuple[str, nn.Module]] = {}
     phases: dict[str, tuple[str, ...]] = getattr(model, "phases", {})
     for stage, names in phases.items():
         for name in names:
             if name not in modules:
-                raise ValueError(
-                    f"{type(model).__name__}.phases[{stage!r}]: no submodule {name!r}; see named_modules()"
-                )
+                raise ValueError(f"{kind}.phases[{stage!r}]: no submodule {name!r}; see named_modules()")
             blocks[name] = (stage, modules[name])
     for name in blocks:
         inside = [other for other in blocks if other.startswith(name + ".")]
         if inside:
-            raise ValueError(
-                f"{type(model).__name__}.phases: block {name!r} contains {inside[0]!r}; name only one of them"
-            )
+            raise ValueError(f"{kind}.phases: block {name!r} contains {inside[0]!r}; name only one of them")
     return blocks
 
 
@@ -285,7 +283,6 @@ def _block_of(node: Any, calls: list[tuple[int, int, str]]) -> str | None:
     """The block whose call made the node; `calls` is sorted, calls do not overlap."""
     number = node._sequence_nr()
     at = bisect_right(calls, number, key=lambda call: call[0]) - 1
-    # A call that made no node has an empty interval and may share its start with the next one.
     return calls[at][2] if at >= 0 and number < calls[at][1] else None
 
 
