@@ -23,7 +23,7 @@ from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
-from ctrbench.datasets.registry import data_spec
+from ctrbench.datasets.registry import dataset_spec
 from ctrbench.reports import records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
@@ -116,7 +116,7 @@ def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready],
 
 
 def _skipped_job(job: Job, reason: str, runs_dir: Path) -> list[Measurement]:
-    track = data_spec(job.data).track
+    track = dataset_spec(job.data).track
     rows = []
     for model in job.models:
         base = {"run": f"skipped-{job.data}-{model}", "model": model, "family": registry.model_spec(model).family,

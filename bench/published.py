@@ -1,0 +1,57 @@
+"""Rows of the published sizes: counts on the meta device and `mfu_bound` per GPU over a batch sweep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ctrbench.bench.counting.published import PublishedPoint, published_points
+from ctrbench.bench.runspec import RunSpec
+from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.measures import make, withheld
+from ctrbench.reports.records import Measurement
+
+
+def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measurement], dict[str, Any]]:
+    """(rows, extra): every published preset of a model, at every batch, in training and inference."""
+    rows: list[Measurement] = []
+    assumptions: dict[str, list[str]] = {}
+    for point in published_points(model_spec, dtype=spec.dtype):
+        base = {
+            "run": spec.key, "model": spec.model, "preset": f"published:{point.preset}", "family": model_spec.family,
+            "device": "meta", "dtype": spec.dtype, "batch": point.batch, "phase": point.phase,
+        }  # fmt: skip
+        rows += _counted(base, point)
+        for gpu, bound in point.bounds.items():
+            rows.append(make(base, "mfu_bound", bound.value, "derived", scope=gpu))
+            assumptions.setdefault(f"{point.preset} {point.phase} {gpu}", list(bound.assumptions))
+        if point.withheld:
+            rows.append(withheld(base, "mfu_bound", point.withheld))
+    presets = [
+        {"label": p.label, "note": p.note, "config": asdict(p.config), "schema": p.schema.name, "fields": len(p.schema.fields)}
+        for p in model_spec.published()
+    ]
+    extra = {"presets": presets, "assumptions": assumptions, "title": model_spec.title, "control": model_spec.control}
+    return rows, extra
+
+
+def _counted(base: dict[str, Any], point: PublishedPoint) -> list[Measurement]:
+    metric = "flops_train_per_sample" if point.phase == "train" else "flops_fwd_per_sample"
+    if point.withheld:
+        return [withheld(base, m, point.withheld) for m in (metric, "ai_operands", "flops_per_kernel")]
+    rows = [
+        make(base, metric, point.flops_per_sample, "counted"),
+        make(base, "bytes_operands", point.bytes_operands, "counted"),
+        make(base, "ai_operands", point.ai_operands, "counted"),
+        make(base, "ops_per_step", point.ops, "counted"),
+    ]
+    k = point.kernels
+    if k.value is None or k.low is None or k.high is None:
+        return rows + [withheld(base, m, k.reason) for m in ("kernels_per_step", "kernels_per_sample", "flops_per_kernel")]
+    total = point.flops_per_sample * point.batch
+    return [
+        *rows,
+        make(base, "kernels_per_step", k.value, "modelled", ci_low=k.low, ci_high=k.high),
+        make(base, "kernels_per_sample", k.value / point.batch, "modelled", ci_low=k.low / point.batch, ci_high=k.high / point.batch),
+        make(base, "flops_per_kernel", total / k.value, "modelled", ci_low=total / k.high, ci_high=total / k.low),
+    ]
