@@ -48,12 +48,12 @@ def unit_fold(q_BC: Tensor, h_BTC: Tensor, weight_O4C: Tensor, bias_O: Tensor) -
     return torch.baddbmm(linear(q_BC, w_q + w_d, bias_O).unsqueeze(1), h_BTC, folded_BCO)
 
 
-_IMPLS = {"concat": unit_concat, "split": unit_split, "fold": unit_fold}
+IMPLS = {"concat": unit_concat, "split": unit_split, "fold": unit_fold}
 
 
 def unit_layer(q_BC: Tensor, h_BTC: Tensor, weight_O4C: Tensor, bias_O: Tensor, impl: Impl = "fold") -> Tensor:
     """First linear layer of the activation unit, [B, C] and [B, T, C] -> [B, T, O]."""
-    return _IMPLS[impl](q_BC, h_BTC, weight_O4C, bias_O)
+    return IMPLS[impl](q_BC, h_BTC, weight_O4C, bias_O)
 
 
 def unit_cost(width: int, out: int, events: float, impl: Impl = "fold") -> Cost:

@@ -1,0 +1,196 @@
+"""Interests of a user: histories weighted by the target through activation units (DIN, 1706.06978 sections 4.3, 5.2).
+
+Dims: B batch, T history length, C width of an event (fields of the event times D), D embedding width,
+O width of a layer, Q event fields without a target, E width of all interests together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+
+from ctrbench.datasets.schema import FeatureSchema
+from ctrbench.kernels.din_attention import IMPLS, Impl, unit_cost, unit_layer
+from ctrbench.models.blocks import Embedded, Events, mlp_flops
+
+DiceStats = Literal["valid", "all"]
+FREE_STD = 0.01
+"""Start of the learned query vectors: that of the table rows they stand for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitConfig:
+    """An activation unit and its activations; the attention part of DIN and of the composite ranker."""
+
+    attention: tuple[int, ...] = (64, 32)
+    """Hidden widths of the unit."""
+    act: Literal["dice", "relu"] = "dice"
+    """In the unit and, in DIN, in the tower."""
+    dice_stats: DiceStats = "valid"
+    """Events over which Dice normalises in training: `valid` leaves padding out, `all` is what FuxiCTR does."""
+    softmax: bool = False
+    """Normalise the weights over the history; the paper does not, to keep the strength of an interest."""
+    attention_dropout: float = 0.0
+    unit: Impl = "fold"
+    """Form of the unit's first layer (kernels/din_attention.py), same result; `fold` is fastest on CPU here."""
+
+    def __post_init__(self) -> None:
+        if not self.attention:
+            raise ValueError("attention=(): the activation unit needs at least one hidden width")
+        for name, allowed in (("act", ("dice", "relu")), ("dice_stats", ("valid", "all")), ("unit", IMPLS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
+
+
+class Dice(nn.Module):
+    """p x + alpha (1 - p) x with p = sigmoid(BN(x)), BN without affine (1706.06978 section 5.2; constants of FuxiCTR).
+
+    Args:
+        width: channels.
+        stats: with `valid`, rows outside the mask do not enter the batch statistics.
+    """
+
+    momentum, eps = 0.01, 1e-9
+
+    def __init__(self, width: int, stats: DiceStats = "valid") -> None:
+        super().__init__()
+        self.stats: DiceStats = stats
+        self.alpha_O = nn.Parameter(torch.zeros(width))
+        self.mean_O: Tensor
+        self.var_O: Tensor
+        self.register_buffer("mean_O", torch.zeros(width))
+        self.register_buffer("var_O", torch.ones(width))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[..., O] -> [..., O]; `mask` [...] marks valid rows."""
+        if self.training and mask is not None and self.stats == "valid":
+            scaled = self._valid_norm(x, mask.unsqueeze(-1))
+        else:
+            flat = x.flatten(0, -2)
+            # A batch of one row has no variance to learn from: the running one serves.
+            train = self.training and flat.shape[0] > 1
+            scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
+        return x * torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))
+
+    def _valid_norm(self, x: Tensor, mask: Tensor) -> Tensor:
+        over = tuple(range(x.dim() - 1))
+        n = mask.sum().clamp(min=1)
+        mean_O = (x * mask).sum(over) / n
+        centred = x - mean_O
+        var_O = (centred.square() * mask).sum(over) / n
+        with torch.no_grad():
+            step = self.momentum * (n > 1)  # nothing to learn from one event or none
+            self.mean_O.lerp_(mean_O, step)
+            self.var_O.lerp_(var_O * (n / (n - 1).clamp(min=1)), step)
+        return centred * torch.rsqrt(var_O + self.eps)
+
+
+def layers(widths: Sequence[int], config: UnitConfig, dropout: float) -> nn.ModuleList:
+    """Linear, activation, dropout per hidden layer, as a list so that Dice can be handed a mask."""
+    out = nn.ModuleList()
+    for a, b in pairwise(widths):
+        out += [nn.Linear(a, b), Dice(b, config.dice_stats) if config.act == "dice" else nn.ReLU()]
+        out += [nn.Dropout(dropout)] if dropout else []
+    return out
+
+
+class ActivationUnit(nn.Module):
+    """u = sum_j a_j h_j with a_j = MLP([q; h_j; q - h_j; q * h_j]) (section 4.3).
+
+    Args:
+        width: C.
+        config: sizes and switches.
+    """
+
+    def __init__(self, width: int, config: UnitConfig) -> None:
+        super().__init__()
+        self.impl, self.softmax = config.unit, config.softmax
+        self.hidden = layers((4 * width, *config.attention), config, config.attention_dropout)
+        self.score = nn.Linear(config.attention[-1], 1)
+
+    def forward(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """u_BC; zero where the history is empty, whatever stands on padding."""
+        first, *rest = self.hidden
+        assert isinstance(first, nn.Linear)
+        x_BTO = unit_layer(q_BC, events_BTC, first.weight, first.bias, self.impl)
+        for layer in rest:
+            x_BTO = layer(x_BTO, mask_BT) if isinstance(layer, Dice) else layer(x_BTO)
+        a_BT = self.score(x_BTO).squeeze(-1)
+        if self.softmax:
+            a_BT = a_BT.masked_fill(~mask_BT, torch.finfo(a_BT.dtype).min).softmax(dim=1)
+        return torch.bmm((a_BT * mask_BT).unsqueeze(1), events_BTC).squeeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A history as one unit sees it."""
+
+    name: str
+    history: str
+    select: Callable[[Events], Events] = lambda events: events
+
+
+class Interests(nn.Module):
+    """One activation unit a view, each with the target as query; interests side by side.
+
+    The query repeats the target's vector of every event field that mirrors one (`Field.target`). A field without
+    such a target, e.g. the action taken, has no value at serving: one learned vector stands for it.
+    """
+
+    def __init__(self, schema: FeatureSchema, dim: int, config: UnitConfig, views: Sequence[View]) -> None:
+        super().__init__()
+        self.views = tuple(views)
+        slot = {f.name: i for i, f in enumerate(schema.categorical)}
+        self.slots: dict[str, list[int]] = {}  # history -> for each part of its query, a field or, beyond, a free row
+        self.fields, free = len(slot), 0
+        for history in dict.fromkeys(v.history for v in views):
+            self.slots[history] = []
+            for f in schema.histories[history]:
+                self.slots[history].append(slot[f.target] if f.target else self.fields + free)
+                free += f.target is None
+        self.free_QD = nn.Parameter(torch.randn(free, dim) * FREE_STD) if free else None
+        self.units = nn.ModuleList(ActivationUnit(len(schema.histories[v.history]) * dim, config) for v in views)
+
+    def forward(self, embedded: Embedded) -> Tensor:
+        """u_BE."""
+        queries = {h: self._query(h, embedded.fields_BFD) for h in self.slots}
+        out = []
+        for view, unit in zip(self.views, self.units, strict=True):
+            events = view.select(embedded.events[view.history])
+            out.append(unit(queries[view.history], events.values_BTE, events.mask_BT))
+        return torch.cat(out, dim=1) if len(out) > 1 else out[0]
+
+    def _query(self, history: str, fields_BFD: Tensor) -> Tensor:
+        rows = []
+        for i in self.slots[history]:
+            if i < self.fields:
+                rows.append(fields_BFD[:, i])
+            else:
+                assert self.free_QD is not None
+                rows.append(self.free_QD[i - self.fields].expand(fields_BFD.shape[0], -1))
+        return torch.cat(rows, dim=1)
+
+
+def interest_flops(width: int, events: float, config: UnitConfig) -> float:
+    """One unit over `events` events of `width` values: T (attention MLP + 2C), less what the form saves."""
+    first, *rest = config.attention
+    later = mlp_flops(first, rest, 1) + 2.0 * width
+    return unit_cost(width, first, events, config.unit).flops + events * later
+
+
+def require_history(schema: FeatureSchema, model: str) -> None:
+    """Raises:
+    ValueError: where a schema has no behaviour history, or a mirrored field is not a categorical one.
+    """
+    if not schema.sequences:
+        raise ValueError(f"{model}: schema {schema.name!r} has no sequence field; use data of the sequence track")
+    names = {f.name for f in schema.categorical}
+    for f in schema.sequences:
+        if f.target and f.target not in names:
+            raise ValueError(f"{model}: sequence field {f.name!r} mirrors {f.target!r}, which is no categorical field")
