@@ -1,0 +1,85 @@
+"""Every line of a raw file accounted for: kept, or skipped for a reason that is counted and shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+from ctrbench.datasets.errors import BadInput, nearest
+
+Policy = Literal["strict", "skip"]
+PLACES = 5
+"""Places kept per reason."""
+
+
+class Account:
+    """Counts lines and applies the policy for bad rows.
+
+    Args:
+        path: named in messages.
+        policy: strict raises at the first bad row, skip drops and counts it.
+        max_bad_fraction: skip fails above this share of bad rows.
+
+    Attributes:
+        read: lines read, headers included.
+        header: header lines.
+        kept: rows that went on.
+        skipped: reason -> rows dropped.
+        places: reason -> the first `PLACES` messages.
+        notes: harmless oddities -> how often.
+    """
+
+    def __init__(self, path: Path, policy: str = "strict", max_bad_fraction: float = 0.001) -> None:
+        if policy not in ("strict", "skip"):
+            raise BadInput(f"unknown policy {nearest(policy, ('strict', 'skip'))}")
+        if not 0 <= max_bad_fraction <= 1:
+            raise BadInput(f"max_bad_fraction={max_bad_fraction}: must be within 0..1")
+        self.path, self.policy, self.max_bad_fraction = path, cast(Policy, policy), max_bad_fraction
+        self.read = self.header = self.kept = 0
+        self.skipped: Counter[str] = Counter()
+        self.places: dict[str, list[str]] = {}
+        self.notes: Counter[str] = Counter()
+
+    def fail(self, line: int, reason: str, what: str = "", remedy: str = "") -> NoReturn:
+        """Raises: the whole file cannot be used."""
+        raise BadInput(self._message(line, reason, what, remedy))
+
+    def bad(self, line: int, reason: str, field: str, value: str, *, file: str = "") -> None:
+        """One bad row: raises under strict, counts under skip."""
+        what = f"{field} {value[:40]!r}"
+        if self.policy == "strict":
+            remedy = "correct the line, or drop and count bad rows with policy=skip"
+            raise BadInput(self._message(line, reason, what, remedy, file))
+        self.skipped[reason] += 1
+        if len(self.places.setdefault(reason, [])) < PLACES:
+            self.places[reason].append(self._message(line, reason, what, "", file))
+
+    def close(self) -> None:
+        """Checks that nothing got lost and that not too much was dropped.
+
+        Raises:
+            BadInput: under skip, if more than `max_bad_fraction` of the rows were bad, or none was kept.
+        """
+        dropped = self.skipped.total()
+        if self.read != self.header + self.kept + dropped:
+            raise AssertionError(f"{self.path}: read {self.read} != {self.header} + {self.kept} + {dropped}")
+        shown = "; ".join(m for places in self.places.values() for m in places[:1])
+        if dropped > self.max_bad_fraction * (self.read - self.header):
+            raise BadInput(
+                f"{self.path}: {dropped} of {self.read - self.header} rows are bad, more than max_bad_fraction="
+                f"{self.max_bad_fraction}; first: {shown}; correct the file or raise max_bad_fraction"
+            )
+        if self.kept == 0:
+            raise BadInput(f"{self.path}: no rows; give a file with rows")
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "policy": self.policy, "max_bad_fraction": self.max_bad_fraction, "read": self.read, "header": self.header,
+            "kept": self.kept, "skipped": dict(self.skipped), "places": self.places, "notes": dict(self.notes),
+        }  # fmt: skip
+
+    def _message(self, line: int, reason: str, what: str, remedy: str, file: str = "") -> str:
+        place = f"{self.path}{'/' + file if file else ''}:{line}"
+        return f"{place}: {reason}" + (f": {what}" if what else "") + (f"; {remedy}" if remedy else "")

@@ -1,0 +1,133 @@
+"""Raw file to prepared directory, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ctrbench.datasets.account import Account
+from ctrbench.datasets.errors import BadInput, UnknownName, nearest
+from ctrbench.datasets.prepared import FORMAT, MANIFEST, Prepared, schema_json
+from ctrbench.datasets.registry import dataset_spec
+from ctrbench.datasets.shards import Shards
+from ctrbench.datasets.spec import DataSpec, Raw, cache_dir
+
+
+def prepare(
+    name: str,
+    path: Path | str | None = None,
+    out: Path | str | None = None,
+    *,
+    split: str | None = None,
+    policy: str = "strict",
+    max_bad_fraction: float = 0.001,
+    **options: Any,
+) -> Prepared:
+    """Prepares a data set, or opens it if the same was prepared before.
+
+    Args:
+        name: key of the data set.
+        path: raw file of the user; None = the data set's own source.
+        out: directory to make; None = `<cache>/prepared/<name>-<split>-<fingerprint>`.
+        split: split rule; None = the data set's default.
+        policy: strict stops at the first bad row; skip drops and counts it.
+        max_bad_fraction: skip stops above this share of bad rows.
+        **options: of the data set, see its `SPEC.options`.
+
+    Raises:
+        UnknownName: unknown data set, split or option.
+        BadInput: a file or option that cannot be used, or `out` holds something else.
+        DataUnavailable: the data set's own source cannot be reached.
+    """
+    spec = dataset_spec(name)
+    rule = split or spec.splits[0]
+    if rule not in spec.splits:
+        raise UnknownName(f"{name}: unknown split {nearest(rule, spec.splits)}")
+    chosen = _options(spec, options)
+    raw = spec.fetch(Path(path) if path is not None else None, chosen)
+    account = Account(raw.path, policy, max_bad_fraction)
+    decisive = {k: v for k, v in chosen.items() if k not in spec.fetch_options}
+    identity = {
+        "format": FORMAT, "name": name, "raw": raw.sha256, "split": rule, "options": decisive,
+        "policy": policy, "max_bad_fraction": max_bad_fraction if policy == "skip" else None,
+    }  # fmt: skip
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    target = Path(out) if out is not None else cache_dir() / "prepared" / f"{name}-{rule}-{fingerprint[:12]}"
+    existing = _existing(target, fingerprint)
+    if existing is not None:
+        return existing
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        head = {"format": FORMAT, "fingerprint": fingerprint, "name": name, "options": chosen}
+        _build(spec, raw, rule, chosen, account, partial, head)
+        return _publish(partial, target, fingerprint)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _options(spec: DataSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in given.items():
+        if key not in spec.options:
+            raise UnknownName(f"{spec.name}: unknown option {nearest(key, spec.options)}")
+        if type(value) is not type(spec.options[key]):
+            wanted = type(spec.options[key]).__name__
+            raise BadInput(f"{spec.name}: option {key}={value!r} must be {wanted}, e.g. {spec.options[key]!r}")
+    return {**spec.options, **given}
+
+
+def _build(
+    spec: DataSpec,
+    raw: Raw,
+    rule: str,
+    options: Mapping[str, Any],
+    account: Account,
+    folder: Path,
+    head: Mapping[str, Any],
+) -> None:
+    shards = Shards(folder)
+    built = spec.build(raw, rule, options, account, shards)
+    account.close()
+    shards.check(raw.path)
+    stored = sum(body["rows"] for body in shards.splits.values())
+    if stored != account.kept:
+        raise AssertionError(f"{raw.path}: kept {account.kept} rows but stored {stored}")
+    body = {
+        **head, "title": spec.title, "synthetic": raw.synthetic, "terms": spec.terms,
+        "schema": schema_json(built["schema"]), "split": {"rule": rule, **built["split"]}, "splits": shards.splits,
+        "rows": account.to_json(), "vocabularies": shards.vocabularies, "rates": shards.rates(),
+        "events": shards.events, "raw": {"file": raw.path.name, "bytes": raw.bytes, "sha256": raw.sha256, **raw.detail},
+        "files": shards.files(),
+    }  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+
+def _existing(target: Path, fingerprint: str) -> Prepared | None:
+    """The prepared data at `target` if it is the one wanted; None if there is nothing."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (target / MANIFEST).is_file():
+        raise BadInput(f"{target}: exists and is not prepared data; choose another `out`")
+    prepared = Prepared.open(target)
+    if prepared.fingerprint != fingerprint:
+        raise BadInput(
+            f"{target}: holds other prepared data ({prepared.fingerprint}); delete it or choose another `out`"
+        )
+    return prepared
+
+
+def _publish(partial: Path, target: Path, fingerprint: str) -> Prepared:
+    try:
+        partial.rename(target)
+    except OSError:  # someone else was faster
+        existing = _existing(target, fingerprint)
+        if existing is None:
+            raise
+        return existing
+    return Prepared.open(target)

@@ -1,0 +1,127 @@
+"""Plain or gzipped text in chunks of whole lines, with every defect of the bytes reported at its line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctrbench.datasets.account import Account
+
+CHUNK = 32 << 20
+"""Bytes of text held at a time."""
+
+_REFETCH = "nothing of it was used; fetch the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Whole lines: text ends with a newline, carriage returns before newlines are gone."""
+
+    text: bytes
+    first: int
+    """Number of the first line, 1-based, in the decompressed text."""
+    unterminated: bool
+    """True if the file's last line is here and had no newline of its own."""
+
+    def bounds(self) -> np.ndarray:
+        """Byte positions of the newlines, int64."""
+        return np.flatnonzero(np.frombuffer(self.text, np.uint8) == ord("\n"))
+
+    def delimiters(self, delimiter: str, ends: np.ndarray) -> np.ndarray:
+        """How many delimiters each line holds."""
+        at = np.flatnonzero(np.frombuffer(self.text, np.uint8) == ord(delimiter))
+        return np.diff(np.searchsorted(at, ends), prepend=0)
+
+
+def read_lines(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[Lines]:
+    """Chunks of whole lines; counts them in `account.read`.
+
+    Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members.
+
+    Raises:
+        BadInput: directory, unreadable or empty file, truncated or corrupt gzip, NUL byte, bytes that are not UTF-8.
+    """
+    if path.is_dir():
+        account.fail(0, "is a directory", remedy="give the file itself")
+    try:
+        with path.open("rb") as raw:
+            gz = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            yield from _chunks(gzip.GzipFile(fileobj=raw) if gz else raw, account, chunk)
+    except OSError as error:
+        account.fail(0, f"cannot be read: {error.strerror or error}", remedy="check the path")
+
+
+def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int) -> Iterator[Lines]:
+    rest, offset, done = b"", 0, False
+    while not done:
+        pieces, have, error = _fill(stream, chunk)
+        done = have == 0 or error is not None
+        text = rest + pieces
+        if offset == 0 and text.startswith(b"\xef\xbb\xbf"):
+            text, offset = text[3:], 3
+            account.notes["byte order mark at the start removed"] += 1
+        if error is not None:
+            reached = account.read + text.count(b"\n") + 1
+            account.fail(reached, error, f"after {offset + len(text)} bytes of text", _REFETCH)
+        cut = len(text) if done else text.rfind(b"\n") + 1
+        whole, rest = text[:cut], text[cut:]
+        if whole:
+            yield _clean(whole, offset, account)
+            offset += len(whole)
+    if account.read == 0:
+        account.fail(1, "empty file", remedy="give a file with rows")
+
+
+def _fill(stream: gzip.GzipFile | io.BufferedReader, size: int) -> tuple[bytes, int, str | None]:
+    """Up to about `size` bytes, their number, and what broke a gzip stream after them."""
+    buffer, error = io.BytesIO(), None
+    try:
+        while buffer.tell() < size:
+            # read1 hands out all that was decoded before a defect, so the line reached is exact.
+            piece = stream.read1(1 << 20)
+            if not piece:
+                break
+            buffer.write(piece)
+    except EOFError:
+        error = "gzip stream truncated"
+    except (gzip.BadGzipFile, zlib.error):
+        error = "gzip stream corrupt"
+    return buffer.getvalue(), buffer.tell(), error
+
+
+def _clean(text: bytes, offset: int, account: Account) -> Lines:
+    """Checks the bytes, normalises line ends and counts the lines."""
+    first = account.read + 1
+    _check_bytes(text, offset, first, account)
+    unterminated = not text.endswith(b"\n")
+    if unterminated:
+        text = text.removesuffix(b"\r") + b"\n"
+        account.notes["last line without newline"] += 1
+    if b"\r\n" in text:
+        count = text.count(b"\r\n")
+        text = text.replace(b"\r\n", b"\n")
+        account.notes["lines ended by CRLF"] += count
+    account.read += text.count(b"\n")
+    return Lines(text, first, unterminated)
+
+
+def _check_bytes(text: bytes, offset: int, first: int, account: Account) -> None:
+    at, reason = text.find(b"\0"), "NUL byte"
+    if not text.isascii():
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if at < 0 or error.start < at:
+                at, reason = error.start, "bytes that are not UTF-8"
+    if at >= 0:
+        start = text.rfind(b"\n", 0, at) + 1
+        shown = repr(text[start : text.find(b"\n", at) if b"\n" in text[at:] else None][:40])
+        line = first + text.count(b"\n", 0, at)
+        account.fail(line, f"{reason} at byte {offset + at}", shown, "re-export the file as UTF-8 text")
