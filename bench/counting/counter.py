@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctrbench.bench.counting.launches import kernels_of, unfusable
 from ctrbench.bench.counting.meta import gpu_operators
-from ctrbench.bench.counting.ops import OpClass, arguments, base_name, classify, elementwise_flops, flops_of
+from ctrbench.bench.counting.ops import OpClass, arguments, classify, elementwise_flops, flops_of
 from ctrbench.bench.counting.rows import OpRow, Part, StepCounts
 from ctrbench.bench.counting.traffic import Bytes, extent, operand_bytes, tensors, values
 from ctrbench.bench.step import TrainStep, predict
@@ -68,7 +68,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, batch: Any, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model, self.size = model, size
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.part: Part = "forward"
@@ -81,7 +81,9 @@ class Recorder(TorchDispatchMode):
         own = [*model.parameters(), *model.buffers(), *(w for t in tables for w in t.weights().values())]
         self.saved = _Storages(without=[*own, *given])
         self.inputs = _Storages()
-        self.given = {t.untyped_storage()._cdata: t for t in given}
+        self.parameters = _Storages()
+        self.given = {t.untyped_storage()._cdata for t in given}
+        self.owned = {t.untyped_storage()._cdata for t in model.parameters()}
 
     def stage(self, name: str, payload: int | None = None) -> AbstractContextManager[None]:
         """Part of the step, from `TrainStep`."""
@@ -141,24 +143,30 @@ class Recorder(TorchDispatchMode):
         kind, family = classify(func)
         if kind == "V":
             return func(*args, **kwargs)
-        flops = flops_of(func, x, None) if kind == "F" and base_name(func) in _SHAPE_BEFORE else None
         out = func(*args, **kwargs)
         inputs, outputs = tensors(x), tensors(out)
         node = torch._C._current_autograd_node() if self.part == "backward" else None
         module = self._owner(node) if node is not None else (self.stack[-1] if self.part == "forward" else "")
         row = self.sums.setdefault((func._schema.name.replace("::", "."), module, self.part), _Sum(kind))
         row.calls += 1
-        row.flops += flops_of(func, x, out) if flops is None else flops
+        row.flops += flops_of(func, x, out)
         row.elementwise += elementwise_flops(func, family, inputs, outputs)
         row.moved += operand_bytes(func, args, kwargs, out, self.table_optimizer)
         kernels, covered = kernels_of(func, family, x, inputs, self.device)
         row.kernels += kernels
         row.covered += covered
-        row.unfusable += unfusable(func, family, inputs, out, self.size, node.name() if node is not None else "")
-        for t in inputs:
-            if t.untyped_storage()._cdata in self.given:
-                self.inputs.add(t)
+        row.unfusable += unfusable(func, family, x, inputs, out, self.size, node.name() if node is not None else "")
+        self._watch(inputs, lookup=family in ("gather", "table_forward"))
         return out
+
+    def _watch(self, inputs: list[Tensor], *, lookup: bool) -> None:
+        """Which parts of the batch are read, and which parameters are read whole: a lookup touches some rows only."""
+        for t in inputs:
+            storage = t.untyped_storage()._cdata
+            if storage in self.given:
+                self.inputs.add(t)
+            elif self.part == "forward" and storage in self.owned and not lookup:
+                self.parameters.add(t)
 
     def _owner(self, node: Any) -> str:
         number = node._sequence_nr()
@@ -173,21 +181,31 @@ class Recorder(TorchDispatchMode):
             block = max((b for b in blocks if module == b or module.startswith(b + ".")), key=len, default="")
             rows.append(
                 OpRow(
-                    op=op, module=module, block=block, stage=blocks.get(block, part if part in ("loss", "optimizer") else "other"),
-                    part=part, kind=s.kind, calls=s.calls, flops=s.flops, flops_elementwise=s.elementwise,
-                    bytes_own=s.moved.own, bytes_half=s.moved.half, kernels=s.kernels, covered_calls=s.covered,
+                    op=op,
+                    module=module,
+                    block=block,
+                    stage=blocks.get(block, part if part in ("loss", "optimizer") else "other"),
+                    part=part,
+                    kind=s.kind,
+                    calls=s.calls,
+                    flops=s.flops,
+                    flops_elementwise=s.elementwise,
+                    bytes_own=s.moved.own,
+                    bytes_half=s.moved.half,
+                    kernels=s.kernels,
+                    covered_calls=s.covered,
                     unfusable=s.unfusable,
-                )  # fmt: skip
+                )
             )
         frozen = any(not p.requires_grad for p in self.model.parameters())
         return StepCounts(
             rows=tuple(rows), train=train, batch=self.size, device=self.device.type, frozen_parts=frozen,
             saved=self.saved.bytes(), inputs=self.inputs.bytes(),
+            parameters=self.parameters.bytes(),
         )  # fmt: skip
 
 
 _PARTS: dict[str, Part] = {"loss": "loss", "backward": "backward", "optimizer": "optimizer"}
-_SHAPE_BEFORE = frozenset(("aten::addr",))
 
 
 def batch_tensors(batch: Any) -> list[Tensor]:
@@ -232,6 +250,3 @@ def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
     finally:
         model.train(was_training)
     return recorder.result(train=train, blocks=phase_blocks(model))
-
-
-Phase = Literal["train", "infer"]

@@ -35,8 +35,8 @@ _MEAN: dict[str, float] = {
 """Means over the recordings where they differ from one."""
 
 _OUTSIDE: dict[str, float] = {
-    "aten::mv": 1.0, "aten::addmv": 1.0, "aten::dot": 1.0, "aten::vdot": 1.0, "aten::_trilinear": 1.0, "aten::addr": 1.0,
-    "aten::addbmm": 1.0, "aten::binary_cross_entropy_with_logits": 5.0,
+    "aten::mv": 1.0, "aten::addmv": 1.0, "aten::dot": 1.0, "aten::vdot": 1.0, "aten::_trilinear": 1.0,
+    "aten::addr": 1.0,    "aten::addbmm": 1.0, "aten::binary_cross_entropy_with_logits": 5.0,
     "aten::embedding_dense_backward": 1.0, "aten::_coalesce": 1.0, "aten::sparse_mask": 1.0,
 }  # fmt: skip
 """Known operators that no recording showed: counted at this guess (BCE: from its source), and as not covered."""
@@ -66,7 +66,11 @@ def kernels_of(
     name = base_name(func)
     if family == "view":
         return 0.0, True
-    if inputs and all(t.device.type == "cpu" and t.dim() == 0 for t in inputs) and (device.type != "cpu" or family == "optimizer"):
+    if (
+        inputs
+        and all(t.device.type == "cpu" and t.dim() == 0 for t in inputs)
+        and (device.type != "cpu" or family == "optimizer")
+    ):
         return 0.0, True
     if family == "optimizer":
         return float(_multi_tensor_launches(x)), True
@@ -76,7 +80,9 @@ def kernels_of(
         return _TABLE_BACKWARD, True
     if family == "attention_backward":
         return _ATTENTION_BACKWARD, False
-    covered = family not in ("sort", "other") and not (family == "jagged" and name not in _MEAN and "bounds_check" not in name)
+    covered = family not in ("sort", "other") and not (
+        family == "jagged" and name not in _MEAN and "bounds_check" not in name
+    )
     return _MEAN.get(name, 1.0), covered
 
 
@@ -97,7 +103,9 @@ def _multi_tensor_launches(x: Mapping[str, Any]) -> int:
     return launches + (blocks > 0)
 
 
-def unfusable(func: OpOverload, family: Family, inputs: list[Tensor], out: Any, batch: int, node: str) -> int:
+def unfusable(
+    func: OpOverload, family: Family, x: Mapping[str, Any], inputs: list[Tensor], out: Any, batch: int, node: str
+) -> int:
     """Kernels of one call that no fusion removes (the K of `mfu_bound`); the optimizer is added apart.
 
     Kept low where in doubt, so that the bound errs high: plain gathers can be fused into their consumers, and the bias
@@ -106,6 +114,7 @@ def unfusable(func: OpOverload, family: Family, inputs: list[Tensor], out: Any, 
     Args:
         func: the operator.
         family: of `ops.classify`.
+        x: arguments by name.
         inputs: tensor arguments.
         out: result of the call.
         batch: rows of the batch.
@@ -116,8 +125,8 @@ def unfusable(func: OpOverload, family: Family, inputs: list[Tensor], out: Any, 
     name = base_name(func)
     if name in ("aten::_embedding_bag", "aten::_embedding_bag_forward_only"):
         return 1
-    if "batch_norm" in name:
-        return 1
+    if "batch_norm" in name:  # statistics over the batch; in inference it is a scale and a shift
+        return int(x.get("training", x.get("train", True)) and not name.endswith("no_training"))
     if family == "reduction" and node not in ("AddmmBackward0", "ConvolutionBackward0"):
         return int(_reduces_batch(inputs, tensors(out), batch))
     return 0

@@ -72,7 +72,8 @@ def _attention(
 ) -> Tensor:
     if query.device.type != "meta" or (attn_mask is not None and attn_mask.requires_grad):
         return _PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return torch.ops.ctrbench.sdpa(query, key, value, attn_mask)[0]
+    out: Tensor = torch.ops.ctrbench.sdpa(query, key, value, attn_mask)[0]
+    return out
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -41,7 +41,7 @@ def base_name(func: OpOverload) -> str:
 def _gemm(a: str, b: str) -> Formula:
     def flops(x: Mapping[str, Any], out: Any) -> float:
         left, right = x[a], x[b]
-        return 2.0 * prod(left.shape) * right.shape[-1]
+        return float(2 * prod(left.shape) * right.shape[-1])
 
     return flops
 
@@ -57,8 +57,7 @@ def _conv(x: Mapping[str, Any], out: Tensor) -> float:
 
 
 def _conv_backward(x: Mapping[str, Any], out: Any) -> float:
-    forward = _conv(x, x["grad_output"])
-    return forward * sum(bool(m) for m in x["output_mask"][:2])
+    return _conv(x, x["grad_output"]) * sum(bool(m) for m in x["output_mask"][:2])
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> float:
@@ -111,14 +110,14 @@ FORMULAS: dict[str, Formula] = {
     "aten::mkldnn_convolution": lambda x, out: _conv({**x, "input": x["self"]}, out),
     "aten::cudnn_convolution": lambda x, out: _conv({**x, "input": x["self"]}, out),
     "aten::convolution_backward": _conv_backward,
-    **{name: _attention for name in _ATTENTION},
+    **dict.fromkeys(_ATTENTION, _attention),
     **{f"{name}_backward": _attention_backward for name in _ATTENTION},
 }
 """Operators with a formula. LSTM and encoder fast paths are unknown on purpose: count them on meta instead."""
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(f"aten::{n}" for n in text.split())
+def _names(text: str, room: str = "aten") -> frozenset[str]:
+    return frozenset(f"{room}::{n}" for n in text.split())
 
 
 _VIEWS = _names(
@@ -128,49 +127,51 @@ _VIEWS = _names(
 )
 _ELEMENTWISE = _names(
     "binary_cross_entropy_with_logits binary_cross_entropy binary_cross_entropy_backward log_sigmoid_forward "
-    "log_sigmoid_backward fill zero bernoulli normal uniform random exponential native_dropout native_dropout_backward "
-    "mse_loss mse_loss_backward smooth_l1_loss huber_loss glu glu_backward _prelu_kernel _prelu_kernel_backward "
-    "rrelu_with_noise masked_fill addcmul addcdiv lerp tril triu isin nan_to_num logit logit_backward"
+    "log_sigmoid_backward fill zero bernoulli normal uniform random exponential native_dropout "
+    "native_dropout_backward mse_loss mse_loss_backward smooth_l1_loss huber_loss glu glu_backward "
+    "_prelu_kernel _prelu_kernel_backward rrelu_with_noise masked_fill addcmul addcdiv lerp tril triu isin "
+    "nan_to_num logit logit_backward"
 )
 _FILLS = _names(
-    "arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor eye rand randn randint "
-    "rand_like randn_like fill zero bernoulli normal uniform random exponential linspace"
+    "arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor eye rand "
+    "randn randint rand_like randn_like fill zero bernoulli normal uniform random exponential linspace"
 )
 _COPIES = _names(
-    "copy clone _to_copy contiguous repeat slice_backward select_backward diagonal_backward flip roll tril triu constant_pad_nd "
-    "unfold_backward as_strided_scatter slice_scatter select_scatter"
+    "copy clone _to_copy contiguous repeat slice_backward select_backward diagonal_backward flip roll tril "
+    "triu constant_pad_nd unfold_backward as_strided_scatter slice_scatter select_scatter"
 )
 _REDUCTIONS = _names(
-    "sum mean argmax argmin amax amin max min all any norm linalg_vector_norm prod var std var_mean logsumexp nll_loss_forward "
-    "nll_loss_backward cumsum nansum"
+    "sum mean argmax argmin amax amin max min all any norm linalg_vector_norm prod var std var_mean logsumexp "
+    "nll_loss_forward nll_loss_backward cumsum nansum"
 )
 _NORMS = _names(
-    "_softmax _softmax_backward_data _log_softmax _log_softmax_backward_data native_layer_norm native_layer_norm_backward "
-    "native_batch_norm native_batch_norm_backward _native_batch_norm_legit _batch_norm_with_update "
-    "_batch_norm_with_update_functional cudnn_batch_norm cudnn_batch_norm_backward batch_norm_backward native_group_norm "
+    "_softmax _softmax_backward_data _log_softmax _log_softmax_backward_data native_layer_norm "
+    "native_layer_norm_backward native_batch_norm native_batch_norm_backward _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_with_update_functional "
+    "cudnn_batch_norm cudnn_batch_norm_backward batch_norm_backward native_group_norm "
     "native_group_norm_backward _fused_rms_norm _fused_rms_norm_backward _safe_softmax"
 )
 _GATHERS = _names(
-    "embedding embedding_dense_backward _embedding_bag _embedding_bag_forward_only _embedding_bag_dense_backward "
-    "_embedding_bag_backward _embedding_bag_sparse_backward "
-    "_embedding_bag_per_sample_weights_backward gather scatter scatter_add scatter_reduce index_select index index_put "
-    "_unsafe_index _unsafe_index_put _index_put_impl index_add index_fill index_copy take cat stack masked_select "
-    "masked_scatter sparse_mask _coalesce max_pool2d_with_indices max_pool2d_with_indices_backward avg_pool2d "
-    "avg_pool2d_backward _adaptive_avg_pool2d _adaptive_avg_pool2d_backward split_with_sizes_copy"
+    "embedding embedding_dense_backward _embedding_bag _embedding_bag_forward_only "
+    "_embedding_bag_dense_backward _embedding_bag_backward _embedding_bag_sparse_backward "
+    "_embedding_bag_per_sample_weights_backward gather scatter scatter_add scatter_reduce index_select index "
+    "index_put _unsafe_index _unsafe_index_put _index_put_impl index_add index_fill index_copy take cat stack "
+    "masked_select masked_scatter sparse_mask _coalesce max_pool2d_with_indices "
+    "max_pool2d_with_indices_backward avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d "
+    "_adaptive_avg_pool2d_backward split_with_sizes_copy"
 )
 _SORTS = _names(
-    "sort topk argsort unique_dim _unique _unique2 unique_consecutive unique_dim_consecutive nonzero bincount searchsorted bucketize "
-    "repeat_interleave multinomial randperm histc kthvalue median msort"
+    "sort topk argsort unique_dim _unique _unique2 unique_consecutive unique_dim_consecutive nonzero bincount "
+    "searchsorted bucketize repeat_interleave multinomial randperm histc kthvalue median msort"
 )
-_JAGGED = frozenset(
-    f"fbgemm::{n}"
-    for n in (
-        "asynchronous_complete_cumsum asynchronous_inclusive_cumsum asynchronous_exclusive_cumsum bounds_check_indices "
-        "permute_sparse_features permute_2D_sparse_data permute_1D_sparse_data permute_sparse_data permute_pooled_embs "
-        "permute_pooled_embs_auto_grad jagged_to_padded_dense jagged_to_padded_dense_forward jagged_to_padded_dense_backward "
-        "jagged_2d_to_dense jagged_1d_to_dense dense_to_jagged dense_to_jagged_forward block_bucketize_sparse_features offsets_range "
-        "segment_sum_csr generate_vbe_metadata get_infos_metadata linearize_cache_indices expand_into_jagged_permute"
-    ).split()
+_JAGGED = _names(
+    "asynchronous_complete_cumsum asynchronous_inclusive_cumsum asynchronous_exclusive_cumsum "
+    "bounds_check_indices permute_sparse_features permute_2D_sparse_data permute_1D_sparse_data "
+    "permute_sparse_data permute_pooled_embs permute_pooled_embs_auto_grad jagged_to_padded_dense "
+    "jagged_to_padded_dense_forward jagged_to_padded_dense_backward jagged_2d_to_dense jagged_1d_to_dense "
+    "dense_to_jagged dense_to_jagged_forward block_bucketize_sparse_features offsets_range segment_sum_csr "
+    "generate_vbe_metadata get_infos_metadata linearize_cache_indices expand_into_jagged_permute",
+    room="fbgemm",
 )
 
 

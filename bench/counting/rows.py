@@ -84,6 +84,8 @@ class StepCounts:
     """Activations kept for backward: distinct storages, parameters and inputs left out."""
     inputs: Bytes
     """Bytes of the batch that some operator reads."""
+    parameters: Bytes
+    """Parameters that some operator reads whole; tables that are only looked up in are not among them."""
 
     def _sum(self, name: str, part: Part | None) -> float:
         return float(sum(getattr(r, name) for r in self.rows if part in (None, r.part)))
@@ -114,7 +116,9 @@ class StepCounts:
         """Modelled CUDA kernels with band."""
         covered = sum(r.covered_calls for r in self.rows) / max(self.ops, 1)
         if covered < MIN_COVERED:
-            return KernelCount(None, None, None, covered, f"coverage_low: {covered:.2f} of the operator calls are in the kernel table")
+            return KernelCount(
+                None, None, None, covered, f"coverage_low: {covered:.2f} of the operator calls are in the kernel table"
+            )
         value = sum(r.kernels for r in self.rows)
         return KernelCount(value, value * (1 - BAND), value * (1 + BAND), covered)
 
@@ -172,11 +176,13 @@ def withhold_reason(counts: StepCounts, analytic: float) -> str:
 
 
 def backward_ratio_error(counts: StepCounts) -> str:
-    """Text if (forward + backward) / forward is outside [2, 3]; '' if it is fine, nothing was trained, or parts are frozen."""
+    """Text if (forward + backward) / forward is outside [2, 3]; '' if fine, not trained, or with frozen parts."""
     forward = counts.flops("forward") + counts.flops("loss")
     if not counts.train or counts.frozen_parts or not forward:
         return ""
     ratio = (forward + counts.flops("backward")) / forward
     if 2.0 - 1e-9 <= ratio <= 3.0 + 1e-9:
         return ""
-    return f"(forward + backward) / forward FLOPs is {ratio:.3f}, must lie in [2, 3]: an operator's backward is miscounted"
+    return (
+        f"(forward + backward) / forward FLOPs is {ratio:.3f}, must lie in [2, 3]: an operator's backward is miscounted"
+    )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
@@ -83,7 +82,7 @@ def distinct(found: Iterable[Tensor]) -> Bytes:
     return total
 
 
-_WRITE_ONLY = frozenset(f"aten::{n}_" for n in "fill zero bernoulli copy normal uniform random exponential".split())
+_WRITE_ONLY = tuple(f"aten::{n}_" for n in ("fill", "zero", "bernoulli", "copy", "normal", "uniform", "random"))
 
 
 def operand_bytes(
@@ -97,7 +96,9 @@ def operand_bytes(
     sparse = [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor) and t.is_sparse]
     if sparse:
         return _beside_sparse(sparse[0], x, out)
-    written = [v for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write for v in [x.get(a.name)]]
+    written = [
+        v for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write for v in [x.get(a.name)]
+    ]
     read = [v for k, v in x.items() if not (func._schema.name in _WRITE_ONLY and k == "self")]
     return distinct(tensors(read)) + distinct(tensors([out, written]))
 
@@ -138,7 +139,11 @@ def _scattered(index: str, source: str) -> Rule:
 def _bag(func: OpOverload, x: Mapping[str, Any], out: Any, optimizer: str) -> Bytes:
     weight, pooled = x["weight"], out[0]
     rows = values(x["indices"].numel() * weight.shape[1], weight)
-    return distinct(tensors([x["indices"], x["offsets"], x.get("per_sample_weights")])) + rows + values(pooled.numel(), pooled)
+    return (
+        distinct(tensors([x["indices"], x["offsets"], x.get("per_sample_weights")]))
+        + rows
+        + values(pooled.numel(), pooled)
+    )
 
 
 def _dense_gradient(func: OpOverload, x: Mapping[str, Any], out: Any, optimizer: str) -> Bytes:
@@ -186,8 +191,6 @@ def _table_backward(func: OpOverload, x: Mapping[str, Any], out: Any, optimizer:
     return values(n * width, grad) + _sorted(n, indices.element_size()) + (values(n * width, grad) + state) * 2
 
 
-
-
 _RULES: dict[str, Rule] = {
     "aten::embedding": _gathered("indices"),
     "aten::index_select": _gathered("index"),
@@ -198,7 +201,9 @@ _RULES: dict[str, Rule] = {
     "aten::_embedding_bag": _bag,
     "aten::_embedding_bag_forward_only": _bag,
     "aten::embedding_dense_backward": _dense_gradient,
-    "aten::_embedding_bag_dense_backward": lambda f, x, out, o: _dense_gradient(f, {**x, "grad_output": x["grad"]}, out, o),
+    "aten::_embedding_bag_dense_backward": lambda f, x, out, o: _dense_gradient(
+        f, {**x, "grad_output": x["grad"]}, out, o
+    ),
     "aten::_coalesce": _coalesce,
 }
 _IN_PLACE_RULES: dict[str, Rule] = {
@@ -212,8 +217,6 @@ _IN_PLACE_RULES: dict[str, Rule] = {
 
 def _rule(func: OpOverload) -> Rule | None:
     name = base_name(func)
-    if "embedding" in name and name.startswith("fbgemm::") or name.startswith("ctrbench::tbe"):
+    if name.startswith("ctrbench::tbe") or (name.startswith("fbgemm::") and "embedding" in name):
         return _table_backward if "backward" in name else _table_forward
     return _IN_PLACE_RULES.get(func._schema.name) or _RULES.get(name)
-
-

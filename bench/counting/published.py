@@ -1,0 +1,88 @@
+"""The published sizes of a model on meta over a batch sweep: counts and `mfu_bound`, nothing trained or timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ctrbench.bench.counting.bound import Bound, mfu_bound
+from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.rows import KernelCount, StepCounts, backward_ratio_error, coverage, withhold_reason
+from ctrbench.bench.hardware import catalogue
+from ctrbench.datasets.schema import synthetic_batch
+from ctrbench.models.spec import ModelSpec, Preset
+
+BATCHES = (256, 1024, 4096, 16384)
+GPUS = ("H100 SXM", "A100-80 SXM", "L4", "B200 SXM")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedPoint:
+    """One preset at one batch in one phase."""
+
+    model: str
+    preset: str
+    phase: Literal["train", "infer"]
+    batch: int
+    flops_fwd_per_sample: float
+    """Model FLOPs (masked attention pairs left out) of one forward, per-step work shared out over the batch."""
+    flops_per_sample: float
+    """Model FLOPs of the phase: forward, or forward and backward."""
+    flops_executed: float
+    """FLOPs of the step with the whole attention rectangle."""
+    flops_elementwise: float
+    bytes_operands: float
+    """Of the step, floats at 2 bytes."""
+    ai_operands: float
+    """flops_executed / bytes_operands."""
+    ops: int
+    kernels: KernelCount
+    unfusable: int
+    coverage: float | None
+    """Counted / closed-form forward FLOPs; None where the closed form is 0."""
+    withheld: str
+    """Why FLOPs and utilisation must not be used, or ''."""
+    bounds: Mapping[str, Bound]
+    """GPU -> `mfu_bound`; empty when withheld."""
+    counts: StepCounts
+
+
+def published_points(
+    spec: ModelSpec, batches: Sequence[int] = BATCHES, gpus: Sequence[str] = GPUS, dtype: str = "bf16"
+) -> list[PublishedPoint]:
+    """Traces every published preset of a model at every batch, training and inference.
+
+    Raises:
+        HardwareUnknown: a GPU has no dense peak for `dtype`.
+    """
+    return [p for preset in spec.published() for batch in batches for p in _points(spec, preset, batch, gpus, dtype)]
+
+
+def _points(spec: ModelSpec, preset: Preset, size: int, gpus: Sequence[str], dtype: str) -> Iterator[PublishedPoint]:
+    with torch.device("meta"):
+        model = spec.build(preset.config, preset.schema)
+    batch = synthetic_batch(preset.schema, size, device="meta")
+    form = spec.flops(preset.config, preset.schema, None)
+    analytic = form.full * size + float(getattr(model, "flops_per_step", 0.0))
+    phases: tuple[Literal["train", "infer"], ...] = ("train", "infer")
+    for phase in phases:
+        counts = count_step(model, batch, train=phase == "train")
+        masked = (form.full - form.visible) * size
+        masked_step = masked * (3 if phase == "train" else 1)  # both gradients of both attention GEMMs are masked alike
+        reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
+        bounds = {
+            g: mfu_bound(counts, model, batch, catalogue()[g], dtype, schema=preset.schema, masked_flops=masked_step)
+            for g in gpus
+        }
+        yield PublishedPoint(
+            model=spec.name, preset=preset.label, phase=phase, batch=size,
+            flops_fwd_per_sample=(counts.flops("forward") - masked) / size,
+            flops_per_sample=(counts.flops() - masked_step) / size, flops_executed=counts.flops(),
+            flops_elementwise=counts.flops_elementwise(), bytes_operands=counts.bytes_operands(dtype),
+            ai_operands=counts.ai_operands(dtype), ops=counts.ops, kernels=counts.kernels, unfusable=counts.unfusable,
+            coverage=coverage(counts.flops("forward"), analytic), withheld=reason, bounds={} if reason else bounds,
+            counts=counts,
+        )  # fmt: skip

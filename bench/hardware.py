@@ -1,0 +1,147 @@
+"""The catalogue of accelerators, and what this machine is.
+
+An unknown device, or a dtype without a dense peak, gives a reason and never another device's figure.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+_HERE = Path(__file__).resolve().parent
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class HardwareUnknown(LookupError):
+    """A figure that the catalogue does not have; `reason` is a code of measures.md section 1."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(f"{reason}: {text}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One accelerator of `hardware.toml`."""
+
+    name: str
+    device_names: tuple[str, ...]
+    """Names that its driver reports."""
+    peak_tflops: Mapping[str, float]
+    """dtype -> dense TFLOP/s (no 2:4 sparsity)."""
+    bandwidth_gbs: float
+    """DRAM, 1e9 bytes a second."""
+    l2_mb: float
+    """Last-level cache, 1e6 bytes."""
+    memory_gb: float
+    watts: float | None = None
+    usd_per_hour: tuple[float, float] | None = None
+    """Lowest and highest price seen."""
+    price_source: str = ""
+    verified: tuple[str, ...] = ()
+    """Columns found in a recording or cross-read; all others are unchecked datasheet values."""
+    note: str = ""
+
+    def ridge(self, dtype: str) -> float:
+        """FLOP per DRAM byte at which the dense peak and the bandwidth meet."""
+        return peak(self, dtype) / (self.bandwidth_gbs * 1e9)
+
+
+@cache
+def catalogue() -> dict[str, Gpu]:
+    """Every known accelerator by its short name."""
+    table: dict[str, dict[str, Any]] = tomllib.loads((_HERE / "hardware.toml").read_text(encoding="utf-8"))["gpu"]
+    lists = ("device_names", "usd_per_hour", "verified")
+    found = {}
+    for name, row in table.items():
+        columns: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
+        found[name] = Gpu(name=name, **columns)
+    return found
+
+
+def find(device_name: str) -> Gpu:
+    """The accelerator of this exact short or driver name.
+
+    Raises:
+        HardwareUnknown: `device_unknown`.
+    """
+    for gpu in catalogue().values():
+        if device_name == gpu.name or device_name in gpu.device_names:
+            return gpu
+    raise HardwareUnknown(
+        "device_unknown",
+        f"no accelerator is named exactly {device_name!r}; add it to bench/hardware.toml with its source",
+    )
+
+
+def peak(gpu: Gpu, dtype: str) -> float:
+    """Dense peak in FLOP/s.
+
+    Raises:
+        HardwareUnknown: `peak_missing_for_dtype`.
+    """
+    short = _SHORT.get(dtype, dtype)
+    if short not in gpu.peak_tflops:
+        raise HardwareUnknown("peak_missing_for_dtype", f"{gpu.name} has no dense {short} peak in bench/hardware.toml")
+    return gpu.peak_tflops[short] * 1e12
+
+
+def _first_line(path: str, key: str = "") -> str:
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    found = next((line for line in lines if line.startswith(key)), "")
+    return found.split(":", 1)[-1].strip() if key else found.strip()
+
+
+def _version(*names: str) -> str:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(_HERE), *args], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def this_machine() -> dict[str, Any]:
+    """Manifest of this machine and its software; no user, host or path names."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "cpu": _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not visible",
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchrec": _version("torchrec"),
+        "fbgemm": _version("fbgemm-gpu-cpu", "fbgemm-gpu"),
+        "torch_threads": torch.get_num_threads(),
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "commit": _git("rev-parse", "HEAD") or "not a git checkout",
+        "dirty": None if changes is None else bool(changes),
+    }
