@@ -1,0 +1,205 @@
+"""One number of a table: value, band, how it is known; how it is found among the rows and how it is printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from ctrbench.reports.measures import MEASURES, Style
+
+KNOWN = ("ok", "unstable")
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number, or why there is none."""
+
+    value: float | None
+    metric: str
+    """Id in the catalogue; decides how it is printed."""
+    origin: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    status: str = "ok"
+    reason: str = ""
+    note: str = ""
+    """Shown small beside the number: the batch, how many repeats failed."""
+    signed: bool = False
+
+    @property
+    def text(self) -> str:
+        """`0.7896`, `12.3 ms`, or `— (reason)`."""
+        if self.value is None:
+            return f"— ({self.reason or 'no row'})"
+        return ("+" if self.signed and self.value > 0 else "") + text_of(self.value, self.metric)
+
+    @property
+    def band(self) -> str:
+        """`[low, high]`, empty where there is none."""
+        if self.value is None or self.low is None or self.high is None:
+            return ""
+        ends = (text_of(v, self.metric, like=self.value) for v in (self.low, self.high))
+        low, high = (("+" if self.signed and not t.startswith("-") else "") + t for t in ends)
+        return f"[{low}, {high}]"
+
+    def over(self, other: Cell, metric: str, scale: float = 1.0) -> Cell:
+        """`scale * self / other` as a derived cell; modelled if an input is, withheld if an input is."""
+        missing = next((c for c in (self, other) if c.value is None), None)
+        if missing is not None or not other.value:
+            return absent(metric, missing.reason if missing else "division by zero")
+        assert self.value is not None
+        origin = "modelled" if "modelled" in (self.origin, other.origin) else "derived"
+        shaky = next((c for c in (self, other) if c.status == "unstable"), self)
+        low = scale * self.value / other.high if other.high else None
+        high = scale * self.value / other.low if other.low else None
+        return Cell(
+            scale * self.value / other.value, metric, origin, low, high, status=shaky.status, reason=shaky.reason
+        )
+
+
+def absent(metric: str, reason: str) -> Cell:
+    """A withheld number."""
+    return Cell(None, metric, "abstained", status="skipped", reason=reason)
+
+
+def text_of(value: float, metric: str, like: float | None = None) -> str:
+    """A value in the style of its measure. `like` fixes the prefix, so that a band reads like its middle."""
+    if metric not in MEASURES:
+        return f"{value:.4g}"
+    m, base = MEASURES[metric], value if like is None else like
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "n/k"
+    return str(_STYLES[m.style](value, base, m.unit))
+
+
+def _time(value: float, base: float, _: str) -> str:
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(base) >= factor:
+            return f"{_figures(value / factor)} {unit}"
+    return f"{_figures(value * 1e9)} ns"
+
+
+def _prefixed(value: float, base: float, unit: str) -> str:
+    short = unit.split("/")[0]
+    short = short if short in ("FLOP", "B") else ""
+    for factor, prefix in PREFIXES:
+        if abs(base) >= factor:
+            return f"{_figures(value / factor)} {prefix}{short}".rstrip()
+    return f"{_figures(value)} {short}".rstrip()
+
+
+def _count(value: float, base: float, _: str) -> str:
+    return f"{value:,.0f}"
+
+
+def _percent(value: float, base: float, _: str) -> str:
+    v = 100 * value
+    return f"{v:.1f} %" if abs(100 * base) >= 1 else f"{v:.2g} %"
+
+
+def _auc(value: float, base: float, _: str) -> str:
+    return f"{value:.4f}"
+
+
+def _number(value: float, base: float, _: str) -> str:
+    return _figures(value)
+
+
+def _figures(value: float) -> str:
+    """Three significant digits without an exponent where that stays short."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}" if digits <= 5 else f"{value:.2e}"
+
+
+_STYLES: Mapping[Style, Any] = {
+    "time": _time,
+    "bytes": _prefixed,
+    "si": _prefixed,
+    "count": _count,
+    "percent": _percent,
+    "auc": _auc,
+    "number": _number,
+}
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic."""
+    out = frame.copy()
+    for name in ("run", "model", "variant", "preset", "family", "data", "split", "track", "phase", "scope", "device",
+                 "dtype", "metric", "unit", "origin", "better", "status", "reason"):  # fmt: skip
+        out[name] = out[name].astype(object).where(out[name].notna(), "").astype(str)
+    for name in ("value", "sd", "p10", "p50", "p90", "p99", "ci_low", "ci_high", "seed", "threads", "batch", "n"):
+        out[name] = pd.to_numeric(out[name], errors="coerce").astype("float64")
+    out.loc[out["preset"] == "", "preset"] = "small"
+    return out
+
+
+def where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Rows whose columns equal the wanted values; None asks for nothing."""
+    keep = pd.Series(True, index=frame.index)
+    for name, value in wanted.items():
+        if value is not None:
+            keep &= frame[name] == value
+    return frame[keep]
+
+
+def pick(frame: pd.DataFrame, metric: str, *, scope: str | None = "", signed: bool = False, **wanted: Any) -> Cell:
+    """The one number that the rows of a measure say.
+
+    A row over all seeds wins over rows of single seeds; several processes give their median with the range;
+    of several batches the largest is taken and named. Rows that failed beside others are counted in the note.
+
+    Args:
+        frame: tidy rows.
+        metric: id of the measure.
+        scope: scope wanted, None for any.
+        signed: print a plus sign.
+        **wanted: values of other columns.
+    """
+    rows = where(frame, metric=metric, scope=scope, **wanted)
+    if rows.empty:
+        return absent(metric, "no row")
+    known = rows[rows["status"].isin(KNOWN) & rows["value"].notna()]
+    if known.empty:
+        first = rows.iloc[0]
+        reason = str(first["reason"]) or str(first["status"])
+        return Cell(None, metric, "abstained", status=str(first["status"]), reason=reason)
+    lost = len(rows[~rows["status"].isin(KNOWN)])
+    notes = [f"{lost} of {len(rows)} withheld"] if lost else []
+    over_seeds = known[known["seed"].isna()]
+    if not over_seeds.empty:
+        known, notes = over_seeds, []
+    if known["batch"].nunique() > 1:
+        known = known[known["batch"] == known["batch"].max()]
+        notes.append(f"batch {known['batch'].max():,.0f}")
+    return replace(_merge(known, metric), note=", ".join(notes), signed=signed)
+
+
+def _merge(known: pd.DataFrame, metric: str) -> Cell:
+    first = known.iloc[0]
+    shaky = known[known["status"] == "unstable"]
+    status, reason = ("unstable", str(shaky.iloc[0]["reason"])) if len(shaky) else ("ok", "")
+    if len(known) == 1:
+        low, high, n = (_maybe(first[c]) for c in ("ci_low", "ci_high", "n"))
+        return Cell(
+            float(first["value"]), metric, str(first["origin"]), low, high, int(n) if n else None, status, reason
+        )
+    values = known["value"]
+    return Cell(
+        float(values.median()), metric, str(first["origin"]), float(values.min()), float(values.max()),
+        len(known), status, reason,
+    )  # fmt: skip
+
+
+def _maybe(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -1,0 +1,272 @@
+"""Tables of cost: counts, bounds, ceilings, memory, time split. Pure functions of tidy rows (`cells.tidy`)."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ctrbench.reports.cells import KNOWN, Cell, absent, pick, where
+from ctrbench.reports.names import Names
+from ctrbench.reports.tables import delta_of, models_of, reference_of
+
+STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
+RIDGE_GPU = "H100 SXM"
+
+
+@cache
+def cited() -> dict[str, list[dict[str, Any]]]:
+    """Published anchors of cited.toml."""
+    return tomllib.loads((Path(__file__).parent / "cited.toml").read_text())
+
+
+def published(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of published presets, traced on the meta device."""
+    return frame[frame["preset"].str.startswith("published")]
+
+
+def gpu_limits(frame: pd.DataFrame, name: str = RIDGE_GPU) -> tuple[Cell, Cell, Cell]:
+    """(peak FLOP/s in T, GB/s, ridge) of a GPU: rows of the run if it wrote them, else the cited datasheet."""
+    mine = frame[frame["scope"].str.startswith(name)]
+    peak, bandwidth = (pick(mine, m, scope=None) for m in ("peak_tflops", "peak_gbs"))
+    if peak.value is None or bandwidth.value is None:
+        sheet = next(g for g in cited()["gpu"] if g["name"] == name)
+        peak = Cell(float(sheet["bf16_tflops"]), "peak_tflops", "cited", note=str(sheet["source"]))
+        bandwidth = Cell(float(sheet["gbs"]), "peak_gbs", "cited", note=str(sheet["source"]))
+    return peak, bandwidth, peak.over(bandwidth, "ridge", scale=1000.0)
+
+
+def sizes(frame: pd.DataFrame, names: Names) -> list[tuple[str, str, str, float]]:
+    """(model, variant, preset, batch) of every published point, in table order."""
+    rows = published(frame)
+    keys = rows[["model", "variant", "preset", "batch"]].drop_duplicates()
+    points = [(str(m), str(v), str(p), float(b)) for m, v, p, b in keys.itertuples(index=False) if b == b]
+    return sorted(points, key=lambda k: (*names.order(k[0], k[1]), k[2], k[3]))
+
+
+def _point(names: Names, model: str, variant: str, preset: str, batch: float) -> dict[str, Any]:
+    return {"Model": names.title(model, variant), "Camp": names.camp(model), "Preset": preset, "Batch": f"{batch:,.0f}"}
+
+
+def launches(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Kernels, FLOPs a kernel and intensity of the published presets, against the H100 ridge."""
+    ridge = gpu_limits(frame)[2]
+    rows, index = [], []
+    for model, variant, preset, batch in sizes(frame, names):
+        mine = where(published(frame), model=model, variant=variant, preset=preset, batch=batch)
+        kernels, flops = (pick(mine, m) for m in ("kernels_per_step", "flops_train_per_sample"))
+        if kernels.reason == "no row" and flops.reason == "no row":
+            continue
+        row = _point(names, model, variant, preset, batch)
+        row |= {
+            "CUDA kernels / step": kernels,
+            "CUDA kernels / sample": kernels.over(Cell(batch, "", "counted"), "kernels_per_sample"),
+            "Training FLOPs / sample": flops,
+            "FLOPs / kernel": flops.over(kernels, "flops_per_kernel", scale=batch),
+            "Intensity (operands)": pick(mine, "ai_operands"),
+            "Intensity (compulsory)": pick(mine, "ai_compulsory"),
+            f"{RIDGE_GPU} ridge": ridge,
+        }
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def bounds(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """`mfu_bound` of each published preset, batch by batch, one column a GPU."""
+    rows_all = where(published(frame), metric="mfu_bound")
+    gpus = sorted(g for g in rows_all["scope"].unique() if g)
+    rows, index = [], []
+    for model, variant, preset, batch in sizes(rows_all, names):
+        mine = where(rows_all, model=model, variant=variant, preset=preset, batch=batch)
+        row = _point(names, model, variant, preset, batch)
+        row |= {gpu: pick(mine, "mfu_bound", scope=gpu) for gpu in gpus}
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def cpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """What the small presets achieve on this CPU against its measured ceilings."""
+    rows, index = [], []
+    small = where(frame, preset="small", phase="train")
+    for model, variant in models_of(small, names):
+        for data in sorted(set(where(small, model=model, variant=variant)["data"])):
+            mine = where(small, model=model, variant=variant, data=data)
+            flops, speed = pick(mine, "flops_train_per_sample"), pick(mine, "throughput")
+            if flops.value is None or speed.value is None:
+                continue
+            achieved = flops.over(Cell(1 / speed.value, "", "measured"), "ceiling_gemm", scale=1e-9)
+            rows.append({
+                "Model": names.title(model, variant), "Camp": names.camp(model), "Data": data,
+                "Intensity (operands)": pick(mine, "ai_operands"), "Achieved GFLOP/s": achieved,
+                "GEMM ceiling, GFLOP/s": pick(mine, "ceiling_gemm", scope=None),
+                "Copy ceiling, GB/s": pick(mine, "ceiling_copy", scope=None),
+                "MFU on this CPU": pick(mine, "mfu_cpu"),
+                "Bandwidth use (operand bytes)": _first(mine, "mbu", ("bytes_operands", "")),
+            })  # fmt: skip
+            index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def _first(mine: pd.DataFrame, metric: str, scopes: tuple[str, ...]) -> Cell:
+    """The first scope that has a row."""
+    cells = [pick(mine, metric, scope=s) for s in scopes]
+    return next((c for c in cells if c.reason != "no row"), cells[0])
+
+
+def gpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Attainable FLOP/s on H100 of each published preset from its intensity alone: a bound, no measured point."""
+    peak, bandwidth, ridge = gpu_limits(frame)
+    peak_value, bandwidth_value = peak.value or 0.0, bandwidth.value or 0.0
+    rows, index = [], []
+    for model, variant, preset, batch in sizes(frame, names):
+        mine = where(published(frame), model=model, variant=variant, preset=preset, batch=batch)
+        row = _point(names, model, variant, preset, batch)
+        for name, metric in (("operands", "ai_operands"), ("compulsory", "ai_compulsory")):
+            ai = pick(mine, metric)
+            roof = (
+                absent("peak_tflops", ai.reason)
+                if ai.value is None
+                else Cell(min(peak_value, ai.value * bandwidth_value / 1000), "peak_tflops", "derived")
+            )
+            row |= {f"Intensity ({name})": ai, f"Roof by {name} bytes, TFLOP/s": roof}
+        row[f"{RIDGE_GPU} ridge"] = ridge
+        if row["Intensity (operands)"].value is None and row["Intensity (compulsory)"].value is None:
+            continue
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def gain_per_flop(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Paired difference of AUC against the extra forward FLOPs a sample that it cost."""
+    other = reference_of(frame, data)
+    base = pick(where(frame, data=data, model=other, variant="", preset="small"), "flops_fwd_per_sample")
+    rows, index = [], []
+    for model, variant in models_of(frame, names, data=data, preset="small", metric="auc"):
+        if names.camp(model) == "floor" or not other:
+            continue
+        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+        delta, flops = delta_of(frame, data, model, variant, other), pick(mine, "flops_fwd_per_sample")
+        rows.append({
+            "Model": names.title(model, variant), "Camp": names.camp(model), "Forward FLOPs / sample": flops,
+            f"Times {names.title(other)}": flops.over(base, "ratio"), f"ΔAUC vs {names.title(other)}": delta,
+            "ΔAUC / extra GFLOP": pick(mine, "auc_per_gflop", scope=f"vs:{other}", signed=True),
+        })  # fmt: skip
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def step_split(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Share of a training step by stage, and the three largest blocks."""
+    rows_all = where(frame, metric="split_host", data=data, preset="small")
+    present = {s.removeprefix("stage:") for s in rows_all["scope"] if s.startswith("stage:") and "/" not in s}
+    stages = [s for s in STAGES if s in present] + sorted(present - set(STAGES))
+    rows, index = [], []
+    for model, variant in models_of(rows_all, names):
+        mine = where(rows_all, model=model, variant=variant)
+        row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
+        if not mine["status"].isin(KNOWN).any():
+            reason = str(mine.iloc[0]["reason"])
+            row |= {s: absent("split_host", reason) for s in stages}
+        else:
+            row |= {s: pick(mine, "split_host", scope=f"stage:{s}") for s in stages}
+        row["Largest blocks"] = _blocks(mine)
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def _blocks(mine: pd.DataFrame) -> str:
+    part = mine[mine["scope"].str.contains("/block:") & mine["value"].notna()].nlargest(3, "value")
+    return (
+        ", ".join(f"{s.split('/block:')[1]} {100 * v:.0f} %" for s, v in zip(part["scope"], part["value"], strict=True))
+        or "—"
+    )
+
+
+def memory(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Bytes in memory and storage and CPU time of each model."""
+    rows, index = [], []
+    for model, variant in models_of(frame, names, data=data, preset="small"):
+        if names.camp(model) == "floor":
+            continue
+        mine = where(frame, data=data, model=model, variant=variant, preset="small", phase="train")
+        row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
+        row |= {
+            "Peak RSS": pick(mine, "rss_peak"),
+            "Embedding tables": pick(mine, "bytes_tables"),
+            "Optimizer state": pick(mine, "bytes_optimizer"),
+            "Checkpoint": pick(mine, "bytes_checkpoint"),
+            "Operand bytes / step": pick(mine, "bytes_operands"),
+            "Compulsory bytes / step": pick(mine, "bytes_compulsory"),
+            "Padding waste": _first(mine, "padding_waste", ("", "all")),
+            "Unique row ratio": _first(mine, "unique_row_ratio", ("", "all")),
+        }
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def storage(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+    """Raw and prepared bytes of each data set."""
+    rows = []
+    for data in sorted(set(where(frame, phase="prepare")["data"])):
+        mine = where(frame, phase="prepare", data=data)
+        raw, shards = pick(mine, "bytes_raw"), pick(mine, "bytes_shards")
+        rows.append(
+            {"Data": data, "Raw data": raw, "Prepared shards": shards, "Shards / raw": shards.over(raw, "ratio")}
+        )
+    return pd.DataFrame(rows, index=[r["Data"] for r in rows])
+
+
+def speed(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Time and CPU work of a training step and of one forward call."""
+    rows, index = [], []
+    for model, variant in models_of(frame, names, data=data, preset="small"):
+        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+        if names.camp(model) == "floor":
+            continue
+        row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
+        train = where(mine, phase="train")
+        row |= {
+            "Step time": pick(train, "step_time"),
+            "Samples / s": pick(train, "throughput"),
+            "Forward latency": pick(mine, "infer_latency", phase="infer"),
+            "Latency batch": _batch(mine),
+            "Loader stall": pick(train, "loader_stall"),
+            "CPU core-s / million, data": pick(train, "cpu_core_s_per_million", scope="data"),
+            "CPU core-s / million, compute": pick(train, "cpu_core_s_per_million", scope="compute"),
+            "Operators / step": pick(train, "ops_per_step"),
+        }
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def _batch(mine: pd.DataFrame) -> str:
+    """The batch that `pick` reports the latency at."""
+    batches = where(mine, metric="infer_latency")["batch"].dropna()
+    return f"{batches.max():,.0f}" if len(batches) else "—"
+
+
+def cited_auc() -> pd.DataFrame:
+    """BARS, Criteo_x1, means of five seeds."""
+    rows = [
+        {"Model": a["model"], "AUC": Cell(a["auc"], "auc", "cited"), "sd over 5 seeds": f"{a['sd']:.6f}",
+         "Log loss": Cell(a["logloss"], "logloss", "cited")} for a in cited()["auc"]
+    ]  # fmt: skip
+    return pd.DataFrame(rows, index=[r["Model"] for r in rows])
+
+
+def cited_mfu() -> pd.DataFrame:
+    """Published utilisation of ranking systems."""
+    rows = [
+        {"System": m["system"], "Hardware": m["hardware"], "MFU": Cell(m["mfu"], "mfu", "cited"),
+         "Source": m["source"], "Grade": m["grade"]} for m in cited()["mfu"]
+    ]  # fmt: skip
+    return pd.DataFrame(rows, index=[r["System"] for r in rows])

@@ -1,0 +1,100 @@
+"""What a model is called, which camp it belongs to, and how a figure draws it: the same everywhere on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+TITLES: Mapping[str, str] = {
+    "deepfm": "DeepFM",
+    "dcn_v2": "DCN-v2",
+    "din": "DIN",
+    "composite": "Composite (DCN-v2 + DIN)",
+    "fat": "FAT",
+    "onetrans": "OneTrans",
+    "gpt_block": "GPT block",
+    "shared_fields": "Shared-weight fields",
+    "popularity": "Popularity",
+    "lr": "Logistic regression",
+    "lightgbm": "LightGBM",
+    "lightgbm_history": "LightGBM-history",
+}
+"""Fallback where no record carries a title."""
+CONTROLS = frozenset({"gpt_block", "shared_fields"})
+CAMPS = ("legacy", "transformer", "control", "floor", "other")
+"""Order of every table; `control` is a transformer that is no one's published model."""
+SYMBOLS: Mapping[str, str] = {
+    "legacy": "circle",
+    "transformer": "diamond",
+    "control": "square-open",
+    "floor": "x-thin-open",
+    "other": "star",
+}
+GREY = "#8a8f98"
+COLOURS: Mapping[str, str] = {
+    "deepfm": "#E69F00", "dcn_v2": "#56B4E9", "din": "#009E73", "composite": "#0072B2",
+    "fat": "#D55E00", "onetrans": "#CC79A7",
+}  # fmt: skip
+"""Okabe and Ito (2008), told apart with every common colour-vision deficiency; black and yellow are left out, one
+vanishes on a dark page and the other on a white one. Controls and floors are grey and told apart by symbol."""
+SPARE = ("#8C6D1F", "#3B4CC0", "#117733", "#882255")
+"""For models that do not ship with the project."""
+REFERENCES = ("composite", "dcn_v2", "deepfm")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Titles and camps of the models of one report."""
+
+    titles: Mapping[str, str] = field(default_factory=dict)
+    camps: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, model: str, variant: str = "") -> str:
+        """Title with the variant behind it."""
+        base = self.titles.get(model) or TITLES.get(model) or model or "—"
+        return f"{base} · {variant}" if variant else base
+
+    def camp(self, model: str) -> str:
+        """legacy | transformer | control | floor | other."""
+        return self.camps.get(model, "other")
+
+    def order(self, model: str, variant: str = "") -> tuple[int, int, str, str]:
+        """Sorting key: camp, then the order of `TITLES`, then name."""
+        known = list(TITLES)
+        rank = known.index(model) if model in TITLES else len(known)
+        return CAMPS.index(self.camp(model)), rank, model, variant
+
+    def colour(self, model: str) -> str:
+        """Colour of a model, the same in every figure."""
+        if model in COLOURS:
+            return COLOURS[model]
+        if self.camp(model) in ("control", "floor"):
+            return GREY
+        others = sorted(m for m in self.camps if m not in COLOURS and self.camp(m) not in ("control", "floor"))
+        return SPARE[others.index(model) % len(SPARE)] if model in others else GREY
+
+    def symbol(self, model: str) -> str:
+        """Marker of the camp; the two controls differ."""
+        if self.camp(model) == "control" and model == "shared_fields":
+            return "triangle-up-open"
+        return SYMBOLS[self.camp(model)]
+
+
+def names_of(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Names:
+    """Titles and control flags that the records carry, families of the rows."""
+    titles: dict[str, str] = {}
+    controls = set(CONTROLS)
+    for body in bodies.values():
+        model, extra = str(body.get("spec", {}).get("model", "")), body.get("extra", {})
+        if model and extra.get("title"):
+            titles[model] = str(extra["title"])
+        if model and extra.get("control"):
+            controls.add(model)
+    camps = {}
+    for model, family in frame[["model", "family"]].drop_duplicates().itertuples(index=False):
+        if model and (model not in camps or family):
+            camps[model] = "control" if model in controls else family if family in CAMPS else "other"
+    return Names(titles, camps)

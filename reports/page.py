@@ -1,0 +1,227 @@
+"""The report: one self-contained offline page, a pure function of loaded records."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ctrbench.reports import tables
+from ctrbench.reports.cells import Cell, tidy
+from ctrbench.reports.limits import Limits, cpu_name, levels, limits
+from ctrbench.reports.measures import MEASURES
+from ctrbench.reports.names import Names, names_of
+from ctrbench.reports.records import write_atomic
+from ctrbench.reports.sections import Context, Section, build_sections
+
+HERE = Path(__file__).parent
+INLINE_REASON = 22
+"""Longest reason that is printed in a cell; longer ones become a note below the table."""
+LONG_HEADS = frozenset(
+    {"Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Mechanism"}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that is on the page, in order."""
+
+    lead: str
+    limits: Limits
+    sections: tuple[Section, ...]
+    origins: pd.DataFrame
+    cards: tuple[tuple[str, str, pd.DataFrame], ...]
+    """(title, count of statuses, mechanisms)"""
+    environment: pd.DataFrame
+    lost: pd.DataFrame
+    measures: pd.DataFrame
+    failures: tuple[str, ...] = ()
+    records: int = 0
+
+
+def build_report(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], out: Path) -> Path:
+    """Writes the page of loaded records.
+
+    Args:
+        frame: rows of `records.load`.
+        bodies: record.json by key, of `records.load`.
+        out: file to write; whole or not at all.
+
+    Returns:
+        `out`.
+    """
+    write_atomic(out, render(make_report(frame, bodies)).encode())
+    return out
+
+
+def make_report(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Report:
+    """Everything that the page says, before any HTML."""
+    rows = tidy(frame)
+    names = names_of(rows, bodies)
+    dead = {data for _, data, _ in tables.skipped_tracks(rows)}
+    data = tuple((t, d) for t, d in tables.groups(rows) if d not in dead)
+    context = Context(rows, bodies, names, data)
+    missing = tables.lost(rows, names)
+    broken = missing[missing["Status"].isin(["failed", "oom", "timeout"])]
+    return Report(
+        lead=_lead(bodies, data),
+        limits=limits(rows, bodies),
+        sections=tuple(build_sections(context)),
+        origins=tables.origins(rows),
+        cards=_cards(bodies, names),
+        environment=tables.environment(bodies),
+        lost=missing,
+        measures=_measures(rows),
+        failures=tuple(f"{r['Model']} on {r['Data']}: {r['Status']}, {r['Reason']}" for _, r in broken.iterrows()),
+        records=len(bodies),
+    )
+
+
+def _lead(bodies: Mapping[str, Mapping[str, Any]], data: tuple[tuple[str, str], ...]) -> str:
+    where = ", ".join(f"{d} ({t})" for t, d in data) or "no data set"
+    level = ", ".join(levels(bodies)) or "not stated"
+    return f"Legacy CTR models and transformer rankers on the same rows: {where}. Level: {level}. Machine: {cpu_name(bodies)}."
+
+
+def _cards(bodies: Mapping[str, Mapping[str, Any]], names: Names) -> tuple[tuple[str, str, pd.DataFrame], ...]:
+    """One card a model and variant, the first record that carries it."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for body in bodies.values():
+        card = body.get("extra", {}).get("card")
+        if card:
+            spec = body.get("spec", {})
+            found.setdefault((str(spec.get("model") or card["model"]), str(spec.get("variant", ""))), card)
+    out = []
+    for model, variant in sorted(found, key=lambda k: names.order(*k)):
+        card = found[model, variant]
+        rows = [
+            {h: str(r.get(h.lower(), "") or "—") for h in ("Mechanism", "Status", "Section", "Switch", "Note")}
+            for r in card["rows"]
+        ]
+        counts = pd.Series([r["Status"] for r in rows], dtype=object).value_counts()
+        words = ", ".join(f"{counts[s]} {s}" for s in ("faithful", "adapted", "unknown") if s in counts)
+        out.append((names.title(model, variant), f"{card.get('paper', '')}: {words}", pd.DataFrame(rows)))
+    return tuple(out)
+
+
+def _measures(rows: pd.DataFrame) -> pd.DataFrame:
+    words = {"up": "higher", "down": "lower", "none": "descriptive"}
+    found = [MEASURES[m] for m in MEASURES if m in set(rows["metric"])]
+    return pd.DataFrame([
+        {"Measure": m.title, "Id": m.id, "Unit": m.unit, "Better": words[m.better], "Formula": m.words, "Source": m.source}
+        for m in found
+    ])  # fmt: skip
+
+
+@dataclass
+class _Ids:
+    """Numbers tables and figures, and collects the figures' JSON."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    tables: int = 0
+
+    def figure(self, caption: str, fig: Any) -> dict[str, Any]:
+        name = f"figure-{len(self.figures) + 1}"
+        self.figures[name] = json.loads(fig.to_json())
+        return {"id": name, "caption": caption, "height": int(fig.layout.height)}
+
+    def table(self, body: pd.DataFrame, name: str) -> dict[str, Any]:
+        self.tables += 1
+        notes: dict[str, str] = {}
+        heads = [_head(body, str(c)) for c in body.columns]
+        rows = [
+            [_entry(entry, head, notes) for entry, head in zip(row, heads, strict=True)]
+            for row in body.itertuples(index=False, name=None)
+        ]
+        slug = re.sub(r"[^a-z0-9]+", "-", f"ctrbench {name}".lower()).strip("-")
+        pairs = [(mark, reason) for reason, mark in notes.items()]
+        return {"id": f"table-{self.tables}", "name": slug, "heads": heads, "rows": rows, "notes": pairs}
+
+
+def _head(body: pd.DataFrame, column: str) -> dict[str, Any]:
+    """A column whose numbers all have one origin says it once, in its head."""
+    cells = [c for c in body[column] if isinstance(c, Cell)]
+    origins = {c.origin for c in cells if c.value is not None}
+    metric = cells[0].metric if cells else ""
+    return {
+        "text": column, "numeric": bool(cells), "origin": origins.pop() if len(origins) == 1 else "",
+        "words": MEASURES[metric].words if metric in MEASURES else "",
+    }  # fmt: skip
+
+
+def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(entry, Cell):
+        text = str(entry)
+        bad = text.startswith("UNEQUAL") or text in ("failed", "oom", "timeout") or text.startswith(tables.NO_BETTER)
+        css = "v-bad" if bad else "v-better" if text == "better" else "long" if head["text"] in LONG_HEADS else ""
+        return {"kind": "text", "text": text, "css": css}
+    if entry.value is None:
+        reason = entry.reason or "no row"
+        mark = "" if len(reason) <= INLINE_REASON else notes.setdefault(reason, str(len(notes) + 1))
+        return {"kind": "none", "reason": reason, "mark": mark}
+    repeats = f"n = {entry.n}" if entry.n else ""
+    return {
+        "kind": "number", "text": entry.text, "band": entry.band, "note": entry.note, "origin": entry.origin,
+        "tag": "" if head["origin"] else entry.origin, "unstable": entry.status == "unstable",
+        "title": "; ".join(t for t in (entry.reason, repeats) if t),
+        "value": repr(entry.value), "low": "" if entry.low is None else repr(entry.low),
+        "high": "" if entry.high is None else repr(entry.high),
+    }  # fmt: skip
+
+
+def render(report: Report) -> str:
+    """HTML of a report. Everything that is not ours goes through Jinja's escaping."""
+    ids = _Ids()
+    sections = [_section(s, ids) for s in report.sections]
+    cards = [{"title": t, "count": n, "table": ids.table(b, f"card {t}")} for t, n, b in report.cards]
+    plotly, js = get_plotlyjs(), (HERE / "page.js").read_text()
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return env.from_string((HERE / "page.html").read_text()).render(
+        csp=policy(plotly, js), css=Markup((HERE / "page.css").read_text()), plotly=Markup(plotly), js=Markup(js),
+        lead=report.lead, limits=report.limits, failures=report.failures, sections=sections, cards=cards,
+        origins=ids.table(report.origins, "origins"), environment=ids.table(report.environment, "environment"),
+        lost=ids.table(report.lost, "skipped"), measures=ids.table(report.measures, "measures"), records=report.records,
+        figures_json=Markup(_script_json(ids.figures)),
+    )  # fmt: skip
+
+
+def _section(section: Section, ids: _Ids) -> dict[str, Any]:
+    exhibits = [
+        {
+            "title": e.title, "note": e.note, "open": e.open, "table": ids.table(e.table, f"{section.id} {e.title}"),
+            "figures": [ids.figure(caption, fig) for caption, fig in e.figures],
+        }
+        for e in section.exhibits
+    ]  # fmt: skip
+    return {
+        "id": section.id, "title": section.title, "sentence": section.sentence, "caveat": section.caveat,
+        "flags": section.flags, "exhibits": exhibits,
+    }  # fmt: skip
+
+
+def _script_json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def policy(*scripts: str) -> str:
+    """Content security policy: nothing from anywhere, and only these scripts.
+
+    Styles are allowed inline because Plotly writes them at run time; images as data, for its PNG button.
+    """
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
