@@ -1,0 +1,385 @@
+"""Floors: simple models on the very rows that the models get (data.md, section 7).
+
+A model below a floor is reported as such. The floor that matters on the sequence track is `lightgbm_history`: six
+counts of exactly the events and actions that the sequence models see. Floors sample neither rows nor features, so
+another seed gives the same scores.
+
+Dims: N rows, E events of their histories, F features, K one-hot columns
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from ctrbench.bench.quality import auc, checked_labels
+from ctrbench.datasets.errors import UnknownName, nearest
+from ctrbench.datasets.schema import FeatureSchema, Field
+
+Floats = npt.NDArray[np.float32]
+Key = tuple[str, ...]
+"""Columns that together are one categorical value: a field, or a cross of two."""
+
+FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
+LIKED = "1"
+"""Value of an action vocabulary that means a positive event."""
+SMOOTHING = 10.0
+"""Rows at the train rate that every target statistic starts from."""
+LR_C = (0.01, 0.03, 0.1, 0.3)
+"""Inverse regularisation tried by LR on validation rows; the published floors have .03 (data.md, section 7)."""
+LR_STEPS = 200
+"""L-BFGS iterations at most; the notes say whether they were enough."""
+MISSING_BIN = -1_000_000
+"""Bin of a missing dense value, far from any real one."""
+LEAVES, RATE, ROUNDS, PATIENCE = 15, 0.05, 2000, 50
+"""LightGBM of data.md, section 7; training ends after `PATIENCE` rounds without a gain on validation rows."""
+CHUNK = 50_000
+"""Rows whose histories are unrolled at a time: bounds memory at some 100 bytes an event."""
+LAST_EVENTS = 5
+COUNTS = (
+    "events",
+    "like_rate",
+    "category_like_rate",
+    "category_events",
+    f"last_{LAST_EVENTS}_like_rate",
+    "gap_seconds",
+)
+
+
+class Source(Protocol):
+    """What floors need of `datasets.prepared.Prepared`."""
+
+    @property
+    def schema(self) -> FeatureSchema: ...
+
+    def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame: ...
+
+    def vocabulary(self, name: str) -> pl.DataFrame: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FloorResult:
+    """A trained floor and its scores."""
+
+    scores: Floats
+    """Probabilities of the test rows, in stored order."""
+    fit_seconds: float
+    """Features, tuning, fit and scoring; reading apart."""
+    notes: Mapping[str, Any]
+    """What was chosen and how; JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """The three parts of the data as a floor sees them."""
+
+    train: pl.DataFrame
+    valid: pl.DataFrame
+    test: pl.DataFrame
+
+    @property
+    def parts(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        return self.train, self.valid, self.test
+
+    @property
+    def labels(self) -> tuple[Floats, Floats]:
+        """Train and validation labels; those of test are never asked for."""
+        return self.train["label"].to_numpy().astype(np.float32), self.valid["label"].to_numpy().astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Which fields of a schema play which part."""
+
+    item: Field | None
+    user: Field | None
+    history: str | None
+    category: Field | None
+    mirror: Field | None
+    """The history's field that mirrors `category`."""
+    action: Field | None
+
+    @classmethod
+    def of(cls, schema: FeatureSchema) -> Layout:
+        """Reads the parts off the first history.
+
+        Of the target fields that it mirrors the largest is the item and the smallest the category; its field that
+        mirrors none is the action. The user is the largest categorical field of that role.
+        """
+        users = sorted((f for f in schema.categorical if f.role == "user"), key=lambda f: f.cardinality)
+        history, fields = next(iter(schema.histories.items()), (None, ()))
+        mirrors = sorted((f for f in fields if f.target), key=lambda f: schema[f.table].cardinality)
+        mirror = mirrors[0] if len(mirrors) > 1 else None
+        return cls(
+            item=schema[mirrors[-1].table] if mirrors else None,
+            user=users[-1] if users else None,
+            history=history,
+            category=schema[mirror.table] if mirror else None,
+            mirror=mirror,
+            action=next((f for f in fields if f.target is None), None),
+        )
+
+    def keys(self, schema: FeatureSchema) -> list[Key]:
+        """Every categorical field, and user x category where there are both."""
+        keys: list[Key] = [(f.name,) for f in schema.categorical]
+        if self.user is not None and self.category is not None:
+            keys.append((self.user.name, self.category.name))
+        return keys
+
+
+def skip_reason(name: str, schema: FeatureSchema) -> str | None:
+    """Why a floor does not exist on data of this schema; None if it does.
+
+    Raises:
+        UnknownName: for a name that is no floor.
+    """
+    if name not in FLOORS:
+        raise UnknownName(f"unknown floor {nearest(name, FLOORS)}")
+    layout = Layout.of(schema)
+    if name == "popularity" and layout.item is None:
+        return f"field_missing: {schema.name} has no item field"
+    if name == "lightgbm_history" and (layout.action is None or layout.category is None):
+        return f"field_missing: {schema.name} has no history with actions and categories"
+    return None
+
+
+def run_floor(
+    name: str, prepared: Source, *, train_rows: int | None, history_length: int, seed: int, threads: int = 1,
+    valid_rows: int | None = None,
+) -> FloorResult:  # fmt: skip
+    """Trains a floor on the last `train_rows` rows of train and scores the whole test split.
+
+    Args:
+        name: one of `FLOORS`.
+        prepared: the data. Only train rows are learnt from, only validation rows choose.
+        train_rows: most recent rows of train; None for all.
+        history_length: events that the sequence models see; `lightgbm_history` counts no others.
+        seed: handed to LightGBM.
+        threads: of LightGBM.
+        valid_rows: most recent rows of validation; None for all.
+
+    Raises:
+        UnknownName: for a name that is no floor.
+        ValueError: if the floor does not exist on this data (`skip_reason`), or train or validation has one class.
+    """
+    schema = prepared.schema
+    if (reason := skip_reason(name, schema)) is not None:
+        raise ValueError(reason)
+    layout = Layout.of(schema)
+    columns = ["label", "time", *(f.name for f in (*schema.categorical, *schema.dense))]
+    sees = name == "lightgbm_history"
+    if sees:
+        longest = min(f.max_length for f in schema.histories[str(layout.history)])
+        if not 1 <= history_length <= longest:
+            raise ValueError(
+                f"history_length={history_length}: {schema.name} holds 1..{longest}; prepare more or ask for less"
+            )
+        columns += [*(f.name for f in schema.histories[str(layout.history)]), f"{layout.history}_time"]
+    rows = Rows(
+        train=prepared.frame("train", last=train_rows, columns=columns),
+        valid=prepared.frame("valid", last=valid_rows, columns=columns),
+        test=prepared.frame("test", columns=columns),
+    )
+    for label_N in rows.labels:
+        checked_labels(label_N, label_N)
+    start = time.perf_counter()
+    notes: dict[str, Any] = {"train_rows": len(rows.train), "valid_rows": len(rows.valid)}
+    if name == "popularity":
+        assert layout.item is not None
+        scores = _popularity(rows, layout.item.name)
+    elif name == "lr":
+        scores = _lr(rows, schema, layout.keys(schema), notes)
+    else:
+        parts, names = _statistics(rows, schema, layout.keys(schema))
+        if sees:
+            liked = liked_ids(prepared, layout)
+            counted = (history_counts(part, layout, liked, history_length) for part in rows.parts)
+            parts = [np.hstack(pair) for pair in zip(parts, counted, strict=True)]
+            names += COUNTS
+            notes |= {"history_length": history_length, "liked_ids": liked}
+        scores = _lightgbm(rows, parts, names, notes, seed, threads)
+    return FloorResult(scores=scores, fit_seconds=time.perf_counter() - start, notes=notes)
+
+
+def _rates(train: pl.DataFrame, key: Key, rate: float) -> pl.DataFrame:
+    """Of every value of `key`: its smoothed like-rate and its rows in train."""
+    table = train.group_by(key).agg(pl.len().alias("rows"), pl.col("label").sum().alias("likes"))
+    return table.select(*key, _smoothed(pl.col("likes"), pl.col("rows"), rate), "rows")
+
+
+def _smoothed(likes: pl.Expr, rows: pl.Expr, rate: float) -> pl.Expr:
+    return ((likes + SMOOTHING * rate) / (rows + SMOOTHING)).alias("rate")
+
+
+def _looked_up(part: pl.DataFrame, key: Key, table: pl.DataFrame, rate: float) -> pl.DataFrame:
+    """Like-rate and rows of each row's value; a value that train never had gets the train rate and 0."""
+    joined = part.select(key).join(table, on=key, how="left", maintain_order="left")
+    return joined.select(pl.col("rate").fill_null(rate), pl.col("rows").fill_null(0))
+
+
+def _popularity(rows: Rows, item: str) -> Floats:
+    rate = float(rows.labels[0].mean())
+    table = _rates(rows.train, (item,), rate)
+    return _looked_up(rows.test, (item,), table, rate)["rate"].to_numpy().astype(np.float32)
+
+
+def _statistics(rows: Rows, schema: FeatureSchema, keys: Sequence[Key]) -> tuple[list[Floats], list[str]]:
+    """Dense values, and like-rate and count of every key: [N, F] for train, validation, test, and names of columns.
+
+    A train row's statistics hold the train rows stored before it and so never its own label (ordered target
+    statistics, Prokhorenkova et al. 2018, "CatBoost", section 3.2); the other parts' hold all train rows.
+    """
+    rate = float(rows.labels[0].mean())
+    dense = [f.name for f in schema.dense]
+    parts = [[part.select(dense)] if dense else [] for part in rows.parts]
+    for key in keys:
+        before = (pl.col("label").cum_sum() - pl.col("label")).over(key)
+        earlier = pl.int_range(pl.len()).over(key)
+        parts[0].append(rows.train.select(_smoothed(before, earlier, rate), earlier.alias("rows")))
+        table = _rates(rows.train, key, rate)
+        for part, source in zip(parts[1:], rows.parts[1:], strict=True):
+            part.append(_looked_up(source, key, table, rate))
+    names = dense + [f"{' x '.join(key)} {what}" for key in keys for what in ("rate", "rows")]
+    return [np.hstack([f.to_numpy().astype(np.float32) for f in part]) for part in parts], names
+
+
+def liked_ids(prepared: Source, layout: Layout) -> list[int]:
+    """Encoded ids of the actions that mean a positive event.
+
+    Raises:
+        ValueError: if the action vocabulary has none.
+    """
+    assert layout.action is not None
+    words = prepared.vocabulary(layout.action.name)
+    liked = words.filter(pl.col("value").cast(pl.String).is_in(list(LIKED)))["id"].to_list()
+    if not liked:
+        raise ValueError(
+            f"vocabulary of {layout.action.name} has none of {sorted(LIKED)}: {words['value'].to_list()[:10]}"
+        )
+    return sorted(int(i) for i in liked)
+
+
+def history_counts(part: pl.DataFrame, layout: Layout, liked: Sequence[int], length: int) -> Floats:
+    """The six counts [N, 6] of the last `length` stored events, which are strictly earlier than the row.
+
+    Columns are `COUNTS`; a rate of no event and the gap of an empty history are NaN.
+    """
+    return np.vstack([_counts(chunk, layout, liked, length) for chunk in part.iter_slices(CHUNK)])
+
+
+def _counts(rows: pl.DataFrame, layout: Layout, liked: Sequence[int], length: int) -> Floats:
+    assert layout.action is not None
+    assert layout.mirror is not None
+    assert layout.category is not None
+    lists = rows.select(pl.col(layout.action.name, layout.mirror.name, f"{layout.history}_time").list.tail(length))
+    action_E, category_E, time_E = (column.to_arrow().flatten().to_numpy() for column in lists)
+    n_N = lists.to_series().list.len().to_numpy().astype(np.int64)
+    end_N = np.cumsum(n_N)
+    row_E = np.repeat(np.arange(len(n_N)), n_N)
+    liked_E = np.isin(action_E, liked)
+    same_E = category_E == rows[layout.category.name].to_numpy()[row_E]
+    late_E = end_N[row_E] - np.arange(len(row_E)) <= LAST_EVENTS
+
+    def count(mask_E: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        return np.bincount(row_E[mask_E], minlength=len(n_N))
+
+    def share(mask_E: npt.NDArray[np.bool_], of_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        with np.errstate(invalid="ignore"):  # 0 / 0: no event, no rate
+            return np.asarray(count(liked_E & mask_E) / of_N)
+
+    every_E = np.ones(len(row_E), dtype=np.bool_)
+    gap_N = np.full(len(n_N), np.nan)
+    gap_N[n_N > 0] = rows["time"].to_numpy()[n_N > 0] - time_E[end_N[n_N > 0] - 1]
+    same_N = count(same_E)
+    columns = [
+        n_N, share(every_E, n_N), share(same_E, same_N), same_N, share(late_E, np.minimum(n_N, LAST_EVENTS)), gap_N
+    ]  # fmt: skip
+    return np.column_stack(columns).astype(np.float32)
+
+
+def _lightgbm(
+    rows: Rows, parts: Sequence[Floats], names: Sequence[str], notes: dict[str, Any], seed: int, threads: int
+) -> Floats:
+    """Boosted trees on features [N, F] of train, validation and test; validation decides the number of trees."""
+    label_train, label_valid = rows.labels
+    options = {
+        "objective": "binary", "metric": "auc", "num_leaves": LEAVES, "learning_rate": RATE, "seed": seed,
+        "num_threads": threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+    }  # fmt: skip
+    train = lightgbm.Dataset(parts[0], label_train)
+    valid = lightgbm.Dataset(parts[1], label_valid, reference=train)
+    stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+    trees = lightgbm.train(options, train, num_boost_round=ROUNDS, valid_sets=[valid], callbacks=[stop])
+    notes |= {
+        "features": list(names),
+        "trees": int(trees.best_iteration),
+        "valid_auc": float(trees.best_score["valid_0"]["auc"]),
+    }
+    return np.asarray(trees.predict(parts[2], num_threads=threads), dtype=np.float32)
+
+
+def _lr(rows: Rows, schema: FeatureSchema, keys: Sequence[Key], notes: dict[str, Any]) -> Floats:
+    """Logistic regression on one-hot values; C is that of the best AUC on validation rows."""
+    label_train, label_valid = rows.labels
+    train_NK, valid_NK, test_NK = _one_hot(rows, schema, keys)
+    model = LogisticRegression(solver="lbfgs", max_iter=LR_STEPS, warm_start=True)
+    tried: dict[str, float] = {}
+    scores = np.empty(0, dtype=np.float32)
+    for c in LR_C:
+        model.set_params(C=c).fit(train_NK, label_train)
+        tried[str(c)] = auc(label_valid, model.decision_function(valid_NK))
+        if tried[str(c)] == max(tried.values()):
+            scores = model.predict_proba(test_NK)[:, 1].astype(np.float32)
+            notes |= {"C": c, "valid_auc": tried[str(c)]}
+    notes |= {
+        "columns": int(train_NK.shape[1]),
+        "valid_auc_by_C": tried,
+        "converged": bool(model.n_iter_[0] < LR_STEPS),
+    }
+    return scores
+
+
+def _one_hot(rows: Rows, schema: FeatureSchema, keys: Sequence[Key]) -> list[sparse.csr_matrix]:
+    """Rows [N, K] of train, validation and test: one 1 for every key and every dense field.
+
+    Columns are the values that train rows have, so nothing collides; other values share a last column, whose weight
+    stays 0. Dense fields are stored as sign(x) * log1p|x| and fall in bins of half a unit; missing is its own bin.
+    """
+    blocks: list[list[npt.NDArray[np.int32]]] = [[], [], []]
+    columns = 0
+    for codes in _codes(rows, schema, keys):
+        known = np.unique(codes[0])
+        for block, code_N in zip(blocks, codes, strict=True):
+            at_N = np.minimum(np.searchsorted(known, code_N), len(known) - 1)
+            block.append(np.where(known[at_N] == code_N, at_N + columns, -1).astype(np.int32))
+        columns += len(known)
+    out = []
+    for block in blocks:
+        index_NF = np.stack(block, axis=1)
+        index_NF[index_NF < 0] = columns
+        n, f = index_NF.shape
+        out.append(
+            sparse.csr_matrix((np.ones(n * f), index_NF.ravel(), np.arange(0, n * f + 1, f)), shape=(n, columns + 1))
+        )
+    return out
+
+
+def _codes(rows: Rows, schema: FeatureSchema, keys: Sequence[Key]) -> Iterator[list[npt.NDArray[np.int64]]]:
+    """For every key and dense field: the values' codes in train, validation and test."""
+    for key in keys:
+        code = pl.lit(0, dtype=pl.Int64)
+        for name in key:
+            code = code * schema[name].cardinality + pl.col(name)
+        yield [part.select(code.alias("code"))["code"].to_numpy() for part in rows.parts]
+    for field in schema.dense:
+        code = (pl.col(field.name) * 2).floor().cast(pl.Int64).fill_null(MISSING_BIN)
+        yield [part.select(code.alias("code"))["code"].to_numpy() for part in rows.parts]
