@@ -17,7 +17,7 @@ class Account:
     """Counts lines and applies the policy for bad rows.
 
     Args:
-        path: named in messages.
+        path: named in messages, with the member `file` where it holds several.
         policy: strict raises at the first bad row, skip drops and counts it.
         max_bad_fraction: skip fails above this share of bad rows.
 
@@ -41,9 +41,9 @@ class Account:
         self.places: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
 
-    def fail(self, line: int, reason: str, what: str = "", remedy: str = "") -> NoReturn:
+    def fail(self, line: int, reason: str, what: str = "", remedy: str = "", *, file: str = "") -> NoReturn:
         """Raises: the whole file cannot be used."""
-        raise BadInput(self._message(line, reason, what, remedy))
+        raise BadInput(self._message(line, reason, what, remedy, file))
 
     def bad(self, line: int, reason: str, field: str, value: str, *, file: str = "") -> None:
         """One bad row: raises under strict, counts under skip."""

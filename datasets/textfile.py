@@ -16,6 +16,7 @@ from ctrbench.datasets.account import Account
 CHUNK = 32 << 20
 """Bytes of text held at a time."""
 
+_BOM, _BOM_NOTE = b"\xef\xbb\xbf", "byte order mark at the start removed"
 _REFETCH = "nothing of it was used; fetch the file again"
 
 
@@ -58,15 +59,28 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[Lin
         account.fail(0, f"cannot be read: {error.strerror or error}", remedy="check the path")
 
 
+def lines_of(text: bytes, account: Account, file: str) -> Lines:
+    """A small file that is already in memory, checked like `read_lines` does.
+
+    Raises:
+        BadInput: empty, NUL byte, bytes that are not UTF-8.
+    """
+    if text.startswith(_BOM):
+        account.notes[_BOM_NOTE] += 1
+    if not text.removeprefix(_BOM):
+        account.fail(1, "empty file", remedy="give a file with rows", file=file)
+    return _clean(text.removeprefix(_BOM), len(text) - len(text.removeprefix(_BOM)), account, file)
+
+
 def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int) -> Iterator[Lines]:
     rest, offset, done = b"", 0, False
     while not done:
         pieces, have, error = _fill(stream, chunk)
         done = have == 0 or error is not None
         text = rest + pieces
-        if offset == 0 and text.startswith(b"\xef\xbb\xbf"):
+        if offset == 0 and text.startswith(_BOM):
             text, offset = text[3:], 3
-            account.notes["byte order mark at the start removed"] += 1
+            account.notes[_BOM_NOTE] += 1
         if error is not None:
             reached = account.read + text.count(b"\n") + 1
             account.fail(reached, error, f"after {offset + len(text)} bytes of text", _REFETCH)
@@ -96,10 +110,10 @@ def _fill(stream: gzip.GzipFile | io.BufferedReader, size: int) -> tuple[bytes, 
     return buffer.getvalue(), buffer.tell(), error
 
 
-def _clean(text: bytes, offset: int, account: Account) -> Lines:
+def _clean(text: bytes, offset: int, account: Account, file: str = "") -> Lines:
     """Checks the bytes, normalises line ends and counts the lines."""
     first = account.read + 1
-    _check_bytes(text, offset, first, account)
+    _check_bytes(text, offset, first, account, file)
     unterminated = not text.endswith(b"\n")
     if unterminated:
         text = text.removesuffix(b"\r") + b"\n"
@@ -112,7 +126,7 @@ def _clean(text: bytes, offset: int, account: Account) -> Lines:
     return Lines(text, first, unterminated)
 
 
-def _check_bytes(text: bytes, offset: int, first: int, account: Account) -> None:
+def _check_bytes(text: bytes, offset: int, first: int, account: Account, file: str) -> None:
     at, reason = text.find(b"\0"), "NUL byte"
     if not text.isascii():
         try:
@@ -124,4 +138,4 @@ def _check_bytes(text: bytes, offset: int, first: int, account: Account) -> None
         start = text.rfind(b"\n", 0, at) + 1
         shown = repr(text[start : text.find(b"\n", at) if b"\n" in text[at:] else None][:40])
         line = first + text.count(b"\n", 0, at)
-        account.fail(line, f"{reason} at byte {offset + at}", shown, "re-export the file as UTF-8 text")
+        account.fail(line, f"{reason} at byte {offset + at}", shown, "re-export the file as UTF-8 text", file=file)
