@@ -54,11 +54,12 @@ def read_kineto(path: str | Path) -> Recording:
         try:
             start = nanoseconds(event["ts"])
             end = start + nanoseconds(event["dur"])
+            args = event.get("args", {})
+            if category in _GPU:
+                gpu.append(_gpu_op(event, args, start, end))
         except (KeyError, TypeError) as error:
-            raise BadRecording(f"{path}: event {number} ({category}) has no valid {error}; record it again") from None
-        args = event.get("args", {})
+            raise BadRecording(f"{path}: event {number} ({category}) lacks a valid {error}; record it again") from None
         if category in _GPU:
-            gpu.append(_gpu_op(event, args, start, end))
             whole["gpu"] &= start % 1000 == 0 and end % 1000 == 0
             continue
         thread = (event.get("pid"), event.get("tid"))

@@ -30,6 +30,7 @@ TRACER = "tracer"
 """Range around the tracer's own work between forward and backward; a split takes it out of the step."""
 
 _NULL = nullcontext()
+_SCOPE = {"scope": "user_scope"}  # a user annotation, as record_function makes
 _LEAF = 2**64 - 1  # sequence number of the nodes that store a parameter's gradient
 
 
@@ -42,7 +43,7 @@ class Range:
         self._domain = domain
         self._id = domain.start_range(attributes) if domain is not None else None
         # torch.profiler.record_function costs 9 us a range here, this one 1 us (both seen with a profiler running).
-        self._mirror = _RecordFunctionFast(mirror) if mirror else None
+        self._mirror = _RecordFunctionFast(mirror, (), _SCOPE) if mirror else None
         if self._mirror is not None:
             self._mirror.__enter__()
 
@@ -207,8 +208,8 @@ class NvtxRanges:
         if not self._active or not calls or loss.grad_fn is None:
             return
         with _Scope(self, TRACER, None):
-            for node in _nodes(loss.grad_fn):
-                node.register_prehook(partial(self._enter_node, _block_of(node, calls)))
+            for node, block in _entries(loss.grad_fn, calls):
+                node.register_prehook(partial(self._enter_node, block))
 
     @contextmanager
     def _backward_stage(self, payload: int | None) -> Iterator[None]:
@@ -267,23 +268,34 @@ def _blocks(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     return blocks
 
 
-def _nodes(root: Any) -> Iterator[Any]:
-    """Every autograd node behind `root`, itself included, without those that only store a gradient."""
-    seen, todo = {root}, [root]
+def _entries(root: Any, calls: list[tuple[int, int, str]]) -> Iterator[tuple[Any, str | None]]:
+    """(node, its block) of `root` and of every node that a node of another call, or of none, leads to.
+
+    A thread runs its nodes from the youngest to the oldest, so it enters a call only through such nodes: the
+    youngest of a call is always one. Nodes that only store a parameter's gradient stay with the node before.
+    """
+    starts = [first for first, _, _ in calls]
+
+    def call_of(node: Any) -> tuple[int, bool]:
+        number = node._sequence_nr()
+        at = bisect_right(starts, number) - 1
+        return at, at >= 0 and number < calls[at][1]
+
+    place = {root: call_of(root)}
+    entries, todo = {root}, [root]
     while todo:
         node = todo.pop()
-        yield node
         for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen and parent._sequence_nr() != _LEAF:
-                seen.add(parent)
+            if parent is None or parent._sequence_nr() == _LEAF:
+                continue
+            if parent not in place:
+                place[parent] = call_of(parent)
                 todo.append(parent)
-
-
-def _block_of(node: Any, calls: list[tuple[int, int, str]]) -> str | None:
-    """The block whose call made the node; `calls` is sorted, calls do not overlap."""
-    number = node._sequence_nr()
-    at = bisect_right(calls, number, key=lambda call: call[0]) - 1
-    return calls[at][2] if at >= 0 and number < calls[at][1] else None
+            if place[parent] != place[node]:
+                entries.add(parent)
+    for node in entries:
+        at, inside = place[node]
+        yield node, calls[at][2] if inside else None
 
 
 def _close(opened: list[Range]) -> None:
