@@ -131,8 +131,9 @@ def read_table(text: bytes, kind: str, account: Account) -> pl.DataFrame:
         bad = lines.text[ends[i - 1] + 1 : ends[i]].decode()
         account.bad(int(i) + 1, "wrong field count", f"{bad.count(chr(9)) + 1} fields", bad, file=file)
     whole[0] = False
-    keep = [lines.text[ends[i - 1] + 1 : ends[i] + 1] for i in np.flatnonzero(whole)]
-    body = lines.text[ends[0] + 1 :] if whole[1:].all() else b"".join(keep)
+    body = lines.text[ends[0] + 1 :]
+    if not whole[1:].all():
+        body = b"".join(lines.text[ends[i - 1] + 1 : ends[i] + 1] for i in np.flatnonzero(whole))
     schema = dict.fromkeys(columns, pl.String)
     table = pl.DataFrame(schema=schema)
     if body:
@@ -213,23 +214,29 @@ def events(raw: Raw, account: Account) -> pl.DataFrame:
 def assign_splits(log: pl.DataFrame, rule: str) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Adds `split`. Validation is the end of train: its last tenth, by time or of each user."""
     if rule == "global_time":
-        times = np.sort(log["time"].to_numpy())
-        test = int(times[int(len(times) * 0.8)])
-        before = times[times <= test]
-        valid = int(before[int(len(before) * 0.9)])
-        split = pl.when(pl.col("time") > test).then(pl.lit("test")).when(pl.col("time") > valid).then(pl.lit("valid"))
-        return log.with_columns(split.otherwise(pl.lit("train")).alias("split")), {
-            "by": "time of the event", "valid_after_time": valid, "test_after_time": test,
-        }  # fmt: skip
+        test = int(log.height * 0.8)
+        valid = int(test * 0.9)
+        rank = pl.int_range(pl.len())
+        ordered = log.sort("time", "position")
+        cuts = {"by": "time of the event, ties in file order", **_times(ordered, valid=valid, test=test)}
+        return ordered.with_columns(_split(rank, pl.lit(valid), pl.lit(test))), cuts
     rank = pl.int_range(pl.len()).over("user_id")
     size = pl.len().over("user_id")
     test_rank = size - (size * 0.2).cast(pl.Int64)
     valid_rank = test_rank - (test_rank * 0.1).cast(pl.Int64)
     ordered = log.sort("user_id", "time", "position")
-    split = pl.when(rank >= test_rank).then(pl.lit("test")).when(rank >= valid_rank).then(pl.lit("valid"))
-    return ordered.with_columns(split.otherwise(pl.lit("train")).alias("split")), {
-        "by": "last 20 % of each user's events, ties in file order",
-    }
+    cuts = {"by": "last 20 % of each user's events, ties in file order"}
+    return ordered.with_columns(_split(rank, valid_rank, test_rank)), cuts
+
+
+def _split(rank: pl.Expr, valid: pl.Expr, test: pl.Expr) -> pl.Expr:
+    late = pl.when(rank >= test).then(pl.lit("test")).when(rank >= valid).then(pl.lit("valid"))
+    return late.otherwise(pl.lit("train")).alias("split")
+
+
+def _times(ordered: pl.DataFrame, **ranks: int) -> dict[str, int]:
+    """Time of the first event of each part."""
+    return {f"{name}_from_time": ordered["time"][rank] for name, rank in ranks.items()}
 
 
 def with_history(log: pl.DataFrame) -> pl.DataFrame:
