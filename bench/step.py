@@ -66,12 +66,15 @@ class TrainStep:
         self.ranges.own_backward(loss)
         with self.ranges.stage("backward"):
             loss.backward()
+            # Frees the graph inside the stage instead of on return: 0.1 ms that no stage would own.
+            loss = loss.detach()
+            del logit_B
         with self.ranges.stage("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             for tables in self.tables:
                 tables.step()
-        return loss.detach()
+        return loss
 
 
 @torch.no_grad()
