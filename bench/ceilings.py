@@ -21,7 +21,7 @@ CLOCK_DRIFT = 0.10
 _SIZES_M = (512, 1024, 2048)
 _QUICK_M = 1024
 _GATHER_D = (16, 64, 128)
-_IDS_N = 1 << 16
+_GATHERED = 1 << 20  # values a call
 _ASSUMED_LLC = 32 << 20  # where sysfs does not tell; EPYC cores share 16-32 MiB
 
 
@@ -44,7 +44,7 @@ class Ceilings:
     """One in-place operator on an empty tensor, called from Python."""
     llc_bytes: int = 0
     buffer_bytes: int = 0
-    """Size of one array of copy, triad and of a gather table."""
+    """Size of one array of copy and triad; a gather table is twice that."""
     seconds: float = 0.0
     """What the measurement itself took."""
 
@@ -64,18 +64,17 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
     values = max(2 * llc, 64 << 20) // 4
     with _threads(threads), torch.inference_mode(), memory_aside():
         if quick:
-            fp32 = (_gemm(_QUICK_M, torch.float32, 0.1), _QUICK_M)
-            found = {"copy_gbs": _stream(values, 0.1, arrays=2)}
             return Ceilings(
-                threads=threads, gemm_fp32_gflops=fp32[0], gemm_fp32_size=fp32[1], **found, llc_bytes=llc,
-                buffer_bytes=values * 4, seconds=time.perf_counter() - began,
+                threads=threads, gemm_fp32_gflops=_gemm(_QUICK_M, torch.float32, 0.1), gemm_fp32_size=_QUICK_M,
+                copy_gbs=_stream(values, 0.05, arrays=2), llc_bytes=llc, buffer_bytes=values * 4,
+                seconds=time.perf_counter() - began,
             )  # fmt: skip
         fp32, bf16 = (_best_gemm(dtype, seconds_each) for dtype in (torch.float32, torch.bfloat16))
         return Ceilings(
             threads=threads, gemm_fp32_gflops=fp32[0], gemm_fp32_size=fp32[1],
             gemm_bf16_gflops=bf16[0], gemm_bf16_size=bf16[1],
             copy_gbs=_stream(values, seconds_each, arrays=2), triad_gbs=_stream(values, seconds_each, arrays=3),
-            gather_ns_per_row={f"D{d}": _gather(values, d, seconds_each) for d in _GATHER_D},
+            gather_ns_per_row={f"D{d}": _gather(2 * values, d, seconds_each) for d in _GATHER_D},
             dispatch_us=_dispatch(seconds_each), llc_bytes=llc, buffer_bytes=values * 4,
             seconds=time.perf_counter() - began,
         )  # fmt: skip
@@ -89,9 +88,7 @@ def drift(a: Ceilings, b: Ceilings) -> float:
         ValueError: the two measured different things.
     """
     if (a.threads, a.buffer_bytes) != (b.threads, b.buffer_bytes):
-        raise ValueError(
-            f"ceilings at {a.threads} and {b.threads} threads, {a.buffer_bytes} and {b.buffer_bytes} bytes: no drift"
-        )
+        raise ValueError(f"ceilings at {a.threads} and {b.threads} threads do not compare; measure both the same way")
     pairs = [(a.copy_gbs, b.copy_gbs)]
     if a.gemm_fp32_size == b.gemm_fp32_size:
         pairs.append((a.gemm_fp32_gflops, b.gemm_fp32_gflops))
@@ -158,9 +155,9 @@ def _stream(values: int, seconds: float, arrays: int) -> float:
 def _gather(values: int, d: int, seconds: float) -> float:
     """ns a row; the ids walk through a permutation of the whole table, so that no row is in the cache when asked."""
     table_VD = torch.ones(values // d, d)
-    ids = torch.randperm(len(table_VD), generator=torch.Generator().manual_seed(0)).split(min(_IDS_N, len(table_VD)))
-    ids = ids[: max(1, len(ids) - 1)]  # the last part may be shorter
-    out_ND = torch.empty(len(ids[0]), d)
+    n = _GATHERED // d
+    ids = [p for p in torch.randperm(len(table_VD), generator=torch.Generator().manual_seed(0)).split(n) if len(p) == n]
+    out_ND = torch.empty(n, d)
     at = 0
 
     def run() -> None:
@@ -168,7 +165,7 @@ def _gather(values: int, d: int, seconds: float) -> float:
         torch.index_select(table_VD, 0, ids[at % len(ids)], out=out_ND)
         at += 1
 
-    return _fastest(run, seconds) / len(out_ND) * 1e9
+    return _fastest(run, seconds) / n * 1e9
 
 
 def _dispatch(seconds: float, calls: int = 2000) -> float:
