@@ -10,6 +10,7 @@ Dims: B batch, T history length, N width of fields and interests side by side, K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -97,20 +98,21 @@ class Composite(nn.Module):
 
     phases: Mapping[Stage, tuple[str, ...]]
 
-    def __init__(self, config: CompositeConfig, schema: FeatureSchema) -> None:
+    def __init__(self, config: CompositeConfig, schema: FeatureSchema, device: str | None = None) -> None:
         super().__init__()
         require_history(schema, "composite")
-        self.embedder = FeatureEmbedder(
-            schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
-        )
-        self.attention = Interests(schema, config.dim, config, views(config, schema))
-        width = _width(config, schema)
-        self.cross = CrossNet(width, config.cross_layers)
-        self.towers = Parallel(MLP(width, hidden, dropout=config.dropout) for hidden in config.towers)
-        self.heads = Parallel(MLP(_shared(config, width), config.head, 1) for _ in range(config.tasks))
-        self.phases = {
-            "embedding": ("embedder",), "interaction": ("attention", "cross"), "dense": ("towers", "heads"),
-        }  # fmt: skip
+        with torch.device(device) if device else nullcontext():
+            self.embedder = FeatureEmbedder(
+                schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
+            )
+            self.attention = Interests(schema, config.dim, config, views(config, schema))
+            width = _width(config, schema)
+            self.cross = CrossNet(width, config.cross_layers)
+            self.towers = Parallel(MLP(width, hidden, dropout=config.dropout) for hidden in config.towers)
+            self.heads = Parallel(MLP(_shared(config, width), config.head, 1) for _ in range(config.tasks))
+            self.phases = {
+                "embedding": ("embedder",), "interaction": ("attention", "cross"), "dense": ("towers", "heads"),
+            }  # fmt: skip
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B of the click."""
@@ -134,7 +136,8 @@ def views(config: CompositeConfig, schema: FeatureSchema) -> list[View]:
         if {"liked", "disliked"} & set(config.histories) and config.action not in {f.name for f in fields}:
             raise ValueError(
                 f"composite: histories={config.histories} needs event field {config.action!r}, which history "
-                f"{history!r} lacks; set composite.action to one of {[f.name for f in fields]} or composite.histories to all,recent"
+                f"{history!r} lacks; set composite.action to one of {[f.name for f in fields]} or "
+                "composite.histories to all,recent"
             )
         select: dict[str, Callable[[Events], Events]] = {
             "all": lambda events: events,

@@ -6,6 +6,7 @@ Dims: B batch, N = F*D width of the flattened fields, M width of the head's inpu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,22 +77,23 @@ class DCNv2(nn.Module):
 
     phases: Mapping[Stage, tuple[str, ...]]
 
-    def __init__(self, config: DCNv2Config, schema: FeatureSchema) -> None:
+    def __init__(self, config: DCNv2Config, schema: FeatureSchema, device: str | None = None) -> None:
         super().__init__()
         self.structure = config.structure
-        self.embedder = FeatureEmbedder(schema, config.dim, config.tables, missing_vector=config.missing_vector)
-        width = self.embedder.num_fields * config.dim
-        self.cross = CrossNet(width, config.cross_layers, config.cross_impl)
-        blocks = _mlps(config.structure)
-        self.mlps = nn.ModuleDict(
-            {b: MLP(width, config.mlp, batch_norm=config.bn, dropout=config.dropout) for b in blocks}
-        )
-        self.head = nn.Linear(_head_width(config, width), 1)
-        self.phases = {
-            "embedding": ("embedder",),
-            "interaction": ("cross",),
-            "dense": (*(f"mlps.{b}" for b in blocks), "head"),
-        }
+        with torch.device(device) if device else nullcontext():
+            self.embedder = FeatureEmbedder(schema, config.dim, config.tables, missing_vector=config.missing_vector)
+            width = self.embedder.num_fields * config.dim
+            self.cross = CrossNet(width, config.cross_layers, config.cross_impl)
+            blocks = _mlps(config.structure)
+            self.mlps = nn.ModuleDict(
+                {b: MLP(width, config.mlp, batch_norm=config.bn, dropout=config.dropout) for b in blocks}
+            )
+            self.head = nn.Linear(_head_width(config, width), 1)
+            self.phases = {
+                "embedding": ("embedder",),
+                "interaction": ("cross",),
+                "dense": (*(f"mlps.{b}" for b in blocks), "head"),
+            }
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""

@@ -6,8 +6,10 @@ Dims: B batch, F fields, D embedding width
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
@@ -52,14 +54,15 @@ class DeepFM(nn.Module):
 
     phases: Mapping[Stage, tuple[str, ...]] = {"embedding": ("embedder",), "interaction": ("fm",), "dense": ("tower",)}
 
-    def __init__(self, config: DeepFMConfig, schema: FeatureSchema) -> None:
+    def __init__(self, config: DeepFMConfig, schema: FeatureSchema, device: str | None = None) -> None:
         super().__init__()
-        self.embedder = FeatureEmbedder(
-            schema, config.dim, config.tables, linear=True, missing_vector=config.missing_vector
-        )
-        self.fm = FmTerm(config.fm_impl)
-        n_in = self.embedder.num_fields * config.dim
-        self.tower = MLP(n_in, config.mlp, 1, batch_norm=config.bn, dropout=config.dropout)
+        with torch.device(device) if device else nullcontext():
+            self.embedder = FeatureEmbedder(
+                schema, config.dim, config.tables, linear=True, missing_vector=config.missing_vector
+            )
+            self.fm = FmTerm(config.fm_impl)
+            n_in = self.embedder.num_fields * config.dim
+            self.tower = MLP(n_in, config.mlp, 1, batch_norm=config.bn, dropout=config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""

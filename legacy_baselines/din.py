@@ -6,6 +6,7 @@ Dims: B batch, E width of all interests together
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,17 +41,18 @@ class DIN(nn.Module):
         "embedding": ("embedder",), "interaction": ("attention",), "dense": ("tower",),
     }  # fmt: skip
 
-    def __init__(self, config: DINConfig, schema: FeatureSchema) -> None:
+    def __init__(self, config: DINConfig, schema: FeatureSchema, device: str | None = None) -> None:
         super().__init__()
         require_history(schema, "din")
-        self.embedder = FeatureEmbedder(
-            schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
-        )
-        self.attention = Interests(schema, config.dim, config, [View(h, h) for h in schema.histories])
-        n_in = self.embedder.num_fields * config.dim + sum(self.embedder.event_width.values())
-        self.tower = nn.Sequential(
-            *layers((n_in, *config.mlp), config, config.dropout), nn.Linear((n_in, *config.mlp)[-1], 1)
-        )
+        with torch.device(device) if device else nullcontext():
+            self.embedder = FeatureEmbedder(
+                schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
+            )
+            self.attention = Interests(schema, config.dim, config, [View(h, h) for h in schema.histories])
+            n_in = self.embedder.num_fields * config.dim + sum(self.embedder.event_width.values())
+            self.tower = nn.Sequential(
+                *layers((n_in, *config.mlp), config, config.dropout), nn.Linear((n_in, *config.mlp)[-1], 1)
+            )
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -85,6 +85,10 @@ class EmbeddingTables(nn.Module):
         self.table_of = {f: table_of[f] for f in (features or table_of)}
         names = list(self.rows)
         self._start = dict(zip(names, accumulate(self.rows.values(), initial=0), strict=False))
+        # The operator's Adagrad fails on CPU unless the features of a table stand side by side; a history that
+        # shares the table of its target does not. One table over all rows has all features side by side.
+        order = [names.index(t) for t in self.table_of.values()]
+        self.stacked = not self.pooled or sum(a != b for a, b in pairwise(order)) >= len(set(order))
         self.lookup: nn.Module
         if device == "meta":
             self.lookup = _MetaTables(sum(self.rows.values()), self.stored)
@@ -94,12 +98,12 @@ class EmbeddingTables(nn.Module):
         else:
             # Unpooled rows are bags of one id over the stacked tables: PoolingMode.NONE, the operator's own
             # unpooled mode, takes 5-7x as long backward on CPU (docs/log.md) and gives the same rows.
-            spec = list(self.rows.values()) if self.pooled else [sum(self.rows.values())]
+            spec = [sum(self.rows.values())] if self.stacked else list(self.rows.values())
             cuda = device.startswith("cuda")
             place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
             self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
                 [(r, self.stored, *place) for r in spec],
-                feature_table_map=[names.index(self.table_of[f]) for f in self.table_of] if self.pooled else None,
+                feature_table_map=([0] * len(self.table_of) if self.stacked else order) if self.pooled else None,
                 optimizer=_FUSED[config.optimizer],
                 learning_rate=config.lr,
                 eps=config.eps,
@@ -115,7 +119,7 @@ class EmbeddingTables(nn.Module):
         if isinstance(self.lookup, nn.ModuleDict):
             return {n: m.weight.detach() for n, m in self.lookup.items()}
         split = self.lookup.split_embedding_weights()
-        if self.pooled:
+        if not self.stacked:
             return dict(zip(self.rows, split, strict=True))
         return {n: split[0][self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
 
@@ -169,7 +173,7 @@ class EmbeddingTables(nn.Module):
 
     def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
         if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
-            return self.lookup(ids.values(), ids.offsets())
+            return self.lookup(self._flat(ids) if self.stacked else ids.values(), ids.offsets())
         if isinstance(self.lookup, _MetaTables):
             return self.lookup.pooled(ids.values(), len(ids.keys()), ids.stride())
         columns = []
@@ -183,10 +187,14 @@ class EmbeddingTables(nn.Module):
             return self.lookup(ids.values())
         if isinstance(self.lookup, nn.ModuleDict):
             return torch.cat([self.lookup[self.table_of[k]](ids[k].values()) for k in ids.keys()])
+        flat = self._flat(ids)
+        return self.lookup(flat, torch.arange(flat.numel() + 1, device=flat.device))
+
+    def _flat(self, ids: KeyedJaggedTensor) -> Tensor:
+        """Ids as rows of the stacked tables."""
         device, per_key = ids.values().device, ids.length_per_key()
         starts = torch.tensor([self._start[self.table_of[k]] for k in ids.keys()], device=device)
-        flat = ids.values() + starts.repeat_interleave(torch.tensor(per_key, device=device), output_size=sum(per_key))
-        return self.lookup(flat, torch.arange(flat.numel() + 1, device=device))
+        return ids.values() + starts.repeat_interleave(torch.tensor(per_key, device=device), output_size=sum(per_key))
 
 
 class _MetaTables(nn.Module):
