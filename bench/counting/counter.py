@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ctrbench.bench.counting.launches import kernels_of, unfusable
 from ctrbench.bench.counting.meta import gpu_operators
@@ -68,7 +69,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, batch: Any, size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.model, self.size = model, size
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.part: Part = "forward"
@@ -212,13 +213,7 @@ def batch_tensors(batch: Any) -> list[Tensor]:
     """Tensors of a batch of any make: ours, a TorchRec jagged tensor, or a tree of tensors."""
     if hasattr(batch, "tensors"):
         return list(batch.tensors())
-    leaves: list[Tensor] = []
-    for leaf in torch.utils._pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor):
-            leaves.append(leaf)
-        elif hasattr(leaf, "values") and hasattr(leaf, "lengths"):
-            leaves.extend((leaf.values(), leaf.lengths()))
-    return leaves
+    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
 
 
 def phase_blocks(model: nn.Module) -> dict[str, str]:

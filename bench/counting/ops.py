@@ -53,7 +53,7 @@ def _gemv(matrix: str) -> Formula:
 def _conv(x: Mapping[str, Any], out: Tensor) -> float:
     weight: Tensor = x["weight"]
     spread = x["input"] if x.get("transposed", False) else out
-    return 2.0 * spread.numel() * prod(weight.shape[1:])
+    return 2.0 * float(spread.numel() * prod(weight.shape[1:]))
 
 
 def _conv_backward(x: Mapping[str, Any], out: Any) -> float:
@@ -123,7 +123,8 @@ def _names(text: str, room: str = "aten") -> frozenset[str]:
 _VIEWS = _names(
     "_unsafe_view _reshape_alias lift_fresh empty empty_like empty_strided new_empty new_empty_strided resize "
     "_local_scalar_dense is_coalesced _coalesced _sparse_coo_tensor_with_dims_and_tensors is_same_size "
-    "_has_same_storage_numel set sym_size sym_numel record_stream _nnz"
+    "_has_same_storage_numel set sym_size sym_numel record_stream _nnz "
+    "transpose t squeeze unsqueeze as_strided detach swapaxes unsafe_split unsafe_split_with_sizes unsafe_chunk"
 )
 _ELEMENTWISE = _names(
     "binary_cross_entropy_with_logits binary_cross_entropy binary_cross_entropy_backward log_sigmoid_forward "
