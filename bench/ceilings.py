@@ -139,7 +139,7 @@ def _best_gemm(dtype: torch.dtype, seconds: float) -> tuple[float, int]:
     """(GFLOP/s, size) of the best size. A CPU without bf16 units is slow there: sizes that would not fit are left."""
     best = (0.0, 0)
     for m in _SIZES_M:
-        if best[0] and 3 * 2 * m**3 / (best[0] * 1e9) > 3 * seconds:
+        if best[0] and 2 * m**3 / (best[0] * 1e9) > seconds:
             break
         best = max(best, (_gemm(m, dtype, seconds / len(_SIZES_M)), m))
     return best
