@@ -52,11 +52,12 @@ def _point(names: Names, model: str, variant: str, preset: str, batch: float) ->
 
 
 def launches(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """Kernels, FLOPs a kernel and intensity of the published presets, against the H100 ridge."""
+    """Kernels, FLOPs a kernel and intensity of a training step of the published presets, against the H100 ridge."""
     ridge = gpu_limits(frame)[2]
+    train = where(published(frame), phase="train")
     rows, index = [], []
-    for model, variant, preset, batch in sizes(frame, names):
-        mine = where(published(frame), model=model, variant=variant, preset=preset, batch=batch)
+    for model, variant, preset, batch in sizes(train, names):
+        mine = where(train, model=model, variant=variant, preset=preset, batch=batch)
         kernels, flops = (pick(mine, m) for m in ("kernels_per_step", "flops_train_per_sample"))
         if kernels.reason == "no row" and flops.reason == "no row":
             continue
@@ -72,18 +73,24 @@ def launches(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
         }
         rows.append(row)
         index.append(model)
-    return pd.DataFrame(rows, index=index)
+    return _without_empty(pd.DataFrame(rows, index=index), "Intensity (compulsory)")
 
 
-def bounds(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
+def _without_empty(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Drops a column for which nobody wrote a row; a withheld number keeps its column."""
+    gone = [c for c in columns if c in table and all(x.reason == "no row" for x in table[c])]
+    return table.drop(columns=gone)
+
+
+def bounds(frame: pd.DataFrame, phase: str, names: Names) -> pd.DataFrame:
     """`mfu_bound` of each published preset, batch by batch, one column a GPU."""
-    rows_all = where(published(frame), metric="mfu_bound")
-    gpus = sorted(g for g in rows_all["scope"].unique() if g)
+    rows_all = where(published(frame), metric="mfu_bound", phase=phase)
+    gpus = sorted((g for g in rows_all["scope"].unique() if g), key=lambda g: (not g.startswith("H100"), g))
     rows, index = [], []
     for model, variant, preset, batch in sizes(rows_all, names):
         mine = where(rows_all, model=model, variant=variant, preset=preset, batch=batch)
         row = _point(names, model, variant, preset, batch)
-        row |= {gpu: pick(mine, "mfu_bound", scope=gpu) for gpu in gpus}
+        row |= {gpu: _first(mine, "mfu_bound", (gpu, "")) for gpu in gpus}
         rows.append(row)
         index.append(model)
     return pd.DataFrame(rows, index=index)
@@ -119,27 +126,27 @@ def _first(mine: pd.DataFrame, metric: str, scopes: tuple[str, ...]) -> Cell:
 
 
 def gpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """Attainable FLOP/s on H100 of each published preset from its intensity alone: a bound, no measured point."""
+    """Where the intensity of each published preset meets the roof of H100. No point is a measurement."""
     peak, bandwidth, ridge = gpu_limits(frame)
-    peak_value, bandwidth_value = peak.value or 0.0, bandwidth.value or 0.0
+    top, slope = peak.value or 0.0, (bandwidth.value or 0.0) / 1000
+    train = where(published(frame), phase="train")
     rows, index = [], []
-    for model, variant, preset, batch in sizes(frame, names):
-        mine = where(published(frame), model=model, variant=variant, preset=preset, batch=batch)
+    for model, variant, preset, batch in sizes(train, names):
+        mine = where(train, model=model, variant=variant, preset=preset, batch=batch)
         row = _point(names, model, variant, preset, batch)
         for name, metric in (("operands", "ai_operands"), ("compulsory", "ai_compulsory")):
             ai = pick(mine, metric)
-            roof = (
-                absent("peak_tflops", ai.reason)
-                if ai.value is None
-                else Cell(min(peak_value, ai.value * bandwidth_value / 1000), "peak_tflops", "derived")
-            )
+            roof = absent("peak_tflops", ai.reason)
+            if ai.value is not None:
+                roof = Cell(min(top, ai.value * slope), "peak_tflops", "derived")
             row |= {f"Intensity ({name})": ai, f"Roof by {name} bytes, TFLOP/s": roof}
         row[f"{RIDGE_GPU} ridge"] = ridge
-        if row["Intensity (operands)"].value is None and row["Intensity (compulsory)"].value is None:
+        if row["Intensity (operands)"].reason == row["Intensity (compulsory)"].reason == "no row":
             continue
         rows.append(row)
         index.append(model)
-    return pd.DataFrame(rows, index=index)
+    table = pd.DataFrame(rows, index=index)
+    return _without_empty(table, "Intensity (compulsory)", "Roof by compulsory bytes, TFLOP/s")
 
 
 def gain_per_flop(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:

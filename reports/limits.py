@@ -101,7 +101,7 @@ def _modelled(frame: pd.DataFrame) -> list[str]:
                    "What was trained and timed is the preset small.")  # fmt: skip
     withheld = int(frame["value"].isna().sum())
     if withheld:
-        out.append(f"{withheld:,} numbers are withheld, each with its reason, in the last table.")
+        out.append(f"{withheld:,} numbers are withheld, each with its reason, listed near the end.")
     return out
 
 

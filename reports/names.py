@@ -57,6 +57,10 @@ class Names:
         base = self.titles.get(model) or TITLES.get(model) or model or "—"
         return f"{base} · {variant}" if variant else base
 
+    def short(self, model: str, variant: str = "") -> str:
+        """Title without what stands in brackets, for legends."""
+        return self.title(model, variant).split(" (")[0] if model in COLOURS else self.title(model, variant)
+
     def camp(self, model: str) -> str:
         """legacy | transformer | control | floor | other."""
         return self.camps.get(model, "other")

@@ -2,6 +2,8 @@
   "use strict";
   var specs = JSON.parse(document.getElementById("figures").textContent);
   var config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  // A touch screen has no hover: there the tool bar would cover the legend for good.
+  if (!window.matchMedia("(hover: hover)").matches) { config.displayModeBar = false; }
   function ink(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
   function colours() {
     return { "font.color": ink("--ink"), "hoverlabel.bgcolor": ink("--paper"), "hoverlabel.bordercolor": ink("--rule"), "hoverlabel.font.color": ink("--ink") };

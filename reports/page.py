@@ -18,11 +18,12 @@ from plotly.offline import get_plotlyjs
 
 from ctrbench.reports import tables
 from ctrbench.reports.cells import Cell, tidy
+from ctrbench.reports.exhibits import Context, Section
 from ctrbench.reports.limits import Limits, cpu_name, levels, limits
 from ctrbench.reports.measures import MEASURES
 from ctrbench.reports.names import Names, names_of
 from ctrbench.reports.records import write_atomic
-from ctrbench.reports.sections import Context, Section, build_sections
+from ctrbench.reports.sections import build_sections
 
 HERE = Path(__file__).parent
 INLINE_REASON = 22
@@ -90,7 +91,10 @@ def make_report(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) ->
 def _lead(bodies: Mapping[str, Mapping[str, Any]], data: tuple[tuple[str, str], ...]) -> str:
     where = ", ".join(f"{d} ({t})" for t, d in data) or "no data set"
     level = ", ".join(levels(bodies)) or "not stated"
-    return f"Legacy CTR models and transformer rankers on the same rows: {where}. Level: {level}. Machine: {cpu_name(bodies)}."
+    return (
+        f"Legacy CTR models and transformer rankers on the same rows: {where}. Level: {level}. Machine: "
+        f"{cpu_name(bodies)}."
+    )
 
 
 def _cards(bodies: Mapping[str, Mapping[str, Any]], names: Names) -> tuple[tuple[str, str, pd.DataFrame], ...]:
@@ -117,10 +121,19 @@ def _cards(bodies: Mapping[str, Mapping[str, Any]], names: Names) -> tuple[tuple
 def _measures(rows: pd.DataFrame) -> pd.DataFrame:
     words = {"up": "higher", "down": "lower", "none": "descriptive"}
     found = [MEASURES[m] for m in MEASURES if m in set(rows["metric"])]
-    return pd.DataFrame([
-        {"Measure": m.title, "Id": m.id, "Unit": m.unit, "Better": words[m.better], "Formula": m.words, "Source": m.source}
-        for m in found
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "Measure": m.title,
+                "Id": m.id,
+                "Unit": m.unit,
+                "Better": words[m.better],
+                "Formula": m.words,
+                "Source": m.source,
+            }
+            for m in found
+        ]
+    )
 
 
 @dataclass
@@ -154,9 +167,11 @@ def _head(body: pd.DataFrame, column: str) -> dict[str, Any]:
     origins = {c.origin for c in cells if c.value is not None}
     metric = cells[0].metric if cells else ""
     return {
-        "text": column, "numeric": bool(cells), "origin": origins.pop() if len(origins) == 1 else "",
+        "text": column,
+        "numeric": bool(cells),
+        "origin": origins.pop() if len(origins) == 1 else "",
         "words": MEASURES[metric].words if metric in MEASURES else "",
-    }  # fmt: skip
+    }
 
 
 def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[str, Any]:
@@ -171,12 +186,18 @@ def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[s
         return {"kind": "none", "reason": reason, "mark": mark}
     repeats = f"n = {entry.n}" if entry.n else ""
     return {
-        "kind": "number", "text": entry.text, "band": entry.band, "note": entry.note, "origin": entry.origin,
-        "tag": "" if head["origin"] else entry.origin, "unstable": entry.status == "unstable",
+        "kind": "number",
+        "text": entry.text,
+        "band": entry.band,
+        "note": entry.note,
+        "origin": entry.origin,
+        "tag": "" if head["origin"] else entry.origin,
+        "unstable": entry.status == "unstable",
         "title": "; ".join(t for t in (entry.reason, repeats) if t),
-        "value": repr(entry.value), "low": "" if entry.low is None else repr(entry.low),
+        "value": repr(entry.value),
+        "low": "" if entry.low is None else repr(entry.low),
         "high": "" if entry.high is None else repr(entry.high),
-    }  # fmt: skip
+    }
 
 
 def render(report: Report) -> str:
@@ -187,26 +208,43 @@ def render(report: Report) -> str:
     plotly, js = get_plotlyjs(), (HERE / "page.js").read_text()
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return env.from_string((HERE / "page.html").read_text()).render(
-        csp=policy(plotly, js), css=Markup((HERE / "page.css").read_text()), plotly=Markup(plotly), js=Markup(js),
-        lead=report.lead, limits=report.limits, failures=report.failures, sections=sections, cards=cards,
-        origins=ids.table(report.origins, "origins"), environment=ids.table(report.environment, "environment"),
-        lost=ids.table(report.lost, "skipped"), measures=ids.table(report.measures, "measures"), records=report.records,
+        csp=policy(plotly, js),
+        css=Markup((HERE / "page.css").read_text()),
+        plotly=Markup(plotly),
+        js=Markup(js),
+        lead=report.lead,
+        limits=report.limits,
+        failures=report.failures,
+        sections=sections,
+        cards=cards,
+        origins=ids.table(report.origins, "origins"),
+        environment=ids.table(report.environment, "environment"),
+        lost=ids.table(report.lost, "skipped"),
+        measures=ids.table(report.measures, "measures"),
+        records=report.records,
         figures_json=Markup(_script_json(ids.figures)),
-    )  # fmt: skip
+    )
 
 
 def _section(section: Section, ids: _Ids) -> dict[str, Any]:
     exhibits = [
         {
-            "title": e.title, "note": e.note, "open": e.open, "table": ids.table(e.table, f"{section.id} {e.title}"),
+            "title": e.title,
+            "note": e.note,
+            "open": e.open,
+            "table": ids.table(e.table, f"{section.id} {e.title}"),
             "figures": [ids.figure(caption, fig) for caption, fig in e.figures],
         }
         for e in section.exhibits
-    ]  # fmt: skip
+    ]
     return {
-        "id": section.id, "title": section.title, "sentence": section.sentence, "caveat": section.caveat,
-        "flags": section.flags, "exhibits": exhibits,
-    }  # fmt: skip
+        "id": section.id,
+        "title": section.title,
+        "sentence": section.sentence,
+        "caveat": section.caveat,
+        "flags": section.flags,
+        "exhibits": exhibits,
+    }
 
 
 def _script_json(value: Any) -> str:

@@ -2,87 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from ctrbench.reports import costs, figures, tables
-from ctrbench.reports.cells import Cell, pick, where
+from ctrbench.reports import costs, drawing, figures, tables
+from ctrbench.reports.cells import pick, where
+from ctrbench.reports.drawing import known
+from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
 from ctrbench.reports.limits import untuned
-from ctrbench.reports.names import Names
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exhibit:
-    """Figures and the table of their data."""
-
-    table: pd.DataFrame
-    figures: tuple[tuple[str, go.Figure], ...] = ()
-    """(caption, figure); drawn side by side where there is room."""
-    title: str = ""
-    note: str = ""
-    open: bool = False
-    """The table is the content: shown without a click."""
-
-    def __post_init__(self) -> None:
-        if self.figures and self.table.empty:
-            raise ValueError(
-                f"exhibit {self.title!r} has a figure without a data table; give it the table it was drawn from"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Section:
-    """One question of the page."""
-
-    id: str
-    title: str
-    sentence: str
-    exhibits: tuple[Exhibit, ...]
-    caveat: str = ""
-    flags: tuple[str, ...] = ()
-    """Findings that must not be overlooked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every section is made from."""
-
-    frame: pd.DataFrame
-    bodies: Mapping[str, Mapping[str, Any]]
-    names: Names
-    data: tuple[tuple[str, str], ...]
-    """(track, data) with at least one number."""
-
-
-def _exhibit(table: pd.DataFrame, *drawn: tuple[str, go.Figure | None], **kw: Any) -> tuple[Exhibit, ...]:
-    """Nothing for an empty table; figures that have nothing to show are left out."""
-    if table.empty:
-        return ()
-    return (Exhibit(table=table, figures=tuple((c, f) for c, f in drawn if f is not None), **kw),)
-
-
-def _known(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    return table[[isinstance(c, Cell) and c.value is not None for c in table[column]]] if column in table else table[:0]
-
-
-def _extremes(table: pd.DataFrame, column: str) -> str:
-    """`1.2 ms (DeepFM) to 15 ms (OneTrans)`."""
-    rows = _known(table, column)
-    if rows.empty:
-        return ""
-    order = rows.assign(_v=[c.value for c in rows[column]]).sort_values("_v")
-    low, high = order.iloc[0], order.iloc[-1]
-    if len(order) == 1:
-        return f"{low[column].text} ({low['Model']})"
-    return f"{low[column].text} ({low['Model']}) to {high[column].text} ({high['Model']})"
-
-
-def _delta_column(table: pd.DataFrame) -> str:
-    return next((str(c) for c in table.columns if str(c).startswith("ΔAUC")), "")
 
 
 def summary(c: Context) -> Section:
@@ -91,15 +19,19 @@ def summary(c: Context) -> Section:
     parts = []
     for track, data in c.data:
         table = tables.headline(c.frame, data, c.names)
-        exhibits += _exhibit(table, title=f"{data} ({track} track, preset small)", open=True)
-        span = _extremes(table, "Step time")
-        if span:
-            parts.append(f"On {data} the median training step takes {span}.")
+        exhibits += exhibit(table, title=f"{data} ({track} track, preset small)", open=True)
+        said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
+        span = extremes(table, "Step time")
+        parts.append(said + (f" The median training step takes {span}." if span else ""))
     return Section(
-        id="summary", title="Summary", sentence=" ".join(parts) or "No model has a number.", exhibits=tuple(exhibits),
-        caveat="Quality and cost come from the same configuration. AUC: mean over seeds, 95 % interval over users and seeds "
+        id="summary",
+        title="Summary",
+        sentence=" ".join(parts) or "No model has a number.",
+        exhibits=tuple(exhibits),
+        caveat="Quality and cost come from the same configuration. AUC: mean over seeds, 95 % interval over "
+        "users and seeds "
         "resampled jointly. CUDA kernels are modelled from the operators that this CPU executed.",
-    )  # fmt: skip
+    )
 
 
 def quality(c: Context) -> Section | None:
@@ -111,22 +43,27 @@ def quality(c: Context) -> Section | None:
         if table.empty:
             continue
         other = c.names.title(tables.reference_of(c.frame, data))
-        exhibits += _exhibit(
-            table, ("AUC on the test rows, floors included", figures.auc(table, c.names)),
-            (f"Paired difference of AUC against {other}", figures.deltas(table, c.names)), title=f"{data} ({track} track)",
-        )  # fmt: skip
+        exhibits += exhibit(
+            table,
+            ("AUC on the test rows, floors included", figures.auc(table, c.names)),
+            (f"Paired difference of AUC against {other}", figures.deltas(table, c.names)),
+            title=f"{data} ({track} track)",
+        )
         parts.append(_quality_sentence(table, data, other))
     if not exhibits:
         return None
     caveat = "An interval that includes 0 is a tie. Calibration is mean prediction over observed rate, ideal 1."
     return Section(
-        id="quality", title="Quality: paired differences and ties", sentence=" ".join(p for p in parts if p),
-        exhibits=tuple(exhibits), caveat=("Untuned comparison: defaults against defaults. " if untuned(c.bodies) else "") + caveat,
-    )  # fmt: skip
+        id="quality",
+        title="Quality: paired differences and ties",
+        sentence=" ".join(p for p in parts if p),
+        exhibits=tuple(exhibits),
+        caveat=("Untuned comparison: defaults against defaults. " if untuned(c.bodies) else "") + caveat,
+    )
 
 
 def _quality_sentence(table: pd.DataFrame, data: str, other: str) -> str:
-    models = _known(table[table["Camp"] != "floor"], "AUC")
+    models = known(table[table["Camp"] != "floor"], "AUC")
     if models.empty:
         return f"On {data} no model finished training."
     best = max((row for _, row in models.iterrows()), key=lambda r: r["AUC"].value)
@@ -146,18 +83,22 @@ def floors(c: Context) -> Section | None:
         if table.empty or len(table.columns) < 5:
             continue
         plain = table if track == "sequence" else table.drop(columns="Flag")
-        drawn = figures.dots(table, column, f"AUC {column}", c.names, zero=True) if column in table else None
-        exhibits += _exhibit(plain, (f"AUC {column} on {data}", drawn), title=data, open=True)
+        drawn = drawing.dots(table, column, "paired ΔAUC", c.names, zero=True) if column in table else None
+        exhibits += exhibit(plain, (f"AUC {column} on {data}", drawn), title=data, open=True)
         if track == "sequence":
             parts.append(_history_sentence(c, table, data, column))
             flags += [f"{r['Model']} ({data}): {r['Flag']}" for _, r in table.iterrows() if r["Flag"]]
     if not exhibits:
         return None
     return Section(
-        id="floors", title="Floors: what no deep model should fall below", sentence=" ".join(parts), exhibits=tuple(exhibits),
-        flags=tuple(flags), caveat="LightGBM-history sees exactly the events and actions that the sequence models see, as six "
+        id="floors",
+        title="Floors: what no deep model should fall below",
+        sentence=" ".join(parts),
+        exhibits=tuple(exhibits),
+        flags=tuple(flags),
+        caveat="LightGBM-history sees exactly the events and actions that the sequence models see, as six "
         "counts. A model below a floor is first a reason to suspect the code.",
-    )  # fmt: skip
+    )
 
 
 def _history_sentence(c: Context, table: pd.DataFrame, data: str, column: str) -> str:
@@ -167,8 +108,10 @@ def _history_sentence(c: Context, table: pd.DataFrame, data: str, column: str) -
     calls = [tables.verdict(x) for x in table[column] if x.value is not None]
     below = sum(bool(f) for f in table["Flag"])
     return (
-        f"On {data} LightGBM-history reaches AUC {floor.text} {floor.band}. Of {len(calls)} models {calls.count('better')} "
-        f"are better by the paired interval, {calls.count('tied')} tied, {calls.count('worse')} worse; {below} lie below it."
+        f"On {data} LightGBM-history reaches AUC {floor.text} {floor.band}. Of {len(calls)} models "
+        f"{calls.count('better')} "
+        f"are better by the paired interval, {calls.count('tied')} tied, {calls.count('worse')} worse; {below} "
+        f"lie below it."
     )
 
 
@@ -177,73 +120,104 @@ def launches(c: Context) -> Section | None:
     table = costs.launches(c.frame, c.names)
     if table.empty:
         return None
-    last = figures.largest_batch(table)
+    last = drawing.largest_batch(table)
     parts = []
     for camp in ("legacy", "transformer"):
         mine = last[last["Camp"] == camp]
-        span, size = _extremes(mine, "CUDA kernels / step"), _extremes(mine, "FLOPs / kernel")
+        span, size = extremes(mine, "CUDA kernels / step"), extremes(mine, "FLOPs / kernel")
         if span and size:
             parts.append(f"At the largest batch {camp} presets launch {span} kernels a step of {size} each.")
     for kind in ("operands", "compulsory"):
-        rows = _known(last, f"Intensity ({kind})")
+        rows = known(last, f"Intensity ({kind})")
         over = sum(r[f"Intensity ({kind})"].value >= r[f"{costs.RIDGE_GPU} ridge"].value for _, r in rows.iterrows())
         if len(rows):
-            parts.append(f"By {kind} bytes {over} of {len(rows)} sizes reach the ridge of {costs.RIDGE_GPU}.")
+            parts.append(
+                f"By {kind.removesuffix('s')} bytes {over} of {len(rows)} sizes reach the ridge of {costs.RIDGE_GPU}."
+            )
     return Section(
-        id="launches", title="Launches, FLOPs per launch and intensity (published presets)", sentence=" ".join(parts),
-        exhibits=_exhibit(
-            table, ("Kernels per step against FLOPs per kernel; batch grows along each line", figures.kernels(table, c.names)),
-            ("Intensity between operand and compulsory bytes", figures.intensity(table, c.names)),
+        id="launches",
+        title="Launches, FLOPs per launch and intensity (published presets)",
+        sentence=" ".join(parts),
+        exhibits=exhibit(
+            table,
+            ("Kernels per step against FLOPs per kernel; batch grows along each line", figures.kernels(table, c.names)),
+            ("Intensity at the largest batch; dashed: ridge of H100 (cited)", figures.intensity(table, c.names)),
         ),
-        caveat="Traced on the meta device. Kernel counts are modelled with a band; operand bytes assume no fusion and no cache, "
-        "compulsory bytes the best of both, so the true intensity lies between.",
-    )  # fmt: skip
+        caveat="Traced on the meta device. Kernel counts are modelled with a band; operand bytes assume no "
+        "fusion and no cache: fusion moves a point to the right.",
+    )
 
 
 def bounds(c: Context) -> Section | None:
     """The highest MFU that a GPU could reach, batch by batch."""
-    table = costs.bounds(c.frame, c.names)
+    table = costs.bounds(c.frame, "train", c.names)
     gpus = [str(x) for x in table.columns if x not in ("Model", "Camp", "Preset", "Batch")]
     if table.empty or not gpus:
         return None
-    gpu = next((g for g in gpus if "H100" in g), gpus[0])
-    parts = []
-    for camp in ("legacy", "transformer", "control"):
-        rows = _known(table[table["Camp"] == camp], gpu)
-        if len(rows):
-            top = max((r for _, r in rows.iterrows()), key=lambda r: r[gpu].value)
-            parts.append(
-                f"On {gpu} no {camp} preset can exceed {top[gpu].text} at a traced batch ({top['Model']}, {top['Batch']})."
-            )
-    drawn = [(g, figures.bound_of(table, g, c.names)) for g in gpus]
+    said = [_bound_sentence(table, camp, gpus[0]) for camp in ("legacy", "transformer", "control")]
+    serve = costs.bounds(c.frame, "infer", c.names)
     return Section(
-        id="mfu-bound", title="Upper bound of MFU against batch (published presets)", sentence=" ".join(parts),
-        exhibits=_exhibit(table, *drawn), caveat="A bound, not an estimate: it counts only bytes that cannot stay in cache and kernels "
-        "that no fusion removes, on one stream at datasheet peaks. A claim above it is refuted; a claim below it is not supported by it.",
-    )  # fmt: skip
+        id="mfu-bound",
+        title="Upper bound of MFU against batch (published presets)",
+        sentence=" ".join(s for s in said if s),
+        exhibits=exhibit(table, *((g, figures.bound_of(table, g, c.names)) for g in gpus), title="Training step")
+        + exhibit(serve, *((g, figures.bound_of(serve, g, c.names)) for g in gpus[:1]), title="Forward only"),
+        caveat="A bound, not an estimate: it counts only bytes that cannot stay in cache and kernels that no "
+        "fusion removes, "
+        "on one stream at datasheet peaks. A claim above it is refuted; a claim below it is not supported by it.",
+    )
+
+
+def _bound_sentence(table: pd.DataFrame, camp: str, gpu: str) -> str:
+    rows = known(table[table["Camp"] == camp], gpu)
+    if rows.empty:
+        return ""
+    top = max((r for _, r in rows.iterrows()), key=lambda r: r[gpu].value)
+    if top[gpu].value > 0.995:
+        return (
+            f"For {camp} presets the bound excludes nothing on {gpu}: it reaches 100 % ({top['Model']}, batch "
+            f"{top['Batch']})."
+        )
+    return (
+        f"On {gpu} no {camp} preset can exceed {top[gpu].text} at a traced batch ({top['Model']}, batch "
+        f"{top['Batch']})."
+    )
 
 
 def roofline(c: Context) -> Section | None:
     """Two rooflines, never on one axis: this CPU measured, H100 as a bound."""
     small, large = costs.cpu_roof(c.frame, c.names), costs.gpu_roof(c.frame, c.names)
     peak, bandwidth, ridge = costs.gpu_limits(c.frame)
-    exhibits = _exhibit(
-        small, ("This CPU, preset small: measured ceilings and derived points", figures.cpu_roofline(small, c.names)), title="This CPU"
-    ) + _exhibit(
+    exhibits = exhibit(
+        small,
+        ("This CPU, preset small: measured ceilings and derived points", figures.cpu_roofline(small, c.names)),
+        title="This CPU",
+    ) + exhibit(
         large,
-        (f"{costs.RIDGE_GPU}, published presets: bounds, no measured point",
-         figures.gpu_roofline(large, peak.value or 0.0, bandwidth.value or 0.0, c.names)),
-        title=costs.RIDGE_GPU, note=f"Peak {peak.text} TFLOP/s, {bandwidth.text} GB/s, ridge {ridge.text} FLOP/B ({peak.origin}). {peak.note}",
-    )  # fmt: skip
+        (
+            f"{costs.RIDGE_GPU}, published presets at their largest batch: no point is measured",
+            figures.gpu_roofline(large, peak.value or 0.0, bandwidth.value or 0.0, c.names),
+        ),
+        title=costs.RIDGE_GPU,
+        note=f"Peak {peak.text} TFLOP/s, {bandwidth.text} GB/s, ridge {ridge.text} FLOP/B ({peak.origin}). {peak.note}",
+    )
     if not exhibits:
         return None
-    use = _extremes(small, "MFU on this CPU") if not small.empty else ""
+    use = extremes(small, "MFU on this CPU") if not small.empty else ""
     return Section(
-        id="roofline", title="Roofline", exhibits=exhibits,
-        sentence=f"The small presets use {use} of this CPU's measured GEMM ceiling." if use else "No utilisation of this CPU is known.",
-        caveat="The operand bytes behind the CPU points count every operator's inputs and outputs, as if nothing stayed in cache: "
-        "a point above the slanted roof means reuse in cache, not an error. The two machines have their own axes on purpose.",
-    )  # fmt: skip
+        id="roofline",
+        title="Roofline",
+        exhibits=exhibits,
+        sentence=f"The small presets use {use} of this CPU's measured GEMM ceiling."
+        if use
+        else "No utilisation of this CPU is known.",
+        caveat="The operand bytes behind the CPU points count every operator's inputs and outputs, as if nothing "
+        "stayed in cache: "
+        "a point above the slanted roof means reuse in cache, not an error. GPU points lie on the roof by "
+        "construction; by operand bytes "
+        "it is the roof of unfused execution, and only `mfu_bound` is a bound. The two machines have their own "
+        "axes on purpose.",
+    )
 
 
 def gain(c: Context) -> Section | None:
@@ -255,18 +229,28 @@ def gain(c: Context) -> Section | None:
         drawn = figures.gain(table, c.names) if not table.empty else None
         if drawn is None:
             continue
-        exhibits += _exhibit(table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)")
-        column = _delta_column(table)
+        exhibits += exhibit(table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)")
+        column = delta_column(table)
         won = [str(r["Model"]) for _, r in table.iterrows() if tables.verdict(r[column]) == "better"]
-        span = _extremes(table, "Forward FLOPs / sample")
-        parts.append(f"On {data} forward work is {span} a sample; " + (
-            f"an interval above 0 was bought by {', '.join(won)}." if won else "no model bought an interval above 0."))  # fmt: skip
+        span = extremes(table, "Forward FLOPs / sample")
+        parts.append(
+            f"On {data} forward work is {span} a sample; "
+            + (
+                f"an interval above 0 was bought by {', '.join(won)}."
+                if won
+                else "no model bought an interval above 0."
+            )
+        )
     if not exhibits:
         return None
     return Section(
-        id="gain", title="AUC per extra GFLOP (preset small)", sentence=" ".join(parts), exhibits=tuple(exhibits),
-        caveat="The ratio is withheld where a model spends no more FLOPs than the reference. A tie stays a tie whatever its ratio.",
-    )  # fmt: skip
+        id="gain",
+        title="AUC per extra GFLOP (preset small)",
+        sentence=" ".join(parts),
+        exhibits=tuple(exhibits),
+        caveat="The ratio is withheld where a model spends no more FLOPs than the reference. A tie stays a tie "
+        "whatever its ratio.",
+    )
 
 
 def speed(c: Context) -> Section | None:
@@ -277,18 +261,22 @@ def speed(c: Context) -> Section | None:
         table = costs.speed(c.frame, data, c.names)
         if table.empty:
             continue
-        step = figures.dots(table, "Step time", "training step, ms", c.names, scale=1e3, log=True)
-        call = figures.dots(table, "Forward latency", "forward call, ms", c.names, scale=1e3, log=True)
-        exhibits += _exhibit(table, ("Training step", step), ("Forward call", call), title=f"{data} ({track} track)")
-        span = _extremes(table, "Samples / s")
+        step = drawing.dots(table, "Step time", "training step, ms", c.names, scale=1e3, log=True)
+        call = drawing.dots(table, "Forward latency", "forward call, ms", c.names, scale=1e3, log=True)
+        exhibits += exhibit(table, ("Training step", step), ("Forward call", call), title=f"{data} ({track} track)")
+        span = extremes(table, "Samples / s")
         parts.append(f"On {data} training runs at {span} samples per second." if span else "")
     if not exhibits:
         return None
     return Section(
-        id="speed", title="Time on this CPU (preset small)", sentence=" ".join(p for p in parts if p), exhibits=tuple(exhibits),
-        caveat="Median over processes of the per-process P50, data wait included; the line is the 95 % interval. CPU times say "
+        id="speed",
+        title="Time on this CPU (preset small)",
+        sentence=" ".join(p for p in parts if p),
+        exhibits=tuple(exhibits),
+        caveat="Median over processes of the per-process P50, data wait included; the line is the 95 % interval. "
+        "CPU times say "
         "nothing of a GPU.",
-    )  # fmt: skip
+    )
 
 
 def split(c: Context) -> Section | None:
@@ -299,21 +287,25 @@ def split(c: Context) -> Section | None:
         table = costs.step_split(c.frame, data, c.names)
         if table.empty:
             continue
-        exhibits += _exhibit(
+        exhibits += exhibit(
             table,
             (f"Share of a training step by stage on {data}", figures.split(table, c.names)),
             title=f"{data} ({track} track)",
         )
         for stage in ("embedding", "optimizer"):
-            span = _extremes(table, stage)
+            span = extremes(table, stage)
             parts.append(f"On {data} {stage} takes {span} of a step." if span else "")
     if not exhibits:
         return None
     return Section(
-        id="split", title="Where a step goes", sentence=" ".join(p for p in parts if p), exhibits=tuple(exhibits),
-        caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read shares, not times. "
+        id="split",
+        title="Where a step goes",
+        sentence=" ".join(p for p in parts if p),
+        exhibits=tuple(exhibits),
+        caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
+        "shares, not times. "
         "What no stage covers is `other`.",
-    )  # fmt: skip
+    )
 
 
 def memory(c: Context) -> Section | None:
@@ -325,21 +317,24 @@ def memory(c: Context) -> Section | None:
         table = costs.memory(c.frame, data, c.names)
         if table.empty:
             continue
-        exhibits += _exhibit(
+        exhibits += exhibit(
             table, (f"Memory on {data}", figures.byte_dots(table, columns)), title=f"{data} ({track} track)"
         )
-        span = _extremes(table, "Peak RSS")
+        span = extremes(table, "Peak RSS")
         parts.append(f"On {data} the process peaks at {span}." if span else "")
     disk = costs.storage(c.frame, c.names)
     if not disk.empty:
-        drawn = figures.byte_dots(disk, ("Raw data", "Prepared shards"), label="Data")
-        exhibits += _exhibit(disk, ("Data on disk", drawn), title="Data on disk")
+        drawn = figures.byte_dots(disk, ("Raw data", "Prepared shards"), heading="Data")
+        exhibits += exhibit(disk, ("Data on disk", drawn), title="Data on disk")
     if not exhibits:
         return None
     return Section(
-        id="memory", title="Memory and storage", sentence=" ".join(p for p in parts if p) or "Bytes of the data as found and prepared.",
-        exhibits=tuple(exhibits), caveat="MB are 10^6 bytes. Peak RSS includes the libraries, several hundred MB for every model.",
-    )  # fmt: skip
+        id="memory",
+        title="Memory and storage",
+        sentence=" ".join(p for p in parts if p) or "Bytes of the data as found and prepared.",
+        exhibits=tuple(exhibits),
+        caveat="MB are 10^6 bytes. Peak RSS includes the libraries, several hundred MB for every model.",
+    )
 
 
 def pairing(c: Context) -> Section | None:
@@ -349,28 +344,45 @@ def pairing(c: Context) -> Section | None:
         return None
     odd = table[table["Pair"] != "equal"]
     return Section(
-        id="pairing", title="Pairing: who is compared on what", exhibits=_exhibit(table, open=True),
-        sentence=f"{len(table) - len(odd)} of {len(table)} trainings share fingerprint, split, history length, training rows, dtype "
+        id="pairing",
+        title="Pairing: who is compared on what",
+        exhibits=exhibit(table, open=True),
+        sentence=f"{len(table) - len(odd)} of {len(table)} trainings share fingerprint, split, history length, "
+        f"training rows, dtype "
         "and threads with the others of their data set.",
         flags=tuple(f"{r['Model']} on {r['Data']}: {r['Pair']}" for _, r in odd.iterrows()),
         caveat="Early stopping may end a training before its rows are used up; the budget is the same.",
-    )  # fmt: skip
+    )
 
 
 def anchors(c: Context) -> Section:
     """Numbers of others, for scale."""
     return Section(
-        id="anchors", title="Published numbers, for scale", sentence="None of these is ours, and none was checked by this run.",
-        exhibits=_exhibit(costs.cited_auc(), title="Criteo_x1, BARS: means of five seeds", open=True)
-        + _exhibit(costs.cited_mfu(), title="MFU of ranking systems, as published", open=True),
-        caveat="Criteo_x1 has 33 M training rows and its own split: its AUC is not comparable with ours. Papers count FLOPs by different "
+        id="anchors",
+        title="Published numbers, for scale",
+        sentence="None of these is ours, and none was checked by this run.",
+        exhibits=exhibit(costs.cited_auc(), title="Criteo_x1, BARS: means of five seeds", open=True)
+        + exhibit(costs.cited_mfu(), title="MFU of ranking systems, as published", open=True),
+        caveat="Criteo_x1 has 33 M training rows and its own split: its AUC is not comparable with ours. Papers "
+        "count FLOPs by different "
         "rules and use different precisions; grade A was read in the source, B in a detailed account.",
-    )  # fmt: skip
+    )
 
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
-    summary, quality, floors, launches, bounds, roofline, gain, speed, split, memory, pairing, anchors,
-)  # fmt: skip
+    summary,
+    quality,
+    floors,
+    launches,
+    bounds,
+    roofline,
+    gain,
+    speed,
+    split,
+    memory,
+    pairing,
+    anchors,
+)
 
 
 def build_sections(

@@ -56,7 +56,7 @@ def delta_of(frame: pd.DataFrame, data: str, model: str, variant: str, other: st
     if not other:
         return absent("auc_delta", "no reference ran")
     if model == other and not variant:
-        return absent("auc_delta", "the reference itself")
+        return absent("auc_delta", "reference")
     return pick(frame, "auc_delta", scope=f"vs:{other}", data=data, model=model, variant=variant, signed=True)
 
 

@@ -1,0 +1,79 @@
+"""What a section is made of: figures with their data table, and the helpers that word its sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ctrbench.reports.drawing import known
+from ctrbench.reports.names import Names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exhibit:
+    """Figures and the table of their data."""
+
+    table: pd.DataFrame
+    figures: tuple[tuple[str, go.Figure], ...] = ()
+    """(caption, figure); drawn side by side where there is room."""
+    title: str = ""
+    note: str = ""
+    open: bool = False
+    """The table is the content: shown without a click."""
+
+    def __post_init__(self) -> None:
+        if self.figures and self.table.empty:
+            raise ValueError(
+                f"exhibit {self.title!r} has a figure without a data table; give it the table it was drawn from"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """One question of the page."""
+
+    id: str
+    title: str
+    sentence: str
+    exhibits: tuple[Exhibit, ...]
+    caveat: str = ""
+    flags: tuple[str, ...] = ()
+    """Findings that must not be overlooked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every section is made from."""
+
+    frame: pd.DataFrame
+    bodies: Mapping[str, Mapping[str, Any]]
+    names: Names
+    data: tuple[tuple[str, str], ...]
+    """(track, data) with at least one number."""
+
+
+def exhibit(table: pd.DataFrame, *drawn: tuple[str, go.Figure | None], **kw: Any) -> tuple[Exhibit, ...]:
+    """Nothing for an empty table; figures that have nothing to show are left out."""
+    if table.empty:
+        return ()
+    return (Exhibit(table=table, figures=tuple((c, f) for c, f in drawn if f is not None), **kw),)
+
+
+def extremes(table: pd.DataFrame, column: str) -> str:
+    """`1.2 ms (DeepFM) to 15 ms (OneTrans)`."""
+    rows = known(table, column)
+    if rows.empty:
+        return ""
+    order = rows.assign(_v=[c.value for c in rows[column]]).sort_values("_v")
+    low, high = order.iloc[0], order.iloc[-1]
+    if len(order) == 1:
+        return f"{low[column].text} ({low['Model']})"
+    return f"{low[column].text} ({low['Model']}) to {high[column].text} ({high['Model']})"
+
+
+def delta_column(table: pd.DataFrame) -> str:
+    return next((str(c) for c in table.columns if str(c).startswith("ΔAUC")), "")
