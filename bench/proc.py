@@ -36,8 +36,13 @@ def cpu_seconds(live_children: bool = False) -> float:
 
 def rss_peak() -> int:
     """Largest resident set so far, bytes; allocations made inside `memory_aside` do not count."""
-    # Linux gives KiB. Monotonic, so one process a configuration.
-    return max(_kept_peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # VmHWM, not ru_maxrss: the latter survives exec, so a small worker would report its large parent's memory.
+    try:
+        text = (_SELF / "status").read_text()
+        peak_kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(_kept_peak, peak_kib * 1024)
 
 
 @contextmanager

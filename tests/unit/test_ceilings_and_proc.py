@@ -1,0 +1,130 @@
+"""Ceilings of this CPU and what the operating system says of the process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctrbench.bench import proc
+from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, last_level_cache, measure_ceilings
+
+A = Ceilings(threads=1, gemm_fp32_gflops=100.0, gemm_fp32_size=1024, copy_gbs=20.0, buffer_bytes=1 << 26)
+
+
+def test_full_measurement_fills_every_figure_and_restores_threads() -> None:
+    before = torch.get_num_threads()
+    found = measure_ceilings(1, seconds_each=0.02)
+    assert torch.get_num_threads() == before
+    assert found.threads == 1
+    assert found.gemm_fp32_size in (512, 1024, 2048)
+    assert set(found.gather_ns_per_row) == {"D16", "D64", "D128"}
+    figures = [v for v in asdict(found).values() if not isinstance(v, dict)] + list(found.gather_ns_per_row.values())
+    assert all(v is not None and v > 0 for v in figures)
+    # Bounds no machine of the last 15 years leaves: a wrong factor of 1000 or of the bytes would.
+    assert 1 < found.gemm_fp32_gflops < 20_000
+    assert 0.5 < found.copy_gbs < 1000
+    assert 1 < found.gather_ns_per_row["D16"] < 10_000
+    assert 0.05 < (found.dispatch_us or 0) < 200
+    assert found.buffer_bytes >= 2 * last_level_cache()
+
+
+def test_quick_measures_two_figures_and_leaves_the_rest_unknown() -> None:
+    found = measure_ceilings(1, quick=True)
+    assert found.gemm_fp32_size == 1024
+    assert found.copy_gbs > 0
+    assert (found.triad_gbs, found.gemm_bf16_gflops, found.dispatch_us) == (None, None, None)
+    assert drift(found, found) == 0
+
+
+def test_drift_is_the_larger_change_and_symmetric() -> None:
+    slower = replace(A, gemm_fp32_gflops=80.0, copy_gbs=19.0)
+    assert drift(A, slower) == pytest.approx(0.25)
+    assert drift(slower, A) == pytest.approx(0.25)
+    assert drift(A, replace(A, copy_gbs=21.0)) == pytest.approx(0.05)
+    assert drift(A, replace(A, copy_gbs=21.0)) < CLOCK_DRIFT < drift(A, slower)
+    # products of different sizes say nothing about the clock
+    assert drift(A, replace(A, gemm_fp32_size=512, gemm_fp32_gflops=30.0)) == 0
+
+
+def test_drift_needs_equal_conditions() -> None:
+    with pytest.raises(ValueError, match="do not compare"):
+        drift(A, replace(A, threads=2))
+
+
+def test_cpu_seconds_count_work_and_not_waiting() -> None:
+    with proc.usage() as slept:
+        time.sleep(0.2)
+    with proc.usage() as worked:
+        while proc.cpu_seconds() - slept.cpu_core_s < 0:
+            pass
+        end = time.thread_time() + 0.2
+        while time.thread_time() < end:
+            pass
+    assert slept.wall_s >= 0.2
+    assert slept.cpu_core_s < 0.1
+    assert worked.cpu_core_s >= 0.18  # os.times() ticks in 10 ms
+    assert slept.cores_used < 0.5
+
+
+BURN = "import time\nend = time.thread_time() + 0.3\nwhile time.thread_time() < end: pass\n"
+
+
+def test_cpu_seconds_of_children_finished_and_running() -> None:
+    before = proc.cpu_seconds()
+    subprocess.run([sys.executable, "-c", BURN], check=True)
+    assert proc.cpu_seconds() - before >= 0.28
+    child = subprocess.Popen([sys.executable, "-c", BURN + "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        deadline = time.perf_counter() + 30
+        while proc.cpu_seconds(live_children=True) - proc.cpu_seconds() < 0.28:
+            assert time.perf_counter() < deadline, "the running child's time never showed"
+            time.sleep(0.02)
+    finally:
+        child.communicate(b"\n")
+
+
+PEAK = """
+from ctrbench.bench import proc
+base = proc.rss_peak()
+with proc.memory_aside():
+    big = bytearray(300 << 20)
+    big[::4096] = b"x" * len(big[::4096])
+    del big
+aside = proc.rss_peak() - base
+big = bytearray(100 << 20)
+big[::4096] = b"x" * len(big[::4096])
+del big
+print(base >> 20, aside >> 20, (proc.rss_peak() - base) >> 20)
+"""
+
+
+def test_peak_memory_keeps_the_run_and_leaves_out_the_harness() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this kernel has no /proc/self/clear_refs: the harness's buffers stay in the peak, as documented")
+    parent = bytearray(300 << 20)
+    parent[::4096] = b"x" * len(parent[::4096])
+    out = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True).stdout
+    base, aside, own = map(int, out.split())
+    assert base < 150, "the peak of the parent leaked into the child"
+    assert aside < 50
+    assert 90 <= own < 150
+
+
+def test_input_and_pss(tmp_path: Path) -> None:
+    file = tmp_path / "data.bin"
+    file.write_bytes(b"x" * 1_000_000)
+    before = proc.io_counters()
+    assert before is not None
+    with proc.usage() as used:
+        file.read_bytes()
+    assert used.io is not None
+    assert used.io.rchar >= 1_000_000
+    assert used.io.read_bytes >= 0
+    pss = proc.pss()
+    assert pss is None or 1 << 20 < pss <= proc.rss_peak()
