@@ -132,7 +132,9 @@ class Hypernetwork(nn.Module):
         self.chosen, self.composed = chosen, composed
         maps = ["q", "k", "v", "up", "down"] + (["out"] if out_proj else [])
         shapes = {"up": (width, hidden), "down": (hidden, width)}
-        self.bases = nn.ParameterDict({p: nn.Parameter(torch.empty(bases, *shapes.get(p, (width, width)))) for p in maps})
+        self.bases = nn.ParameterDict()
+        for name in maps:  # one by one: a whole dict would be sorted, and routers go by this order
+            self.bases[name] = nn.Parameter(torch.empty(bases, *shapes.get(name, (width, width))))
         self.router_PkM = nn.Parameter(torch.empty(len(maps), meta, bases))
         for basis_MDE in self.bases.values():
             if init == "n002":
