@@ -133,7 +133,8 @@ def host(name: str, start: int, end: int, thread: int = 1) -> HostEvent:
 
 def test_exclusive_time_counts_every_instant_once() -> None:
     ranges = [
-        host("ctrbench/iter", 0, 100), host("ctrbench/stage:dense", 10, 50), host("ctrbench/stage:dense/block:a", 20, 30),
+        host("ctrbench/iter", 0, 100),
+        host("ctrbench/stage:dense", 10, 50), host("ctrbench/stage:dense/block:a", 20, 30),
         host("ctrbench/stage:backward", 60, 90), host("ctrbench/stage:backward", 62, 88, 2),
         host("ctrbench/stage:backward/block:a", 70, 80, 2), host("ctrbench/stage:data", 200, 300),
     ]  # fmt: skip
