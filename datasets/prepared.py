@@ -107,6 +107,11 @@ class Prepared:
         return str(self.manifest["fingerprint"])
 
     @property
+    def split(self) -> str:
+        """Name of the split rule."""
+        return str(self.manifest["split"]["rule"])
+
+    @property
     def bytes_raw(self) -> int:
         """Size of the raw file."""
         return int(self.manifest["raw"]["bytes"])
