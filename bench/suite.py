@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ctrbench.bench import registry, summary
+from ctrbench.bench import floors, registry, summary
 from ctrbench.bench.config import Job, Plan, RunOptions
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pool import Outcome, run_all
@@ -30,6 +30,8 @@ from ctrbench.reports.records import Measurement, RunRecord
 
 SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality")
 """Kinds that are not timed: they share the cores, one thread each."""
+PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
+"""What every model of a job owes."""
 DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
@@ -100,7 +102,7 @@ def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready],
             prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, **job.options)
         except DataUnavailable as error:
             skipped.append(f"{job.data}: {error}")
-            rows += _skipped_job(job, str(error), runs_dir)
+            rows += _skipped_job(job, str(error))
             continue
         base = {"run": f"prepare-{job.data}", "model": "", "data": job.data, "split": prepared.split, "track": prepared.schema.track}
         rows += [
@@ -115,14 +117,11 @@ def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready],
     return ready, rows, skipped
 
 
-def _skipped_job(job: Job, reason: str, runs_dir: Path) -> list[Measurement]:
+def _skipped_job(job: Job, reason: str) -> list[Measurement]:
     track = dataset_spec(job.data).track
-    rows = []
+    rows = [r for f in job.floors for r in _skipped(job.data, track, f, "floor", ("floor",), reason)]
     for model in job.models:
-        base = {"run": f"skipped-{job.data}-{model}", "model": model, "family": registry.model_spec(model).family,
-                "data": job.data, "track": track}  # fmt: skip
-        for kind in ("time", "count", "trace", "quality"):
-            rows += summary.owed_rows(base, kind, "skipped", reason)
+        rows += _skipped(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason)
     return rows
 
 
@@ -135,13 +134,15 @@ def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec
             model_spec = registry.model_spec(model)
             if track not in model_spec.tracks:
                 reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
-                base = {"run": f"skipped-{item.job.data}-{model}", "model": model, "family": model_spec.family,
-                        "data": item.job.data, "track": track}  # fmt: skip
-                for kind in ("time", "count", "trace", "quality"):
-                    unsupported += summary.owed_rows(base, kind, "skipped", reason)
+                unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
                 continue
             specs += _model_specs(plan, item, model)
-        specs += [_spec(plan, item, "floor", f, threads=1) for f in item.job.floors if _floor_fits(f, item.prepared)]
+        for floor in item.job.floors:
+            reason = floors.skip_reason(floor, item.prepared.schema)
+            if reason is None:
+                specs.append(_spec(plan, item, "floor", floor, threads=1))
+            else:
+                unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), reason)
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", model_path=plan.model_path)
         for m in plan.models
@@ -149,10 +150,9 @@ def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec
     return specs + published, unsupported
 
 
-def _floor_fits(floor: str, prepared: Prepared) -> bool:
-    from ctrbench.bench.floors import unsupported
-
-    return not unsupported(floor, prepared.schema)
+def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str], reason: str) -> list[Measurement]:
+    base = {"run": f"skipped-{data}-{model}", "model": model, "family": family, "data": data, "track": track}
+    return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
 
 
 def _model_specs(plan: Plan, item: Ready, model: str) -> list[RunSpec]:
