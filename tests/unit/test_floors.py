@@ -10,12 +10,13 @@ import polars as pl
 import pytest
 
 from ctrbench.bench import floors
-from ctrbench.bench.floors import FLOORS, Layout, Rows, history_counts, run_floor, skip_reason
+from ctrbench.bench.floors import FLOORS, LIKED, Layout, Rows, history_counts, run_floor, skip_reason
 from ctrbench.bench.quality import auc
+from ctrbench.datasets import movielens_1m
 from ctrbench.datasets.errors import UnknownName
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
 
-ITEMS, GENRES, EVENTS, LIKE, DISLIKE = 30, 4, 40, FIRST_ID + 1, FIRST_ID
+ITEMS, GENRES, EVENTS, LIKE, DISLIKE = 30, 4, 40, LIKED, FIRST_ID
 USERS = {"train": 150, "valid": 60, "test": 100}
 
 SCHEMA = FeatureSchema(
@@ -51,10 +52,6 @@ class Memory:
         rows = self.frames[split]
         rows = rows if last is None else rows.tail(last)
         return rows if columns is None else rows.select(columns)
-
-    def vocabulary(self, name: str) -> pl.DataFrame:
-        assert name == "hist_action"
-        return pl.DataFrame({"value": ["0", "1"], "id": [DISLIKE, LIKE], "count": [1, 1]})
 
 
 def user_rows(rng: np.random.Generator, user_id: int, encoded: int) -> pl.DataFrame:
@@ -163,7 +160,7 @@ def test_target_statistics_by_hand() -> None:
 def test_counts_equal_a_plain_loop(planted: Memory, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floors, "CHUNK", 700)  # several chunks
     rows = planted.frames["train"].head(1500)
-    got = history_counts(rows, Layout.of(SCHEMA), [LIKE], length)
+    got = history_counts(rows, Layout.of(SCHEMA), length)
     for i, row in enumerate(rows.iter_rows(named=True)):
         events = list(zip(row["hist_genre"], row["hist_action"], row["hist_time"], strict=True))[-length:]
         likes = [a == LIKE for _, a, _ in events]
@@ -209,6 +206,13 @@ def test_tabular_data_has_the_floors_it_can_have() -> None:
         assert reason in str(skip_reason(name, TABULAR))
         with pytest.raises(ValueError, match=reason):
             run_floor(name, data, train_rows=None, history_length=1, seed=0)
+
+
+def test_actions_that_are_not_binary_are_refused() -> None:
+    fields = tuple(replace(f, cardinality=8) if f.name == "hist_action" else f for f in SCHEMA.fields)
+    assert "not liked / not liked" in str(skip_reason("lightgbm_history", replace(SCHEMA, fields=fields)))
+    assert skip_reason("lightgbm_history", SCHEMA) is None
+    assert movielens_1m.LIKED == LIKED
 
 
 def test_wrong_requests_are_named(planted: Memory) -> None:
