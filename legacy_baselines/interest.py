@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from ctrbench.datasets.schema import FeatureSchema
+from ctrbench.kernels.dice import dice
 from ctrbench.kernels.din_attention import IMPLS, Impl, unit_cost, unit_layer
 from ctrbench.models.blocks import Embedded, Events, mlp_flops
 
@@ -70,25 +71,21 @@ class Dice(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[..., O] -> [..., O]; `mask` [...] marks valid rows."""
         if self.training and mask is not None and self.stats == "valid":
-            scaled = self._valid_norm(x, mask.unsqueeze(-1))
-        else:
-            flat = x.flatten(0, -2)
-            # A batch of one row has no variance to learn from: the running one serves.
-            train = self.training and flat.shape[0] > 1
-            scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
+            return self._over_valid(x, mask)
+        flat = x.flatten(0, -2)
+        # A batch of one row has no variance to learn from: the running one serves.
+        train = self.training and flat.shape[0] > 1
+        scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
         return x * torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))
 
-    def _valid_norm(self, x: Tensor, mask: Tensor) -> Tensor:
-        over = tuple(range(x.dim() - 1))
-        n = mask.sum().clamp(min=1)
-        mean_O = (x * mask).sum(over) / n
-        centred = x - mean_O
-        var_O = (centred.square() * mask).sum(over) / n
+    def _over_valid(self, x: Tensor, mask: Tensor) -> Tensor:
+        out, mean_O, var_O = dice(x, mask, self.alpha_O, self.eps)
         with torch.no_grad():
+            n = mask.sum()
             step = self.momentum * (n > 1)  # nothing to learn from one event or none
             self.mean_O.lerp_(mean_O, step)
             self.var_O.lerp_(var_O * (n / (n - 1).clamp(min=1)), step)
-        return centred * torch.rsqrt(var_O + self.eps)
+        return out
 
 
 def layers(widths: Sequence[int], config: UnitConfig, dropout: float) -> nn.ModuleList:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.kernels.cross import cross_cost, cross_fused, cross_plain
+from ctrbench.kernels.dice import dice, dice_cost, dice_fused, dice_plain
 from ctrbench.kernels.din_attention import IMPLS, unit_concat, unit_cost, unit_fold, unit_layer, unit_split
 from ctrbench.kernels.fm import fm, fm_cost, fm_pairs, fm_sum
 
@@ -18,11 +19,13 @@ def _inputs(*shapes):
     return [torch.randn(s, generator=g, dtype=torch.float64, requires_grad=True) for s in shapes]
 
 
+MASK_BT = torch.arange(T, 0, -1) <= torch.tensor([0, 1, 3, 6, 7]).unsqueeze(1)
 UNIT = ((B, C), (B, T, C), (OUT, 4 * C), (OUT,))
 TWINS = {
     "fm": (fm_pairs, fm_sum, ((B, F, D),)),
     "fm of one field": (fm_pairs, fm_sum, ((B, 1, D),)),
     "cross": (cross_plain, cross_fused, ((B, C), (B, C), (C, C), (C,))),
+    "dice": (lambda x, a: dice_plain(x, MASK_BT, a)[0], lambda x, a: dice_fused(x, MASK_BT, a)[0], ((B, T, C), (C,))),
     "din split": (unit_concat, unit_split, UNIT),
     "din fold": (unit_concat, unit_fold, UNIT),
 }
@@ -38,6 +41,19 @@ def test_fast_path_equals_its_plain_twin_forward_and_backward(twin):
     grads = [torch.autograd.grad((y * weight).sum(), inputs) for y in (expected, got)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("impl", ["fused", "plain"])
+def test_dice_statistics_are_those_of_the_valid_rows(impl):
+    (x_BTC,), alpha_C = _inputs((B, T, C)), torch.zeros(C, dtype=torch.float64)
+    valid = x_BTC[MASK_BT]
+    _, mean_C, var_C = dice(x_BTC, MASK_BT, alpha_C, impl=impl)
+    torch.testing.assert_close(mean_C, valid.mean(0))
+    torch.testing.assert_close(var_C, valid.var(0, unbiased=False))
+    out, mean_C, _ = dice(x_BTC, torch.zeros_like(MASK_BT), alpha_C, impl=impl)
+    assert out.isfinite().all()
+    assert not mean_C.any()
+    assert dice_cost(C, T).flops == 0
 
 
 def test_fm_of_pairs_is_the_sum_over_pairs():
