@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -213,14 +214,11 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
 
 def gpu_roofline(table: pd.DataFrame, peak: float, bandwidth: float, names: Names) -> go.Figure | None:
     """Published presets where their intensity meets the roof of H100. No point is a measurement."""
-    rows = largest_batch(
-        known(table, "Intensity (compulsory)" if "Intensity (compulsory)" in table else "Intensity (operands)")
-    )
-    kind = "compulsory"
-    if rows.empty:
-        kind, rows = "operands", largest_batch(known(table, "Intensity (operands)"))
-    if rows.empty:
+    kinds = [k for k in ("compulsory", "operands") if f"Intensity ({k})" in table]
+    found = [(k, rows) for k in kinds if not (rows := largest_batch(known(table, f"Intensity ({k})"))).empty]
+    if not found:
         return None
+    kind, rows = found[0]
     x = [c.value for c in rows[f"Intensity ({kind})"]]
     ridge = 1000 * peak / bandwidth
     span = min([*x, ridge]) / 3, max([*x, ridge]) * 3
@@ -279,7 +277,8 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
 def split(table: pd.DataFrame, names: Names) -> go.Figure | None:
     """Shares of a training step, stacked."""
     stages = [c for c in table.columns if c not in ("Model", "Camp", "Largest blocks")]
-    rows = table[[any(row[s].value is not None for s in stages) for _, row in table.iterrows()]]
+    drawn = [any(row[s].value is not None for s in stages) for _, row in table.iterrows()]
+    rows = table.loc[np.array(drawn, dtype=bool)]
     if rows.empty:
         return None
     fig = blank(120 + 36 * len(rows), "share of the traced step, %, measured", xaxis={"range": [0, 101]})
