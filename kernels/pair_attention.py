@@ -1,4 +1,4 @@
-"""Attention over fields whose scores are multiplied by a weight of the ordered field pair (FAT, 2511.12081 section 3.2).
+"""Attention over fields, scores multiplied by a weight of the ordered field pair (FAT, 2511.12081 section 3.2).
 
 The weight acts before the softmax and is no additive bias, so torch's fused attention cannot take it. The fast path
 folds 1/√d into the [F, F] weights: one pass less over the [B, H, F, F] scores.

@@ -110,7 +110,8 @@ class Fat(nn.Module):
                 for _ in range(1 if config.basis_scope == "model" else config.layers)
             )  # fmt: skip
             self.out_maps = nn.ParameterList(
-                nn.init.xavier_uniform_(torch.empty(d, d)) for _ in range(config.layers if config.out_proj == "shared" else 0)
+                nn.init.xavier_uniform_(torch.empty(d, d))
+                for _ in range(config.layers if config.out_proj == "shared" else 0)
             )
             self.layers = nn.ModuleList(
                 FieldBlock(d, config.heads, config.residual, config.prenorm) for _ in range(config.layers)
@@ -139,7 +140,9 @@ class Fat(nn.Module):
     def _write(self) -> list[FieldWeights]:
         written: list[FieldWeights] = [net(self.meta_Fk) for net in self.hypernetworks]
         written = [written[i % len(written)] for i in range(self.config.layers)]
-        return [FieldWeights(w.qkv, w.up, w.down, m) for w, m in zip(written, self.out_maps)] if self.out_maps else written
+        if not self.out_maps:
+            return written
+        return [FieldWeights(w.qkv, w.up, w.down, m) for w, m in zip(written, self.out_maps, strict=True)]
 
     def train(self, mode: bool = True) -> Self:
         """Also forgets the cached weights."""

@@ -167,7 +167,7 @@ class Hypernetwork(nn.Module):
 
 
 class FieldInput(nn.Module):
-    """Row-major field vectors [B, F, E] to field-major tokens [F, B, D]; a linear map a field where E differs from D."""
+    """Field vectors [B, F, E] to field-major tokens [F, B, D], by a linear map a field where E differs from D."""
 
     def __init__(self, fields: int, dim: int, width: int) -> None:
         super().__init__()

@@ -9,10 +9,10 @@ Dims: B batch, C candidates, S sequence tokens, N NS-tokens, Q queries, I all to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +148,7 @@ class OneTrans(nn.Module):
         s_1SD, valid_1S = self.event_tokens(self.embedder(user).events)
         mask = causal_mask(valid_1S, 0, True, s_1SD.dtype)
         keys, values = [], []
-        for layer in self.layers:
+        for layer in cast(Iterable[OneTransLayer], self.layers):
             s_1SD, k_1HSd, v_1HSd = layer.encode(s_1SD, mask)
             keys.append(k_1HSd)
             values.append(v_1HSd)
@@ -157,7 +157,8 @@ class OneTrans(nn.Module):
     def score(self, cache: OneTransCache, candidates: Batch) -> Tensor:
         """Stage II, logit_C of C candidates of the same request; their histories may be empty, the cache has them."""
         n_CND = self.field_tokens(self.embedder(candidates).fields_BFD)
-        for layer, k_1HSd, v_1HSd in zip(self.layers, cache.keys, cache.values, strict=True):
+        layers = cast(Iterable[OneTransLayer], self.layers)
+        for layer, k_1HSd, v_1HSd in zip(layers, cache.keys, cache.values, strict=True):
             n_CND = layer.score(n_CND, k_1HSd, v_1HSd, cache.valid_1S[:, -k_1HSd.shape[2] :])
         return self.head(n_CND)
 
@@ -200,7 +201,14 @@ def flops(config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, i
     kept = kept_tokens(config.pyramid, config.layers, l_s, l_ns, config.round)
     valid = sum(real.values()) + separators(schema, config.fusion)
     blocks = block_flops(
-        d, kept, l_s, l_ns, valid, ffn_mult=config.ffn_mult, out_proj=config.out_proj != "none", causal=config.mask == "causal"
+        d,
+        kept,
+        l_s,
+        l_ns,
+        valid,
+        ffn_mult=config.ffn_mult,
+        out_proj=config.out_proj != "none",
+        causal=config.mask == "causal",
     )
     full, useful = (event_flops(schema, config.dim, d, n) for n in (padded, real))
     return Flops(full + fixed, useful + fixed) + blocks

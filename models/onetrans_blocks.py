@@ -219,7 +219,7 @@ def block_flops(
     width: int, kept: Sequence[int], l_s: int, l_ns: int, valid: int | None = None, *, ffn_mult: int = 4,
     out_proj: bool = True, causal: bool = True,
 ) -> Flops:  # fmt: skip
-    """All layers of one sample (models.md section 3): 4d²I + (4 + 4r)d²Q + 4d·P a layer, I = S_l + L_NS, Q = q_l + L_NS.
+    """All layers of one sample, 4d²I + (4 + 4r)d²Q + 4d·P each (models.md section 3), I = S_l + L_NS, Q = q_l + L_NS.
 
     Args:
         kept: q_l of each layer.

@@ -62,7 +62,9 @@ class EventTokens(nn.Module):
         super().__init__()
         self.schema, self.fusion = schema, fusion
         lengths = history_lengths(schema)
-        self.mlps = nn.ModuleDict({h: MLP(e, (width,), width, activation=ACTIVATIONS[activation]) for h, e in widths.items()})
+        self.mlps = nn.ModuleDict(
+            {h: MLP(e, (width,), width, activation=ACTIVATIONS[activation]) for h, e in widths.items()}
+        )
         self.positions = EventPositions(positions, max(lengths.values()), width)
         count = separators(schema, fusion)
         self.types_HD = nn.Parameter(0.02 * torch.randn(len(lengths), width)) if fusion == "time" else None
@@ -126,7 +128,9 @@ class GroupFields(nn.Module):
     def __init__(self, groups: list[list[int]], dim: int, width: int, activation: Activation) -> None:
         super().__init__()
         self.groups = groups
-        self.mlps = nn.ModuleList(MLP(len(g) * dim, (width,), width, activation=ACTIVATIONS[activation]) for g in groups)
+        self.mlps = nn.ModuleList(
+            MLP(len(g) * dim, (width,), width, activation=ACTIVATIONS[activation]) for g in groups
+        )
 
     def forward(self, fields_BFE: Tensor) -> Tensor:
         parts = [m(fields_BFE[:, g].flatten(1)) for m, g in zip(self.mlps, self.groups, strict=True)]

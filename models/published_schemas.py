@@ -28,8 +28,12 @@ def taobao_like(length: int) -> FeatureSchema:
     }  # fmt: skip
     cats = [Field(name=f, kind="categorical", role=r, cardinality=n) for f, (r, n) in known.items()]
     events = [
-        Field(name="hist_item", kind="sequence", role="behaviour", max_length=length, target="item_id", history="hist"),
-        Field(name="hist_category", kind="sequence", role="behaviour", max_length=length, target="category_id", history="hist"),
-        Field(name="hist_action", kind="sequence", role="behaviour", max_length=length, cardinality=7, history="hist"),
+        Field(
+            name=name, kind="sequence", role="behaviour", max_length=length, cardinality=rows, target=target,
+            history="hist",
+        )
+        for name, target, rows in (
+            ("hist_item", "item_id", 0), ("hist_category", "category_id", 0), ("hist_action", None, 7)
+        )
     ]  # fmt: skip
     return FeatureSchema(name=f"taobao_like_{length}", track="sequence", fields=(*cats, *events))

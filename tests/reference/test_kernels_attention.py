@@ -64,7 +64,9 @@ def mask_of(kind: str, batch: int, queries: int, keys: int) -> Tensor | None:
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["none", "bool", "float"])
-@pytest.mark.parametrize(("heads", "queries", "keys", "width"), [(2, 5, 5, 4), (1, 1, 7, 3), (3, 4, 9, 5), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "width"), [(2, 5, 5, 4), (1, 1, 7, 3), (3, 4, 9, 5), (1, 1, 1, 1)]
+)
 def test_attention(kind: str, causal: bool, heads: int, queries: int, keys: int, width: int) -> None:
     mask = mask_of(kind, 3, queries, keys)
     q, k, v = rand(3, heads, queries, width), rand(3, heads, keys, width), rand(3, heads, keys, width)
@@ -93,7 +95,9 @@ def test_causal_is_aligned_at_the_lower_right() -> None:
     assert not torch.equal(before[:, :, 1], after[:, :, 1])
 
 
-@pytest.mark.parametrize(("candidates", "own", "prefix", "masked"), [(3, 2, 5, True), (1, 4, 7, False), (5, 1, 1, False)])
+@pytest.mark.parametrize(
+    ("candidates", "own", "prefix", "masked"), [(3, 2, 5, True), (1, 4, 7, False), (5, 1, 1, False)]
+)
 def test_prefix_attention(candidates: int, own: int, prefix: int, masked: bool) -> None:
     mask = (torch.arange(prefix) > 1).unsqueeze(0) if masked else None
     inputs = (
@@ -104,7 +108,9 @@ def test_prefix_attention(candidates: int, own: int, prefix: int, masked: bool) 
 
 
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize(("batch", "heads", "fields", "width"), [(3, 2, 5, 4), (1, 1, 1, 1), (2, 3, 7, 3), (0, 2, 4, 2)])
+@pytest.mark.parametrize(
+    ("batch", "heads", "fields", "width"), [(3, 2, 5, 4), (1, 1, 1, 1), (2, 3, 7, 3), (0, 2, 4, 2)]
+)
 def test_pair_attention(batch: int, heads: int, fields: int, width: int, per_head: bool) -> None:
     q, k, v = rand(batch, heads, fields, width), rand(batch, heads, fields, width), rand(batch, heads, fields, width)
     pair = rand(heads, fields, fields) if per_head else rand(fields, fields)
@@ -127,7 +133,9 @@ def test_compose_and_mixture(fields: int, bases: int, chosen: int) -> None:
     assert compose_cost(fields, bases, chosen, 11, useful=True).flops == 2 * fields * chosen * 11
 
 
-@pytest.mark.parametrize(("shared", "own", "width", "out"), [(6, 3, 4, 5), (0, 2, 3, 3), (None, 4, 3, 7), (5, None, 2, 1)])
+@pytest.mark.parametrize(
+    ("shared", "own", "width", "out"), [(6, 3, 4, 5), (0, 2, 3, 3), (None, 4, 3, 7), (5, None, 2, 1)]
+)
 def test_mixed_linear(shared: int | None, own: int | None, width: int, out: int) -> None:
     s = None if shared is None else rand(3, shared, width)
     n = None if own is None else rand(3, own, width)
