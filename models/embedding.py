@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -89,7 +89,7 @@ class EmbeddingTables(nn.Module):
         # shares the table of its target does not. One table over all rows has all features side by side.
         order = [names.index(t) for t in self.table_of.values()]
         self.stacked = not self.pooled or sum(a != b for a, b in pairwise(order)) >= len(set(order))
-        self.lookup: nn.Module
+        self.lookup: Any  # the operator has no types of its own
         if device == "meta":
             self.lookup = _MetaTables(sum(self.rows.values()), self.stored)
         elif config.impl == "per_table":
@@ -117,7 +117,7 @@ class EmbeddingTables(nn.Module):
         if isinstance(self.lookup, _MetaTables):
             return {n: self.lookup.weight[self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
         if isinstance(self.lookup, nn.ModuleDict):
-            return {n: m.weight.detach() for n, m in self.lookup.items()}
+            return {n: m.get_parameter("weight").detach() for n, m in self.lookup.items()}
         split = self.lookup.split_embedding_weights()
         if not self.stacked:
             return dict(zip(self.rows, split, strict=True))
