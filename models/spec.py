@@ -94,7 +94,8 @@ class ModelSpec:
     config: type
     """Frozen dataclass; its defaults are the `small` preset."""
     build: Callable[..., Any]
-    """(config, schema, device=None) -> CtrModel; no device takes torch's default. Raises ValueError naming the field when they do not fit."""
+    """(config, schema, device=None) -> CtrModel; no device takes torch's default. Raises ValueError naming the field
+    when they do not fit."""
     card: Callable[[Any], FidelityCard]
     flops: Callable[[Any, FeatureSchema, Mapping[str, int] | None], Flops]
     """(config, schema, history name -> true length or None for full) -> closed-form forward FLOPs a sample."""
