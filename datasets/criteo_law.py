@@ -52,14 +52,15 @@ class Category:
     def cdf_N(self) -> np.ndarray:
         """float64, cumulated mass of ranks 1..size."""
         tail = (np.arange(1, self.size) + self.q) ** -self.s
-        cdf = np.concatenate([[self.top1], self.top1 + (1 - self.top1) * np.cumsum(tail) / tail.sum()])
+        cdf: np.ndarray = np.concatenate([[self.top1], self.top1 + (1 - self.top1) * np.cumsum(tail) / tail.sum()])
         cdf[-1] = 1.0
         return cdf
 
     @cached_property
     def middle_N(self) -> np.ndarray:
         """float64, midpoint of each rank's interval of the cumulated mass."""
-        return (self.cdf_N + np.concatenate([[0.0], self.cdf_N[:-1]])) / 2
+        middle: np.ndarray = (self.cdf_N + np.concatenate([[0.0], self.cdf_N[:-1]])) / 2
+        return middle
 
     def rank(self, u_R: np.ndarray) -> np.ndarray:
         """int64, 0-based rank at cumulated mass u (inverse distribution function)."""
@@ -156,14 +157,17 @@ def integer_values(law: Integer, u_R: np.ndarray) -> np.ndarray:
         out_R[(u_R >= edge) & (u_R < edge + share / present)] = value
         edge += share / present
     edge += law.zero / present
-    knots = [(edge, 0.5)]  # rounds up to 1, the least positive value
+    knots = [(edge, 1.0)]
     for u, value in zip((0.25, 0.5, 0.75, 0.95, 0.99, 1.0), law.quantiles, strict=True):
         if u > edge and value > 0:
             knots.append((u, float(value)))
+    # The maximum of 4,584 rows is one row: most of the last percent lies well below it.
+    knots.insert(-1, (0.999, float(law.quantiles[4] ** (2 / 3) * law.quantiles[5] ** (1 / 3))))
     at, height = np.array(knots).T
     positive_R = u_R >= edge
     values_R = np.expm1(np.interp(u_R[positive_R], at, np.log1p(height)))
-    out_R[positive_R] = np.maximum(1, np.rint(values_R)).astype(np.int64)
+    # Rounded down: small counts repeat, so a value starts late in its interval.
+    out_R[positive_R] = np.maximum(1, np.floor(values_R + 1e-9)).astype(np.int64)
     return out_R
 
 

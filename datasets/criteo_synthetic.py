@@ -190,7 +190,7 @@ class Generator:
             return _hashed_normal(rank_R, key)
         if (name, use) not in self._kept:
             self._kept[name, use] = _hashed_normal(np.append(np.arange(size), -1), key)
-        return self._kept[name, use][rank_R]
+        return cast(np.ndarray, self._kept[name, use][rank_R])
 
     def _calibrate(self) -> None:
         """Centre and scale of the pairwise part, and the intercept that gives the wanted positive rate."""
