@@ -224,7 +224,7 @@ def _result(name: str, model: nn.Module, counts: StepCounts, notes: tuple[str, .
         reason = "uncounted_op: " + ", ".join(f"{op} x{n}" for op, n in sorted(counts.unknown.items()))
     elif error := backward_ratio_error(counts):
         notes = (*notes, error)
-    bounds = {} if reason else {g: mfu_bound(counts, model, None, catalogue()[g]) for g in GPUS}
+    bounds = {} if reason else {g: mfu_bound(counts, model, catalogue()[g]) for g in GPUS}
     return AuditResult(
         model=name,
         traced_on=counts.device,

@@ -16,7 +16,7 @@ from torch import nn
 from ctrbench.bench.counting.rows import StepCounts
 from ctrbench.bench.counting.traffic import STATE_BYTES, Bytes
 from ctrbench.bench.hardware import Gpu, peak
-from ctrbench.datasets.schema import Batch, FeatureSchema, Field
+from ctrbench.datasets.schema import FeatureSchema, Field
 from ctrbench.models.embedding import embedding_tables
 
 T_MIN_S = 1.1e-6
@@ -65,7 +65,6 @@ def bound_of(
 def mfu_bound(
     counts: StepCounts,
     model: nn.Module,
-    batch: Batch | None,
     gpu: Gpu,
     dtype: str = "bf16",
     *,
@@ -77,7 +76,6 @@ def mfu_bound(
     Args:
         counts: the step, training or inference.
         model: the one counted; for the rows of its tables.
-        batch: the one counted; None for models without tables of ours.
         gpu: catalogue entry.
         dtype: of weights, activations and gradients.
         schema: carries known lower bounds of distinct rows (`Field.unique_rows`); none means no row is counted.
@@ -91,7 +89,7 @@ def mfu_bound(
         f"one stream, no overlap between dependent kernels, none shorter than {T_MIN_S * 1e6:.1f} us",
         f"{dtype} weights, activations and gradients",
     ]
-    rows = _row_bytes(model, batch, schema, width, counts.train, notes)
+    rows = _row_bytes(model, counts, schema, width, notes)
     dense = _at_width(counts.parameters, width)
     kept = dense
     if counts.train:
@@ -120,13 +118,13 @@ def _at_width(moved: Bytes, width: int) -> float:
 
 
 def _row_bytes(
-    model: nn.Module, batch: Batch | None, schema: FeatureSchema | None, width: int, train: bool, notes: list[str]
+    model: nn.Module, counts: StepCounts, schema: FeatureSchema | None, width: int, notes: list[str]
 ) -> float:
     """Distinct table rows, read, and in training written with their optimizer state read and written."""
     tables = embedding_tables(model)
-    if not tables or batch is None:
+    if not tables:
         return 0.0
-    unique = unique_rows(schema, batch.size) if schema else 0.0
+    unique = unique_rows(schema, counts.batch) if schema else 0.0
     if not unique:
         notes.append("distinct table rows unknown for this data: none counted")
         return 0.0
@@ -136,7 +134,7 @@ def _row_bytes(
         "from the data's recorded lower bounds"
     )
     row = columns * width
-    return float(unique * (2 * (row + STATE_BYTES[optimizer](columns)) if train else row))
+    return float(unique * (2 * (row + STATE_BYTES[optimizer](columns)) if counts.train else row))
 
 
 def unique_rows(schema: FeatureSchema, batch: int) -> float:

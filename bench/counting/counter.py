@@ -222,6 +222,18 @@ def phase_blocks(model: nn.Module) -> dict[str, str]:
     return {block: stage for stage, blocks in phases.items() for block in blocks}
 
 
+def _warm_up(step: TrainStep, batch: Batch, device: torch.device) -> None:
+    """One uncounted step, so that optimizer state exists; on meta the optimizer alone makes it."""
+    if device.type != "meta":
+        step(batch)
+        return
+    for group in step.optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    step.optimizer.step()
+    step.optimizer.zero_grad(set_to_none=True)
+
+
 def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
     """Counts one step of `bench.step` on the model's own device.
 
@@ -236,7 +248,7 @@ def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
     try:
         if train:
             step = TrainStep(model, ranges=recorder)
-            step(batch)
+            _warm_up(step, batch, recorder.device)
             with recorder.active():
                 step(batch)
         else:

@@ -7,15 +7,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ctrbench.bench.counting.bound import Bound, mfu_bound
 from ctrbench.bench.counting.counter import count_step
-from ctrbench.bench.counting.rows import KernelCount, StepCounts, backward_ratio_error, coverage, withhold_reason
+from ctrbench.bench.counting.rows import (
+    KernelCount,
+    StepCounts,
+    at_batch,
+    backward_ratio_error,
+    coverage,
+    withhold_reason,
+)
 from ctrbench.bench.hardware import catalogue
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models.spec import ModelSpec, Preset
 
 BATCHES = (256, 1024, 4096, 16384)
+TRACED = (251, 509)
+"""Batches that are traced; the others follow from them, see `rows.at_batch`. Primes, so that no width is a multiple."""
+Phase = Literal["train", "infer"]
+PHASES: tuple[Phase, ...] = ("train", "infer")
 GPUS = ("H100 SXM", "A100-80 SXM", "L4", "B200 SXM")
 
 
@@ -25,7 +37,7 @@ class PublishedPoint:
 
     model: str
     preset: str
-    phase: Literal["train", "infer"]
+    phase: Phase
     batch: int
     flops_fwd_per_sample: float
     """Model FLOPs (masked attention pairs left out) of one forward, per-step work shared out over the batch."""
@@ -53,36 +65,58 @@ class PublishedPoint:
 def published_points(
     spec: ModelSpec, batches: Sequence[int] = BATCHES, gpus: Sequence[str] = GPUS, dtype: str = "bf16"
 ) -> list[PublishedPoint]:
-    """Traces every published preset of a model at every batch, training and inference.
+    """Counts every published preset of a model at every batch, training and inference.
 
     Raises:
         HardwareUnknown: a GPU has no dense peak for `dtype`.
     """
-    return [p for preset in spec.published() for batch in batches for p in _points(spec, preset, batch, gpus, dtype)]
+    return [p for preset in spec.published() for p in _preset_points(spec, preset, batches, gpus, dtype)]
 
 
-def _points(spec: ModelSpec, preset: Preset, size: int, gpus: Sequence[str], dtype: str) -> Iterator[PublishedPoint]:
+def _preset_points(
+    spec: ModelSpec, preset: Preset, batches: Sequence[int], gpus: Sequence[str], dtype: str
+) -> Iterator[PublishedPoint]:
     with torch.device("meta"):
         model = spec.build(preset.config, preset.schema)
-    batch = synthetic_batch(preset.schema, size, device="meta")
-    form = spec.flops(preset.config, preset.schema, None)
+    traces = {phase: [_trace(model, preset, b, phase) for b in TRACED] for phase in PHASES}
+    for size in batches:
+        for phase in PHASES:
+            low, high = traces[phase]
+            counts = at_batch(low, high, size) or _trace(model, preset, size, phase)
+            yield _point(spec, preset, model, counts, phase, gpus, dtype)
+
+
+def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCounts:
+    return count_step(model, synthetic_batch(preset.schema, size, device="meta"), train=phase == "train")
+
+
+def _point(
+    spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, phase: Phase, gpus: Sequence[str], dtype: str
+) -> PublishedPoint:
+    size, form = counts.batch, spec.flops(preset.config, preset.schema, None)
     analytic = form.full * size + float(getattr(model, "flops_per_step", 0.0))
-    phases: tuple[Literal["train", "infer"], ...] = ("train", "infer")
-    for phase in phases:
-        counts = count_step(model, batch, train=phase == "train")
-        masked = (form.full - form.visible) * size
-        masked_step = masked * (3 if phase == "train" else 1)  # both gradients of both attention GEMMs are masked alike
-        reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
-        bounds = {
-            g: mfu_bound(counts, model, batch, catalogue()[g], dtype, schema=preset.schema, masked_flops=masked_step)
-            for g in gpus
-        }
-        yield PublishedPoint(
-            model=spec.name, preset=preset.label, phase=phase, batch=size,
-            flops_fwd_per_sample=(counts.flops("forward") - masked) / size,
-            flops_per_sample=(counts.flops() - masked_step) / size, flops_executed=counts.flops(),
-            flops_elementwise=counts.flops_elementwise(), bytes_operands=counts.bytes_operands(dtype),
-            ai_operands=counts.ai_operands(dtype), ops=counts.ops, kernels=counts.kernels, unfusable=counts.unfusable,
-            coverage=coverage(counts.flops("forward"), analytic), withheld=reason, bounds={} if reason else bounds,
-            counts=counts,
-        )  # fmt: skip
+    masked = (form.full - form.visible) * size
+    masked_step = masked * (3 if phase == "train" else 1)  # both gradients of both attention GEMMs are masked alike
+    reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
+    bounds = {
+        g: mfu_bound(counts, model, catalogue()[g], dtype, schema=preset.schema, masked_flops=masked_step) for g in gpus
+    }
+    return PublishedPoint(
+        model=spec.name,
+        preset=preset.label,
+        phase=phase,
+        batch=size,
+        flops_fwd_per_sample=(counts.flops("forward") - masked) / size,
+        flops_per_sample=(counts.flops() - masked_step) / size,
+        flops_executed=counts.flops(),
+        flops_elementwise=counts.flops_elementwise(),
+        bytes_operands=counts.bytes_operands(dtype),
+        ai_operands=counts.ai_operands(dtype),
+        ops=counts.ops,
+        kernels=counts.kernels,
+        unfusable=counts.unfusable,
+        coverage=coverage(counts.flops("forward"), analytic),
+        withheld=reason,
+        bounds={} if reason else bounds,
+        counts=counts,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ctrbench.bench.counting.launches import BAND, MIN_COVERED
@@ -151,6 +151,46 @@ def _module(name: str, rows: Iterable[OpRow]) -> ModuleCounts:
         name, sum(r.calls for r in rows), sum(r.flops for r in rows), sum(r.bytes_own for r in rows),
         sum(r.bytes_half for r in rows), sum(r.kernels for r in rows),
     )  # fmt: skip
+
+
+def at_batch(low: StepCounts, high: StepCounts, batch: int) -> StepCounts | None:
+    """The counts at another batch, from two traces of the same model at different batches.
+
+    Operators do not depend on the batch and every shape is affine in it, so FLOPs and bytes are too. Returns None where
+    the two traces differ in anything else (a model that takes another path for large batches): trace it then.
+    """
+    if [_identity(r) for r in low.rows] != [_identity(r) for r in high.rows] or low.batch == high.batch:
+        return None
+    share = (batch - low.batch) / (high.batch - low.batch)
+
+    def line(a: float, b: float) -> float:
+        return float(round(a + (b - a) * share))
+
+    def moved(a: Bytes, b: Bytes) -> Bytes:
+        return Bytes(line(a.own, b.own), line(a.half, b.half))
+
+    rows = tuple(
+        replace(
+            a,
+            flops=line(a.flops, b.flops),
+            flops_elementwise=line(a.flops_elementwise, b.flops_elementwise),
+            bytes_own=line(a.bytes_own, b.bytes_own),
+            bytes_half=line(a.bytes_half, b.bytes_half),
+        )
+        for a, b in zip(low.rows, high.rows, strict=True)
+    )
+    return replace(
+        low,
+        rows=rows,
+        batch=batch,
+        saved=moved(low.saved, high.saved),
+        inputs=moved(low.inputs, high.inputs),
+        parameters=moved(low.parameters, high.parameters),
+    )
+
+
+def _identity(row: OpRow) -> tuple[object, ...]:
+    return row.op, row.module, row.part, row.calls, row.kernels, row.covered_calls, row.unfusable
 
 
 def coverage(counted: float, analytic: float) -> float | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
 from ctrbench.bench.audit import count_module
 from ctrbench.bench.counting.launches import kernels_of
 from ctrbench.bench.counting.ops import classify
 from ctrbench.bench.counting.rows import StepCounts
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 torch.set_num_threads(1)
 
@@ -116,8 +117,10 @@ def test_attention_inside_multihead_attention_is_one_operator_on_meta() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.1).to("meta")
     counts = count_module(layer, torch.randn(4, 8, 16, device="meta"))
     ops = [r.op for r in counts.rows if r.part == "forward"]
-    assert "ctrbench.sdpa" in ops and "aten._softmax" not in ops
-    assert "aten.native_dropout" in ops and "aten.bernoulli_" not in ops
+    assert "ctrbench.sdpa" in ops
+    assert "aten._softmax" not in ops
+    assert "aten.native_dropout" in ops
+    assert "aten.bernoulli_" not in ops
 
 
 def test_backward_is_one_gemm_for_raw_features_and_two_behind_an_embedding() -> None:
@@ -199,7 +202,14 @@ def test_kernels_of_an_operator(op, kernels: float, covered: bool) -> None:  # t
 
 @pytest.mark.parametrize(
     ("sizes", "launches"),
-    [([10] * 5, 1), ([10] * 110, 1), ([10] * 111, 2), ([65536 * 320], 1), ([65536 * 320 + 1], 2), ([65536 * 300] * 2, 2)],
+    [
+        ([10] * 5, 1),
+        ([10] * 110, 1),
+        ([10] * 111, 2),
+        ([65536 * 320], 1),
+        ([65536 * 320 + 1], 2),
+        ([65536 * 300] * 2, 2),
+    ],
 )
 def test_multi_tensor_launches_follow_chunks_and_tensor_limits(sizes: list[int], launches: int) -> None:
     op = torch.ops.aten._foreach_sqrt.default

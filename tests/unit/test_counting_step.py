@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import backward_ratio_error, coverage, withhold_reason
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field, synthetic_batch
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
-from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
@@ -76,7 +78,7 @@ class Planted(nn.Module):
 
 @pytest.fixture(params=["cpu", "meta"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+    return request.param
 
 
 def test_step_flops_meet_the_closed_form_and_every_operator_is_known(device: str) -> None:
@@ -115,7 +117,7 @@ def test_forward_and_backward_belong_to_the_block_that_made_them(device: str) ->
     gemm = {(r.module, r.part): r.flops for r in counts.rows if r.kind == "F"}
     widths = [4 * DIM, *HIDDEN, 1]
     assert {m for m, _ in gemm} == {f"tower.{i}" for i in (0, 2, 4)}
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         assert gemm[(f"tower.{2 * i}", "forward")] == 2 * BATCH * a * b
         assert gemm[(f"tower.{2 * i}", "backward")] == 4 * BATCH * a * b
     by_stage = {m.module: m.flops for m in counts.by_module("stage")}

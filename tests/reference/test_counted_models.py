@@ -1,0 +1,79 @@
+"""Every model, small on CPU and published on meta: counted FLOPs meet the closed form, every operator is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ctrbench.bench import registry
+from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.published import published_points
+from ctrbench.bench.counting.rows import at_batch, backward_ratio_error, coverage, withhold_reason
+from ctrbench.datasets.schema import FeatureSchema, synthetic_batch
+
+MODELS = registry.model_names()
+SMALL = [(name, track) for name in MODELS for track in registry.model_spec(name).tracks]
+ROWS = 16
+
+
+@pytest.mark.parametrize(("name", "track"), SMALL)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_small_preset(name: str, track: str, device: str, schema_of: dict[str, FeatureSchema]) -> None:
+    spec, schema = registry.model_spec(name), schema_of[track]
+    config = spec.config()
+    with torch.device(device):
+        model = spec.build(config, schema)
+    analytic = spec.flops(config, schema, None).full * ROWS + getattr(model, "flops_per_step", 0.0)
+    for train in (True, False):
+        counts = count_step(model, synthetic_batch(schema, ROWS, device=device), train=train)
+        assert counts.unknown == {}
+        assert withhold_reason(counts, analytic) == ""
+        assert coverage(counts.flops("forward"), analytic) == pytest.approx(1.0, abs=0.02)
+        assert backward_ratio_error(counts) == ""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_published_presets(name: str) -> None:
+    points = published_points(registry.model_spec(name), batches=(256, 4096))
+    presets = registry.model_spec(name).published()
+    assert len(points) == 2 * 2 * len(presets)
+    for p in points:
+        assert p.withheld == "", (p.preset, p.phase, p.withheld)
+        assert p.coverage == pytest.approx(1.0, abs=0.02)
+        assert p.counts.unknown == {}
+        assert p.kernels.value is not None, (p.preset, p.kernels.reason)
+        assert 0 < p.unfusable < p.ops
+        assert set(p.bounds) == {"H100 SXM", "A100-80 SXM", "L4", "B200 SXM"}
+        assert all(0 < b.value <= 1 and b.assumptions for b in p.bounds.values())
+        if p.phase == "train":
+            assert 2 <= p.flops_per_sample / p.flops_fwd_per_sample <= 3
+    train = {(p.preset, p.batch): p for p in points if p.phase == "train"}
+    for preset in presets:
+        small, large = train[preset.label, 256], train[preset.label, 4096]
+        assert (small.ops, small.unfusable) == (large.ops, large.unfusable)
+        assert small.bounds["B200 SXM"].value <= large.bounds["B200 SXM"].value
+
+
+@pytest.mark.parametrize("name", ["deepfm", "fat", "onetrans"])
+@pytest.mark.parametrize("train", [True, False])
+def test_counts_at_another_batch_equal_a_trace_of_it(
+    name: str, train: bool, schema_of: dict[str, FeatureSchema]
+) -> None:
+    spec = registry.model_spec(name)
+    schema = schema_of[spec.tracks[-1]]
+    with torch.device("meta"):
+        model = spec.build(spec.config(), schema)
+
+    def trace(batch: int):  # type: ignore[no-untyped-def]
+        return count_step(model, synthetic_batch(schema, batch, device="meta"), train=train)
+
+    assert at_batch(trace(251), trace(509), 1999) == trace(1999)
+
+
+def test_counts_of_different_paths_are_not_extrapolated(schema_of: dict[str, FeatureSchema]) -> None:
+    spec, schema = registry.model_spec("deepfm"), schema_of["tabular"]
+    with torch.device("meta"):
+        model = spec.build(spec.config(), schema)
+    batch = synthetic_batch(schema, 251, device="meta")
+    train, infer = count_step(model, batch, train=True), count_step(model, batch, train=False)
+    assert at_batch(train, infer, 1999) is None
