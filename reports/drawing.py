@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -86,7 +87,10 @@ def origins(cells: Iterable[Cell]) -> str:
 
 
 def known(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    return table[[isinstance(c, Cell) and c.value is not None for c in table[column]]] if column in table else table[:0]
+    """Rows whose number is there; none, with the column, where nobody wrote one."""
+    if column not in table:
+        return table.iloc[:0].assign(**{column: []})
+    return table.loc[np.array([isinstance(c, Cell) and c.value is not None for c in table[column]], dtype=bool)]
 
 
 def hover(row: pd.Series, columns: Sequence[str]) -> str:

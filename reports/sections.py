@@ -19,6 +19,8 @@ def summary(c: Context) -> Section:
     parts = []
     for track, data in c.data:
         table = tables.headline(c.frame, data, c.names)
+        if table.empty:
+            continue
         exhibits += exhibit(table, title=f"{data} ({track} track, preset small)", open=True)
         said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
         span = extremes(table, "Step time")

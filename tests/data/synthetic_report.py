@@ -11,9 +11,15 @@ from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, frame
 
 FAMILY = {
-    "deepfm": "legacy", "dcn_v2": "legacy", "din": "legacy", "composite": "legacy", "fat": "transformer",
-    "onetrans": "transformer", "gpt_block": "transformer", "shared_fields": "transformer",
-}  # fmt: skip
+    "deepfm": "legacy",
+    "dcn_v2": "legacy",
+    "din": "legacy",
+    "composite": "legacy",
+    "fat": "transformer",
+    "onetrans": "transformer",
+    "gpt_block": "transformer",
+    "shared_fields": "transformer",
+}
 JOBS = {
     "movielens_1m": ("sequence", tuple(FAMILY), ("popularity", "lr", "lightgbm", "lightgbm_history"), "composite"),
     "criteo_synthetic": ("tabular", ("deepfm", "dcn_v2", "fat"), ("lr", "lightgbm"), "dcn_v2"),
@@ -36,7 +42,9 @@ def synthetic_records(
     """
     rng = random.Random(seed)
     rows: list[Measurement] = []
-    bodies: dict[str, dict[str, Any]] = {"prepare": {"spec": {"kind": "prepare", "level": "quick", "tuned": False}, "extra": {}}}
+    bodies: dict[str, dict[str, Any]] = {
+        "prepare": {"spec": {"kind": "prepare", "level": "quick", "tuned": False}, "extra": {}}
+    }
     for data, (track, models, floors, reference) in JOBS.items():
         if data in skip:
             for model in models:
@@ -48,8 +56,17 @@ def synthetic_records(
         scores: dict[str, float] = {}
         for model in (*models, *floors):
             family = FAMILY.get(model, "floor")
-            base = {"run": "summary", "model": model, "family": family, "data": data, "track": track, "phase": "train",
-                    "split": "time", "threads": 1, "batch": 512}  # fmt: skip
+            base = {
+                "run": "summary",
+                "model": model,
+                "family": family,
+                "data": data,
+                "track": track,
+                "phase": "train",
+                "split": "time",
+                "threads": 1,
+                "batch": 512,
+            }
             bodies[f"{data}-{model}"] = _body(rng, data, model, family)
             if "quality" in groups:
                 scores[model] = 0.78 + 0.02 * rng.random()
@@ -72,24 +89,47 @@ def synthetic_records(
 
 def _body(rng: random.Random, data: str, model: str, family: str) -> dict[str, Any]:
     spec = {
-        "kind": "floor" if family == "floor" else "quality", "model": model, "variant": "", "data": data, "split": "time",
-        "fingerprint": f"sha256:{data}", "history_length": 50 if data == "movielens_1m" else 0, "train_rows": 150000,
-        "dtype": "float32", "threads": 1, "level": "quick", "seed": 0,
-    }  # fmt: skip
+        "kind": "floor" if family == "floor" else "quality",
+        "model": model,
+        "variant": "",
+        "data": data,
+        "split": "time",
+        "fingerprint": f"sha256:{data}",
+        "history_length": 50 if data == "movielens_1m" else 0,
+        "train_rows": 150000,
+        "dtype": "float32",
+        "threads": 1,
+        "level": "quick",
+        "seed": 0,
+    }
     card = {
-        "model": model, "paper": "arXiv:0000.00000",
+        "model": model,
+        "paper": "arXiv:0000.00000",
         "rows": [
             {"mechanism": "interaction", "status": "faithful", "section": "3.1", "switch": "", "note": ""},
-            {"mechanism": "residual layout", "status": "unknown", "section": "n/k", "switch": "residual=pre", "note": "our guess"},
+            {
+                "mechanism": "residual layout",
+                "status": "unknown",
+                "section": "n/k",
+                "switch": "residual=pre",
+                "note": "our guess",
+            },
         ],
-    }  # fmt: skip
+    }
     environment = {"cpu_model": "Synthetic CPU @ 2.0 GHz", "cores": 2, "packages": {"torch": "2.13.0", "plotly": "7"}}
     extra = {"control": model in ("gpt_block", "shared_fields")} | ({} if family == "floor" else {"card": card})
     return {"spec": spec, "environment": environment, "extra": extra}
 
 
 def _skipped(data: str, track: str, model: str) -> list[Measurement]:
-    base = {"run": f"skipped-{data}", "model": model, "family": FAMILY[model], "data": data, "track": track, "phase": "train"}
+    base = {
+        "run": f"skipped-{data}",
+        "model": model,
+        "family": FAMILY[model],
+        "data": data,
+        "track": track,
+        "phase": "train",
+    }
     reason = "the wheel could not be fetched and there is no local copy; pass data.path=FILE"
     return [withheld(base, m, reason) for m in ("auc", "logloss", "step_time", "throughput", "ops_per_step")]
 
@@ -108,9 +148,7 @@ def _quality(rng: random.Random, base: dict[str, Any], auc: float) -> list[Measu
     return rows
 
 
-def _deltas(
-    rng: random.Random, data: str, track: str, scores: dict[str, float], reference: str
-) -> list[Measurement]:
+def _deltas(rng: random.Random, data: str, track: str, scores: dict[str, float], reference: str) -> list[Measurement]:
     rows = []
     for model, auc in scores.items():
         family = FAMILY.get(model, "floor")
@@ -121,7 +159,9 @@ def _deltas(
                 ci = {"ci_low": delta - half, "ci_high": delta + half}
                 rows.append(make(base, "auc_delta", delta, "derived", scope=f"vs:{other}", n=3, **ci))
         if model != reference and family != "floor":
-            rows.append(make(base, "auc_per_gflop", (auc - scores[reference]) / 0.002, "derived", scope=f"vs:{reference}"))
+            rows.append(
+                make(base, "auc_per_gflop", (auc - scores[reference]) / 0.002, "derived", scope=f"vs:{reference}")
+            )
     return rows
 
 
@@ -149,18 +189,42 @@ def _counts(rng: random.Random, base: dict[str, Any]) -> list[Measurement]:
 
 
 def _times(rng: random.Random, base: dict[str, Any], status: str) -> list[Measurement]:
-    owed = ("step_time", "throughput", "infer_latency", "loader_stall", "cpu_core_seconds", "rss_peak", "mfu_cpu", "mbu")
+    owed = (
+        "step_time",
+        "throughput",
+        "infer_latency",
+        "loader_stall",
+        "cpu_core_seconds",
+        "rss_peak",
+        "mfu_cpu",
+        "mbu",
+    )
     if status:
         reason = "the process was killed at 3.1 GB, limit 3.0 GB"
-        return [withheld(base, m, reason, status="oom", phase="infer" if m == "infer_latency" else "train") for m in owed]
+        return [
+            withheld(base, m, reason, status="oom", phase="infer" if m == "infer_latency" else "train") for m in owed
+        ]
     step = 10 ** rng.uniform(-2.3, -1.0)
     unstable: dict[str, Any] = {}
     if base["model"] == "din":
         unstable = {"status": "unstable", "reason": "clock_unstable: ceilings moved by 14 % between the alternations"}
     return [
-        make(base, "step_time", step, "measured", n=3, p10=0.9 * step, p50=step, p90=1.2 * step, ci_low=0.95 * step, ci_high=1.1 * step),
+        make(
+            base,
+            "step_time",
+            step,
+            "measured",
+            n=3,
+            p10=0.9 * step,
+            p50=step,
+            p90=1.2 * step,
+            ci_low=0.95 * step,
+            ci_high=1.1 * step,
+        ),
         make(base, "throughput", 512 / step, "measured", n=3, ci_low=460 / step, ci_high=540 / step),
-        make(base, "infer_latency", 0.3 * step, "measured", phase="infer", n=3, ci_low=0.28 * step, ci_high=0.33 * step),
+        make(
+            base, "infer_latency", 0.3 * step, "measured", phase="infer", n=3, ci_low=0.28 * step, ci_high=0.33 * step
+        ),
         make(base, "loader_stall", 0.02, "measured", n=3),
         make(base, "cpu_core_seconds", 1.1 * step, "measured"),
         make(base, "cpu_core_s_per_million", 3.0, "measured", scope="data"),
@@ -175,13 +239,23 @@ def _times(rng: random.Random, base: dict[str, Any], status: str) -> list[Measur
 
 def _split(rng: random.Random, base: dict[str, Any]) -> list[Measurement]:
     parts = [rng.random() + 0.05 for _ in STAGES]
-    rows = [make(base, "split_host", p / sum(parts), "measured", scope=f"stage:{s}") for s, p in zip(STAGES, parts, strict=True)]
+    rows = [
+        make(base, "split_host", p / sum(parts), "measured", scope=f"stage:{s}")
+        for s, p in zip(STAGES, parts, strict=True)
+    ]
     return [*rows, make(base, "split_host", 0.11, "measured", scope="stage:interaction/block:cross")]
 
 
 def _published(rng: random.Random, model: str) -> list[Measurement]:
-    base = {"run": f"published-{model}", "model": model, "family": FAMILY[model], "preset": "published:B", "phase": "train",
-            "device": "meta", "dtype": "bf16"}  # fmt: skip
+    base = {
+        "run": f"published-{model}",
+        "model": model,
+        "family": FAMILY[model],
+        "preset": "published:B",
+        "phase": "train",
+        "device": "meta",
+        "dtype": "bf16",
+    }
     wide = FAMILY[model] == "transformer"
     flops, kernels = 10 ** rng.uniform(8.5, 10 if wide else 9), rng.randint(200, 1500)
     rows = []
@@ -195,5 +269,7 @@ def _published(rng: random.Random, model: str) -> list[Measurement]:
             make(here, "ai_compulsory", 6 * ai, "counted"),
         ]
         for i, gpu in enumerate(GPUS):
-            rows.append(make(here, "mfu_bound", min(1.0, ai / (60 * (i + 2)) * (batch / 4096) ** 0.3), "modelled", scope=gpu))
+            rows.append(
+                make(here, "mfu_bound", min(1.0, ai / (60 * (i + 2)) * (batch / 4096) ** 0.3), "modelled", scope=gpu)
+            )
     return rows
