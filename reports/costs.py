@@ -264,7 +264,7 @@ def _batch(mine: pd.DataFrame) -> str:
 def cited_auc() -> pd.DataFrame:
     """BARS, Criteo_x1, means of five seeds."""
     rows = [
-        {"Model": a["model"], "AUC": Cell(a["auc"], "auc", "cited"), "sd over 5 seeds": f"{a['sd']:.6f}",
+        {"Model": a["model"], "AUC": Cell(a["auc"], "auc", "cited"), "sd over 5 seeds": Cell(a["sd"], "sd", "cited"),
          "Log loss": Cell(a["logloss"], "logloss", "cited")} for a in cited()["auc"]
     ]  # fmt: skip
     return pd.DataFrame(rows, index=[r["Model"] for r in rows])

@@ -217,7 +217,7 @@ def roofline(c: Context) -> Section | None:
         "stayed in cache: "
         "a point above the slanted roof means reuse in cache, not an error. GPU points lie on the roof by "
         "construction; by operand bytes "
-        "it is the roof of unfused execution, and only `mfu_bound` is a bound. The two machines have their own "
+        "it is the roof of unfused execution, and only the MFU bound is a bound. The two machines have their own "
         "axes on purpose.",
     )
 
@@ -306,7 +306,7 @@ def split(c: Context) -> Section | None:
         exhibits=tuple(exhibits),
         caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
         "shares, not times. "
-        "What no stage covers is `other`.",
+        "What no stage covers is “other”.",
     )
 
 
@@ -335,7 +335,7 @@ def memory(c: Context) -> Section | None:
         title="Memory and storage",
         sentence=" ".join(p for p in parts if p) or "Bytes of the data as found and prepared.",
         exhibits=tuple(exhibits),
-        caveat="MB are 10^6 bytes. Peak RSS includes the libraries, several hundred MB for every model.",
+        caveat="MB are 10⁶ bytes. Peak RSS includes the libraries, several hundred MB for every model.",
     )
 
 
