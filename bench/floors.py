@@ -200,14 +200,12 @@ def run_floor(
     elif name == "lr":
         with threadpool_limits(threads):  # BLAS threads that outnumber free cores made this ten times slower
             scores = _lr(rows, schema, layout.keys(schema), notes)
-    else:
+    elif name == "lightgbm":
         parts, names = _statistics(rows, schema, layout.keys(schema))
-        if sees:
-            counted = (history_counts(part, layout, history_length) for part in rows.parts)
-            parts = [np.hstack(pair) for pair in zip(parts, counted, strict=True)]
-            names += COUNTS
-            notes["history_length"] = history_length
         scores = _lightgbm(rows, parts, names, notes, seed, threads)
+    else:
+        notes["history_length"] = history_length
+        scores = _lightgbm_history(rows, schema, layout, notes, seed, threads)
     return FloorResult(scores=scores, fit_seconds=time.perf_counter() - start, notes=notes)
 
 
@@ -310,6 +308,29 @@ def _lightgbm(
         "valid_auc": float(trees.best_score["valid_0"]["auc"]),
     }
     return np.asarray(trees.predict(parts[2], num_threads=threads), dtype=np.float32)
+
+
+def _lightgbm_history(
+    rows: Rows, schema: FeatureSchema, layout: Layout, notes: dict[str, Any], seed: int, threads: int
+) -> Floats:
+    """The six counts beside all statistics, or in place of the user's: the better on validation rows.
+
+    Train rows know their user's past from both, test rows of a new user from the counts alone; trees that lean on the
+    user's statistics then fall short (MovieLens-1M, global time, all train rows: AUC .774 with them, .789 without).
+    """
+    counted = [history_counts(part, layout, int(notes["history_length"])) for part in rows.parts]
+    choices = {"with": layout.keys(schema)}
+    if layout.user is not None:
+        choices["without"] = [key for key in choices["with"] if layout.user.name not in key]
+    fits: dict[str, tuple[Floats, dict[str, Any]]] = {}
+    for tag, keys in choices.items():
+        parts, names = _statistics(rows, schema, keys)
+        parts = [np.hstack(pair) for pair in zip(parts, counted, strict=True)]
+        found: dict[str, Any] = {"user_statistics": tag}
+        fits[tag] = _lightgbm(rows, parts, [*names, *COUNTS], found, seed, threads), found
+    scores, found = max(fits.values(), key=lambda fit: fit[1]["valid_auc"])
+    notes |= found | {"valid_auc_by_user_statistics": {tag: fit[1]["valid_auc"] for tag, fit in fits.items()}}
+    return scores
 
 
 def _lr(rows: Rows, schema: FeatureSchema, keys: Sequence[Key], notes: dict[str, Any]) -> Floats:

@@ -104,6 +104,17 @@ def test_planted_history_is_found_by_the_counts_alone(planted: Memory) -> None:
         assert 0.44 < found[blind] < 0.56, blind  # noise: 4000 rows of 100 users, s.e. about .01 to .02
 
 
+def test_validation_chooses_whether_user_statistics_stay(planted: Memory) -> None:
+    """All users of validation and test are new here: what train rows know of their user only misleads."""
+    notes = run_floor("lightgbm_history", planted, train_rows=None, history_length=EVENTS, seed=0).notes
+    tried = notes["valid_auc_by_user_statistics"]
+    assert set(tried) == {"with", "without"}
+    assert notes["user_statistics"] == "without"
+    assert notes["valid_auc"] == tried["without"] == max(tried.values())
+    assert not [f for f in notes["features"] if f.startswith("user")]
+    assert set(floors.COUNTS) <= set(notes["features"])
+
+
 def test_a_shorter_history_knows_less(planted: Memory) -> None:
     label = planted.frames["test"]["label"].to_numpy()
     long, short = (auc(label, score("lightgbm_history", planted, history_length=n)) for n in (EVENTS, 2))
