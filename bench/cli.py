@@ -139,18 +139,19 @@ def _hardware(options: argparse.Namespace) -> int:
     from ctrbench.bench.hardware import catalogue, this_machine
 
     here = {"machine": this_machine(), "ceilings": asdict(measure_ceilings(torch.get_num_threads()))}
-    gpus = {name: asdict(gpu) for name, gpu in catalogue().items()}
     if options.json:
+        gpus = {name: asdict(gpu) for name, gpu in catalogue().items()}
         print(json.dumps({**here, "catalogue": gpus}, indent=1, default=str))
         return 0
     console = Console()
     console.print_json(json.dumps(here, default=str))
-    table = Table(title="catalogue: dense peaks, cited; TFLOP/s and GB/s")
-    columns = ["device", "fp32", "tf32", "bf16", "fp8", "bandwidth", "l2_mb", "source"]
-    for column in columns:
+    table = Table(title="catalogue: cited dense peaks, TFLOP/s")
+    types = ("fp32", "tf32", "bf16", "fp8")
+    for column in ("device", *types, "GB/s", "L2 MB", "GB", "note"):
         table.add_column(column)
-    for name, gpu in gpus.items():
-        table.add_row(name, *(str(gpu.get(c, "")) for c in columns[1:]))
+    for name, gpu in catalogue().items():
+        peaks = (f"{gpu.peak_tflops[t]:g}" if t in gpu.peak_tflops else "-" for t in types)
+        table.add_row(name, *peaks, f"{gpu.bandwidth_gbs:g}", f"{gpu.l2_mb:g}", f"{gpu.memory_gb:g}", gpu.note)
     console.print(table)
     return 0
 

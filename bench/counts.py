@@ -68,7 +68,9 @@ def count_rows(
     """(rows, extra, inputs of derived numbers) of one small preset at the batch of the run."""
     train = count_step(model, batch, train=True)
     infer = count_step(model, batch, train=False)
-    on_meta = count_step(spec.build(config, schema, "meta"), synthetic_batch(schema, batch.size, device="meta"), train=True)
+    with torch.device("meta"):
+        twin = spec.build(config, schema)
+    on_meta = count_step(twin, synthetic_batch(schema, batch.size, device="meta"), train=True)
     analytic = spec.flops(config, schema, None).full * batch.size + getattr(model, "flops_per_step", 0.0)
     reason = withhold_reason(train, analytic) or backward_ratio_error(train)
     useful = useful_flops(spec, config, schema, batch)

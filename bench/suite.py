@@ -284,6 +284,6 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh = runs_dir.parent / f".latest-{os.getpid()}"
     fresh.symlink_to(runs_dir.name)
     fresh.replace(latest)
-    for part in console_tables(table):
+    for part in console_tables(table, bodies):
         console.print(part)
     console.print(f"report: {runs_dir.parent / 'latest' / report.name}", markup=False, soft_wrap=True)

@@ -34,8 +34,8 @@ class GptBlockConfig:
     """Embedding width."""
     width: int = 32
     """Token width d."""
-    layers: int = 3
-    heads: int = 4
+    layers: int = 2
+    heads: int = 2
     tables: TableConfig = field(default_factory=TableConfig)
 
 

