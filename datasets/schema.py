@@ -41,7 +41,9 @@ class Field:
 
     def __post_init__(self) -> None:
         if self.kind != "dense" and self.cardinality <= FIRST_ID and self.target is None:
-            raise ValueError(f"field {self.name!r}: cardinality {self.cardinality} leaves no room for a value; use >= 4")
+            raise ValueError(
+                f"field {self.name!r}: cardinality {self.cardinality} leaves no room for a value; use >= 4"
+            )
         if (self.kind == "sequence") != (self.history is not None and self.max_length > 0):
             raise ValueError(f"field {self.name!r}: a sequence needs `history` and `max_length`, other kinds neither")
 
@@ -191,7 +193,11 @@ def synthetic_batch(
         rows = schema[f.table].cardinality
         n = lengths[f.history] if f.history else torch.ones(batch, dtype=torch.long)
         total = int(n.sum())
-        values.append(torch.randint(FIRST_ID, rows, (total,), generator=g) if device != "meta" else torch.empty(total, dtype=torch.long, device="meta"))
+        values.append(
+            torch.randint(FIRST_ID, rows, (total,), generator=g)
+            if device != "meta"
+            else torch.empty(total, dtype=torch.long, device="meta")
+        )
         counts.append(n)
         per_key.append(total)
     n_dense = len(schema.dense)
@@ -205,7 +211,9 @@ def synthetic_batch(
     missing = (torch.rand(batch, n_dense, generator=g) < 0.1).float() * (0.0 if zero_missing else 1.0)
     dense = torch.randn(batch, n_dense, generator=g) * (1 - missing)
     now = 1_500_000_000
-    times = {h: torch.sort(torch.randint(now - 10**6, now, (int(n.sum()),), generator=g)).values for h, n in lengths.items()}
+    times = {
+        h: torch.sort(torch.randint(now - 10**6, now, (int(n.sum()),), generator=g)).values for h, n in lengths.items()
+    }
     return Batch(
         dense.to(device), missing.to(device), ids, {k: v.to(device) for k, v in times.items()},
         torch.full((batch,), now).to(device), (torch.rand(batch, generator=g) < 0.5).float().to(device),

@@ -72,7 +72,10 @@ def test_movielens_log(wheel: Path) -> None:
     assert not log.select("user_id", "item").is_duplicated().any()
     assert log.null_count().sum_horizontal().item() == 0
     assert round(log["label"].mean(), 3) == 0.575
-    assert round(log.select("user_id", "time").is_duplicated().mean(), 3) == 0.529
+    seconds = log.select("user_id", "time")
+    # The note's 52.9 % are rows that repeat an earlier row's second; 77.4 % share theirs with some other row.
+    assert round(1 - seconds.n_unique() / log.height, 3) == 0.529
+    assert round(seconds.is_duplicated().mean(), 3) == 0.774
 
 
 @pytest.fixture(scope="module", params=["global_time", "per_user"])

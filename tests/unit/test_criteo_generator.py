@@ -41,7 +41,8 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert again["sha256"] == gz["sha256"]
     other = write(Parameters(rows=500, seed=4, cap=1000), tmp_path / "e.txt")
     assert other["sha256"] != a["sha256"]
-    assert {p.name for p in tmp_path.iterdir()} == {
+    names = ("a.txt", "b.txt", "c.txt.gz", "d.txt.gz", "e.txt")
+    assert {p.name for p in tmp_path.iterdir()} == {f"{n}{s}" for n in names for s in ("", ".json")}
         f"{n}{s}" for n in ("a.txt", "b.txt", "c.txt.gz", "d.txt.gz", "e.txt") for s in ("", ".json")
     }
 
