@@ -97,9 +97,9 @@ def _data(options: argparse.Namespace) -> int:
     if options.action == "generate":
         if options.name != "criteo_synthetic":
             raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
-        from ctrbench.datasets.criteo_synthetic import generate
+        from ctrbench.datasets.criteo_synthetic import Parameters, write
 
-        generate(Path(options.out), rows=options.rows, seed=options.seed, cap=options.cap)
+        write(Parameters(rows=options.rows, seed=options.seed, cap=options.cap), Path(options.out))
         print(options.out)
         return 0
     from ctrbench.datasets.prepare import prepare
@@ -108,7 +108,9 @@ def _data(options: argparse.Namespace) -> int:
         done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
     except DataUnavailable as error:
         return _wrong(str(error))
-    print(json.dumps({"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}, indent=1))
+    print(
+        json.dumps({"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}, indent=1)
+    )
     return 0
 
 
@@ -174,7 +176,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "audit": _audit, "trace": _trace, "data": _data, "report": _report, "hardware": _hardware, "list": _list,
+    "run": _run, "audit": _audit, "trace": _trace, "data": _data, "report": _report, "hardware": _hardware,
+    "list": _list,
 }  # fmt: skip
 
 

@@ -44,7 +44,17 @@ class RunOptions:
     resume: bool
 
     def __post_init__(self) -> None:
-        for name in ("processes", "steps", "seeds", "train_rows", "valid_rows", "epochs", "evaluations", "batch", "threads"):
+        for name in (
+            "processes",
+            "steps",
+            "seeds",
+            "train_rows",
+            "valid_rows",
+            "epochs",
+            "evaluations",
+            "batch",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 1")
         for name, allowed in (
@@ -111,7 +121,9 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     if "suite" in given and given["suite"] not in suite_names():
         raise UnknownName(f"unknown suite {nearest(given['suite'], suite_names())}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        suite_values = OmegaConf.to_container(compose("config", [f"suite={given['suite']}"] if "suite" in given else []).suite)
+        suite_values = OmegaConf.to_container(
+            compose("config", [f"suite={given['suite']}"] if "suite" in given else []).suite
+        )
         assert isinstance(suite_values, dict)
         base = compose("config", [])
         _check_keys(given, base)
@@ -176,13 +188,23 @@ def _run_options(composed: DictConfig, suite: Mapping[Any, Any], given: Mapping[
             values[key[4:]] = OmegaConf.create(f"v: {value}").v
     kinds = {f.name: f.type for f in fields(RunOptions)}
     for name, value in values.items():
-        wanted: tuple[type, ...] = (int,) if kinds[name] == "int" else (int, float) if kinds[name] == "float" else (bool,) if kinds[name] == "bool" else (str,)
+        wanted: tuple[type, ...] = (
+            (int,)
+            if kinds[name] == "int"
+            else (int, float)
+            if kinds[name] == "float"
+            else (bool,)
+            if kinds[name] == "bool"
+            else (str,)
+        )
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise UnknownName(f"run.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
     return RunOptions(**values)
 
 
-def _jobs(suite: Mapping[Any, Any], composed: DictConfig, only: tuple[str, ...], data: tuple[str, ...]) -> tuple[Job, ...]:
+def _jobs(
+    suite: Mapping[Any, Any], composed: DictConfig, only: tuple[str, ...], data: tuple[str, ...]
+) -> tuple[Job, ...]:
     user = cast(dict[str, Any], OmegaConf.to_container(composed.data))
     listed = suite["jobs"]
     if data:

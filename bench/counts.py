@@ -29,7 +29,10 @@ def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Bat
     assert isinstance(lengths, dict)
     names = list(schema.histories)
     cap = [schema.histories[h][0].max_length for h in names]
-    rows = Counter(tuple(min(n, c) for n, c in zip(row, cap, strict=True)) for row in zip(*(lengths[h] for h in names), strict=True))
+    rows = Counter(
+        tuple(min(n, c) for n, c in zip(row, cap, strict=True))
+        for row in zip(*(lengths[h] for h in names), strict=True)
+    )
     total = sum(n * spec.flops(config, schema, dict(zip(names, key, strict=True))).visible for key, n in rows.items())
     return total / batch.size
 
@@ -44,7 +47,7 @@ def unique_rows(batch: Batch, schema: FeatureSchema) -> tuple[int, int]:
 
 
 def compulsory_bytes(model: nn.Module, batch: Batch, distinct: int) -> float:
-    """Training bytes that must cross DRAM once: batch, weights and Adam state read and written, touched rows and logits.
+    """Training bytes that must cross DRAM once: batch, weights and Adam state, touched rows, logits.
 
     measures.md section 3: dense weights and their two moments are read and written, unique rows and their optimizer
     state too; activations are taken to stay in cache.
@@ -86,7 +89,11 @@ def count_rows(
         make(base, "padding_waste", _padding(schema, batch), "counted", phase="train"),
     ]
     for metric, moved in (("ai_operands", train.bytes_operands()), ("ai_compulsory", compulsory)):
-        rows.append(withheld(base, metric, reason, phase="train") if reason else make(base, metric, train.flops() / moved, "counted", phase="train"))
+        rows.append(
+            withheld(base, metric, reason, phase="train")
+            if reason
+            else make(base, metric, train.flops() / moved, "counted", phase="train")
+        )
     rows += _storage_rows(base, model)
     extra = {
         "withheld": reason, "flops_model_forward": useful, "flops_model_train": train.flops() * share,
@@ -101,10 +108,16 @@ def vars_of(item: Any) -> dict[str, Any]:
     return {name: getattr(item, name) for name in item.__slots__}
 
 
-def _flop_rows(base: Base, train: StepCounts, infer: StepCounts, size: int, analytic: float, reason: str) -> list[Measurement]:
+def _flop_rows(
+    base: Base, train: StepCounts, infer: StepCounts, size: int, analytic: float, reason: str
+) -> list[Measurement]:
     rows = []
     for metric, phase, counts in (("flops_fwd_per_sample", "infer", infer), ("flops_train_per_sample", "train", train)):
-        rows.append(withheld(base, metric, reason, phase=phase) if reason else make(base, metric, counts.flops() / size, "counted", phase=phase))
+        rows.append(
+            withheld(base, metric, reason, phase=phase)
+            if reason
+            else make(base, metric, counts.flops() / size, "counted", phase=phase)
+        )
     share = coverage(train.flops("forward"), analytic)
     if share is None:
         rows.append(withheld(base, "flop_coverage", "n/a: the closed form is 0 FLOP", phase="train"))
@@ -121,10 +134,13 @@ def _launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) 
     ]
     kernels = on_meta.kernels
     if kernels.value is None or kernels.low is None or kernels.high is None:
-        return rows + [withheld(base, m, kernels.reason, phase="train") for m in ("kernels_per_step", "kernels_per_sample")]
+        return rows + [
+            withheld(base, m, kernels.reason, phase="train") for m in ("kernels_per_step", "kernels_per_sample")
+        ]
     return [
         *rows,
-        make(base, "kernels_per_step", kernels.value, "modelled", phase="train", ci_low=kernels.low, ci_high=kernels.high),
+        make(base, "kernels_per_step", kernels.value, "modelled", phase="train",
+             ci_low=kernels.low, ci_high=kernels.high),
         make(base, "kernels_per_sample", kernels.value / size, "modelled", phase="train",
              ci_low=kernels.low / size, ci_high=kernels.high / size),
     ]  # fmt: skip
@@ -144,6 +160,8 @@ def _storage_rows(base: Base, model: nn.Module) -> list[Measurement]:
     return [
         make(base, "parameters", count_parameters(model), "counted", phase="train"),
         make(base, "bytes_tables", sum(t.bytes_tables() for t in tables), "counted", phase="train"),
-        make(base, "bytes_optimizer", 2 * 4 * dense + sum(t.bytes_optimizer() for t in tables), "counted", phase="train"),
+        make(
+            base, "bytes_optimizer", 2 * 4 * dense + sum(t.bytes_optimizer() for t in tables), "counted", phase="train"
+        ),
         make(base, "bytes_checkpoint", checkpoint_bytes(model), "measured", phase="train"),
     ]

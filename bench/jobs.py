@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from ctrbench.bench import proc, registry
@@ -72,15 +71,27 @@ def budget_of(spec: RunSpec) -> Budget:
     """The training budget part of a spec."""
     return Budget(
         train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
-        patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr, history_length=spec.history_length,
+        patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
+        history_length=spec.history_length,
     )  # fmt: skip
 
 
-def _record(spec: RunSpec, rows: list[Measurement], extra: dict[str, Any], inputs: dict[str, dict[str, str]] | None = None) -> RunRecord:
-    return RunRecord(key=spec.key, spec=spec.to_json(), rows=tuple(rows), environment=this_machine(), inputs=inputs or {}, extra=extra)
+def _record(
+    spec: RunSpec, rows: list[Measurement], extra: dict[str, Any], inputs: dict[str, dict[str, str]] | None = None
+) -> RunRecord:
+    return RunRecord(
+        key=spec.key,
+        spec=spec.to_json(),
+        rows=tuple(rows),
+        environment=this_machine(),
+        inputs=inputs or {},
+        extra=extra,
+    )
 
 
-def quality_rows(base: dict[str, Any], label: np.ndarray, score: np.ndarray, user: np.ndarray, train_rate: float, seed: int | None) -> list[Measurement]:
+def quality_rows(
+    base: dict[str, Any], label: np.ndarray, score: np.ndarray, user: np.ndarray, train_rate: float, seed: int | None
+) -> list[Measurement]:
     """One row a quality measure of one training."""
     q = evaluate(label, score, user, train_rate)
     rows = [
@@ -174,7 +185,7 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
         "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
-        "clock_drift": max(drift(a, b) for a, b in zip(ceilings, ceilings[1:], strict=False)),
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)),
     })  # fmt: skip
 
 
@@ -207,7 +218,10 @@ def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
         model, batches, lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges), steps=spec.steps,
         warmup=spec.warmup, out=folder / "trace.json.gz",
     )  # fmt: skip
-    rows = [make(base, "split_host", share, "measured", phase="train", scope=scope) for scope, share in split.shares().items()]
+    rows = [
+        make(base, "split_host", share, "measured", phase="train", scope=scope)
+        for scope, share in split.shares().items()
+    ]
     if not split.complete:
         reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
         rows = [withheld(base, "split_host", reason, phase="train")]

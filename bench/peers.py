@@ -34,7 +34,9 @@ def write_arrays(prepared: Prepared, rows: int, path: Path) -> None:
     for split in ("train", "test"):
         frame = prepared.frame(split, last=rows if split == "train" else None)
         arrays[f"{split}_ids"] = frame.select([f.name for f in schema.categorical]).to_numpy().astype(np.int64)
-        arrays[f"{split}_dense"] = frame.select([f.name for f in schema.dense]).fill_null(0.0).to_numpy().astype(np.float32)
+        arrays[f"{split}_dense"] = (
+            frame.select([f.name for f in schema.dense]).fill_null(0.0).to_numpy().astype(np.float32)
+        )
         arrays[f"{split}_label"] = frame["label"].to_numpy().astype(np.float32)
     np.savez(path, **arrays)
 
@@ -52,7 +54,7 @@ def train_ours(prepared_dir: str, rows: int, threads: int, seed: int) -> dict[st
     torch.set_num_threads(threads)
     seed_everything(seed)
     prepared = Prepared.open(Path(prepared_dir))
-    model = SPEC.build(DeepFMConfig(dim=DIM, hidden=HIDDEN), prepared.schema)
+    model = SPEC.build(DeepFMConfig(dim=DIM, mlp=HIDDEN), prepared.schema)
     step = TrainStep(model)
     loader = Loader(prepared, "train", BATCH, rows=rows, shuffle_seed=seed)
     start = time.perf_counter()
@@ -60,7 +62,15 @@ def train_ours(prepared_dir: str, rows: int, threads: int, seed: int) -> dict[st
         step(batch)
     seconds = time.perf_counter() - start
     budget = Budget(
-        train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=16384, lr=1e-3, history_length=0
+        train_rows=rows,
+        valid_rows=1,
+        epochs=1,
+        evaluations=1,
+        patience=1,
+        batch=BATCH,
+        eval_batch=16384,
+        lr=1e-3,
+        history_length=0,
     )
     score, label, _ = scores(model, prepared, "test", budget)
     return {"seconds": seconds, "auc": auc(label, score)}
@@ -97,11 +107,33 @@ def main() -> int:
         for repeat in range(options.repeats):
             for side in results:
                 if side == "ctrbench":
-                    command = [sys.executable, "-m", "ctrbench.bench.peers", "--threads", str(options.threads), "--ours", str(prepared.path), str(rows), str(repeat)]
+                    command = [
+                        sys.executable,
+                        "-m",
+                        "ctrbench.bench.peers",
+                        "--threads",
+                        str(options.threads),
+                        "--ours",
+                        str(prepared.path),
+                        str(rows),
+                        str(repeat),
+                    ]
                 else:
-                    command = [*peer, "--optimizer", side.split()[1], "--batch", str(BATCH), "--threads", str(options.threads), "--seed", str(repeat)]
+                    command = [
+                        *peer,
+                        "--optimizer",
+                        side.split()[1],
+                        "--batch",
+                        str(BATCH),
+                        "--threads",
+                        str(options.threads),
+                        "--seed",
+                        str(repeat),
+                    ]
                 results[side].append(_process(command))
-                console.print(f"{side} run {repeat}: {results[side][-1]['seconds']:.1f} s, AUC {results[side][-1]['auc']:.4f}")
+                console.print(
+                    f"{side} run {repeat}: {results[side][-1]['seconds']:.1f} s, AUC {results[side][-1]['auc']:.4f}"
+                )
     return _verdict(results, prepared, rows, console)
 
 
@@ -110,20 +142,29 @@ def _verdict(results: dict[str, list[dict[str, Any]]], prepared: Prepared, rows:
 
     positives = int(prepared.frame("test", columns=["label"])["label"].sum())
     negatives = prepared.rows("test") - positives
-    table = Table(title=f"DeepFM, {rows:,} rows, one epoch, {sum(prepared.schema.tables.values()):,} table rows (criteo_synthetic)")
+    table = Table(title=f"DeepFM, criteo_synthetic: {rows:,} rows, {sum(prepared.schema.tables.values()):,} table rows")
     for column in ("side", "median s", "rows/s", "AUC mean", "AUC each"):
         table.add_column(column)
     seconds = {s: median(r["seconds"] for r in runs) for s, runs in results.items()}
     aucs = {s: float(np.mean([r["auc"] for r in runs])) for s, runs in results.items()}
     for side, runs in results.items():
-        table.add_row(side, f"{seconds[side]:.1f}", f"{rows / seconds[side]:,.0f}", f"{aucs[side]:.4f}", " ".join(f"{r['auc']:.4f}" for r in runs))
+        table.add_row(
+            side,
+            f"{seconds[side]:.1f}",
+            f"{rows / seconds[side]:,.0f}",
+            f"{aucs[side]:.4f}",
+            " ".join(f"{r['auc']:.4f}" for r in runs),
+        )
     console.print(table)
     best = min((s for s in results if s != "ctrbench"), key=lambda s: seconds[s])
     ratio = seconds[best] / seconds["ctrbench"]
     se = auc_standard_error(aucs[best], positives, negatives)
     gap = aucs["ctrbench"] - aucs[best]
     passed = ratio >= REQUIRED and gap >= -2 * se
-    console.print(f"{ratio:.2f}x the faster peer ({best}); AUC difference {gap:+.4f}, s.e. {se:.4f}: {'pass' if passed else 'FAIL'}")
+    console.print(
+        f"{ratio:.2f}x the faster peer ({best}); AUC difference {gap:+.4f}, s.e. {se:.4f}:"
+        f" {'pass' if passed else 'FAIL'}"
+    )
     return 0 if passed else 1
 
 

@@ -44,7 +44,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
     score = model.predict(inputs("test"), batch_size=16384)
     auc = roc_auc_score(arrays["test_label"], score)
-    print(json.dumps({"seconds": seconds, "auc": float(auc), "torch": torch.__version__, "optimizer": options.optimizer}))
+    print(
+        json.dumps({"seconds": seconds, "auc": float(auc), "torch": torch.__version__, "optimizer": options.optimizer})
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from ctrbench.bench.runspec import RunSpec
@@ -31,7 +32,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def context() -> mp.context.BaseContext:
+def context() -> ForkServerContext:
     """A fork server, so that a child starts in milliseconds with the imports done and no thread inherited."""
     ctx = mp.get_context("forkserver")
     ctx.set_forkserver_preload(PRELOAD)
@@ -50,16 +51,23 @@ def _child(spec: RunSpec, runs_dir: str, errors: str) -> None:
     try:
         records.save(JOBS[spec.kind](spec, folder), Path(runs_dir))
     except BaseException as error:  # the parent turns it into a row; the child must not hide it
-        memory = isinstance(error, MemoryError) or "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error)
+        memory = (
+            isinstance(error, MemoryError) or "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error)
+        )
         Path(errors).write_text(("oom\n" if memory else "failed\n") + traceback.format_exc())
         os._exit(1)
 
 
 def run_all(
-    specs: Iterable[RunSpec], runs_dir: Path, workers: int, done: Callable[[Outcome], None], started: Callable[[RunSpec], None] = lambda s: None
+    specs: Iterable[RunSpec],
+    runs_dir: Path,
+    workers: int,
+    done: Callable[[Outcome], None],
+    started: Callable[[RunSpec], None] = lambda s: None,
 ) -> list[Outcome]:
     """Runs every spec in a process of its own, at most `workers` at a time, in order."""
-    queue, running, outcomes = list(specs), {}, []
+    queue, outcomes = list(specs), list[Outcome]()
+    running: dict[int, tuple[ForkServerProcess, RunSpec, float, Path]] = {}
     ctx = context()
     while queue or running:
         while queue and len(running) < workers:

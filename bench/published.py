@@ -28,7 +28,13 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
         if point.withheld:
             rows.append(withheld(base, "mfu_bound", point.withheld))
     presets = [
-        {"label": p.label, "note": p.note, "config": asdict(p.config), "schema": p.schema.name, "fields": len(p.schema.fields)}
+        {
+            "label": p.label,
+            "note": p.note,
+            "config": asdict(p.config),
+            "schema": p.schema.name,
+            "fields": len(p.schema.fields),
+        }
         for p in model_spec.published()
     ]
     extra = {"presets": presets, "assumptions": assumptions, "title": model_spec.title, "control": model_spec.control}
@@ -47,11 +53,20 @@ def _counted(base: dict[str, Any], point: PublishedPoint) -> list[Measurement]:
     ]
     k = point.kernels
     if k.value is None or k.low is None or k.high is None:
-        return rows + [withheld(base, m, k.reason) for m in ("kernels_per_step", "kernels_per_sample", "flops_per_kernel")]
+        return rows + [
+            withheld(base, m, k.reason) for m in ("kernels_per_step", "kernels_per_sample", "flops_per_kernel")
+        ]
     total = point.flops_per_sample * point.batch
     return [
         *rows,
         make(base, "kernels_per_step", k.value, "modelled", ci_low=k.low, ci_high=k.high),
-        make(base, "kernels_per_sample", k.value / point.batch, "modelled", ci_low=k.low / point.batch, ci_high=k.high / point.batch),
+        make(
+            base,
+            "kernels_per_sample",
+            k.value / point.batch,
+            "modelled",
+            ci_low=k.low / point.batch,
+            ci_high=k.high / point.batch,
+        ),
         make(base, "flops_per_kernel", total / k.value, "modelled", ci_low=total / k.high, ci_high=total / k.low),
     ]

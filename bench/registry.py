@@ -70,7 +70,8 @@ def _load_file(name: str, path: Path) -> ModuleType:
     key = f"ctrbench_user_model_{name}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
         spec.loader.exec_module(module)

@@ -59,7 +59,8 @@ class RunSpec:
         body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        return f"{self.data or 'meta'}-{self.model}{'-' + self.variant.replace('=', '_') if self.variant else ''}-{self.kind}-{digest}"
+        variant = "-" + self.variant.replace("=", "_") if self.variant else ""
+        return f"{self.data or 'meta'}-{self.model}{variant}-{self.kind}-{digest}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -274,3 +274,10 @@ def warmup_steps(samples: Sequence[float], *, least: int = 10, window: int = 20,
     now, later = median[least:-window], median[least + window :]
     settled = np.flatnonzero(np.abs(later - now) < moves * now)
     return least + int(settled[0]) if settled.size else None
+
+
+def auc_standard_error(auc: float, positives: int, negatives: int) -> float:
+    """Standard error of one AUC over independent rows (Hanley and McNeil 1982, equation 2)."""
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    return float(np.sqrt(variance / (positives * negatives)))

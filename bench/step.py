@@ -49,7 +49,13 @@ class TrainStep:
     """
 
     def __init__(
-        self, model: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0, *, foreach: bool = True, ranges: Ranges | None = None
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool = True,
+        ranges: Ranges | None = None,
     ) -> None:
         self.model, self.ranges = model, ranges or NoRanges()
         self.tables = embedding_tables(model)

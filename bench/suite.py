@@ -81,7 +81,9 @@ def run_suite(plan: Plan, console: Console) -> int:
 
 def _run_dir(plan: Plan) -> Path:
     out = Path(plan.run.out)
-    digest = hashlib.sha256(json.dumps(asdict(replace(plan, run=replace(plan.run, resume=False))), default=str, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(
+        json.dumps(asdict(replace(plan, run=replace(plan.run, resume=False))), default=str, sort_keys=True).encode()
+    ).hexdigest()
     if plan.run.resume:
         for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
             if (folder / "plan.sha256").read_text() == digest:
@@ -104,14 +106,20 @@ def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready],
             skipped.append(f"{job.data}: {error}")
             rows += _skipped_job(job, str(error))
             continue
-        base = {"run": f"prepare-{job.data}", "model": "", "data": job.data, "split": prepared.split, "track": prepared.schema.track}
+        base = {
+            "run": f"prepare-{job.data}",
+            "model": "",
+            "data": job.data,
+            "split": prepared.split,
+            "track": prepared.schema.track,
+        }
         rows += [
             make(base, "bytes_raw", prepared.bytes_raw, "measured", phase="prepare"),
             make(base, "bytes_shards", prepared.bytes_shards, "measured", phase="prepare"),
         ]
         console.print(
-            f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid / {prepared.rows('test'):,} test rows,"
-            f" {time.perf_counter() - start:.1f} s"
+            f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
+            f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"
         )
         ready.append(Ready(job, prepared, prepared.path))
     return ready, rows, skipped
@@ -138,11 +146,11 @@ def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec
                 continue
             specs += _model_specs(plan, item, model)
         for floor in item.job.floors:
-            reason = floors.skip_reason(floor, item.prepared.schema)
-            if reason is None:
+            missing = floors.skip_reason(floor, item.prepared.schema)
+            if missing is None:
                 specs.append(_spec(plan, item, "floor", floor, threads=1))
             else:
-                unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), reason)
+                unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), missing)
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", model_path=plan.model_path)
         for m in plan.models
@@ -170,7 +178,9 @@ def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> Ru
     variant = ",".join(f"{k}={v}" for k, v in config.items())
     if kind != "floor" and (run.embedding, run.table_optimizer) != ("fused", "rowwise_adagrad"):
         config["tables"] = {"impl": run.embedding, "optimizer": run.table_optimizer}
-        variant = ",".join(v for v in (variant, f"embedding={run.embedding}", f"table_optimizer={run.table_optimizer}") if v)
+        variant = ",".join(
+            v for v in (variant, f"embedding={run.embedding}", f"table_optimizer={run.table_optimizer}") if v
+        )
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, "model_path": plan.model_path,
         "data": item.job.data, "split": item.prepared.split, "fingerprint": item.prepared.fingerprint,
@@ -194,7 +204,9 @@ def _run(todo: list[RunSpec], runs_dir: Path, console: Console) -> list[Outcome]
     # Longest first, so that the last of the side-by-side runs does not leave a core idle.
     shared.sort(key=lambda s: (s.kind != "quality", s.seed))
     with _progress(console, len(todo)) as done:
-        return run_all(shared, runs_dir, workers=min(2, os.cpu_count() or 1), done=done) + run_all(alone, runs_dir, workers=1, done=done)
+        return run_all(shared, runs_dir, workers=min(2, os.cpu_count() or 1), done=done) + run_all(
+            alone, runs_dir, workers=1, done=done
+        )
 
 
 class _progress:
@@ -219,14 +231,27 @@ class _progress:
     def done(self, outcome: Outcome) -> None:
         self.count += 1
         if self.bar is not None:
-            self.bar.update(self.task, advance=1, description=f"{outcome.spec.data or 'meta'} {outcome.spec.model} {outcome.spec.kind}")
+            self.bar.update(
+                self.task,
+                advance=1,
+                description=f"{outcome.spec.data or 'meta'} {outcome.spec.model} {outcome.spec.kind}",
+            )
         else:
-            self.console.print(f"[{self.count}/{self.total}] {outcome.status} {outcome.spec.key} {outcome.seconds:.1f} s", markup=False)
+            self.console.print(
+                f"[{self.count}/{self.total}] {outcome.status} {outcome.spec.key} {outcome.seconds:.1f} s", markup=False
+            )
             sys.stdout.flush()
 
 
 def _write_skips(runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan) -> None:
-    spec = {"kind": "prepare", "suite": plan.suite, "level": plan.level, "skipped": skipped, "run": asdict(plan.run), "tuned": False}
+    spec = {
+        "kind": "prepare",
+        "suite": plan.suite,
+        "level": plan.level,
+        "skipped": skipped,
+        "run": asdict(plan.run),
+        "tuned": False,
+    }
     records.save(RunRecord(key="prepare", spec=spec, rows=tuple(rows), environment=this_machine()), runs_dir)
 
 
@@ -236,12 +261,18 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
     track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
     base = {
-        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data, "split": spec.split,
-        "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads, "batch": spec.batch or None,
+        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data,
+        "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
+        "batch": spec.batch or None,
     }  # fmt: skip
     seed = spec.seed if spec.kind == "quality" else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
-    body = {"spec": spec.to_json(), "status": outcome.status, "reason": outcome.reason, "rows": [asdict(r) for r in rows]}
+    body = {
+        "spec": spec.to_json(),
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "rows": [asdict(r) for r in rows],
+    }
     records.write_atomic(runs_dir / "records" / spec.key / "failure.json", json.dumps(body, indent=1).encode())
 
 
@@ -262,13 +293,18 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
 def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
     done = records.finished(runs_dir)
     runs = [
-        summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text())) for s in specs if s.key in done
+        summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
+        for s in specs
+        if s.key in done
     ]
     rows = summary.summarise(runs, runs_dir, "summary")
     have = {(r.model, r.data, r.metric, r.scope, r.seed) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if (r.model, r.data, r.metric, r.scope, r.seed) not in have]
     spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": False}
-    records.save(RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS), runs_dir)
+    records.save(
+        RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS),
+        runs_dir,
+    )
 
 
 def _draw(runs_dir: Path, console: Console) -> None:

@@ -16,7 +16,7 @@ from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_interval, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make, withheld
-from ctrbench.reports.records import Measurement
+from ctrbench.reports.records import Measurement, Status
 
 DRAWS = 400
 CLOCK_DRIFT = 0.10
@@ -28,9 +28,17 @@ TRAINED = ("auc", "gauc", "logloss", "ne", "calibration")
 COUNTED = (
     "flops_fwd_per_sample", "flops_train_per_sample", "flop_coverage", "ops_per_step", "ops_per_sample",
     "kernels_per_step", "kernels_per_sample", "bytes_operands", "bytes_compulsory", "ai_operands", "ai_compulsory",
-    "bytes_tables", "bytes_optimizer", "bytes_checkpoint", "parameters", "flops_elementwise", "unique_row_ratio", "padding_waste",
+    "bytes_tables", "bytes_optimizer", "bytes_checkpoint", "parameters", "flops_elementwise",
+    "unique_row_ratio", "padding_waste",
 )  # fmt: skip
-OWED = {"time": TIMED, "quality": TRAINED, "floor": TRAINED, "count": COUNTED, "trace": ("split_host",), "published": ("mfu_bound",)}
+OWED = {
+    "time": TIMED,
+    "quality": TRAINED,
+    "floor": TRAINED,
+    "count": COUNTED,
+    "trace": ("split_host",),
+    "published": ("mfu_bound",),
+}
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
 HISTORY_FLOOR = "lightgbm_history"
 PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
@@ -46,7 +54,9 @@ class Run:
     body: Body
 
 
-def owed_rows(base: Mapping[str, Any], kind: str, status: str, reason: str, seed: int | None = None) -> list[Measurement]:
+def owed_rows(
+    base: Mapping[str, Any], kind: str, status: Status, reason: str, seed: int | None = None
+) -> list[Measurement]:
     """The rows that a skipped or failed process owed, each with the reason."""
     return [withheld(base, m, reason, status=status, phase=PHASE.get(m, "train"), seed=seed) for m in OWED[kind]]
 
@@ -62,7 +72,9 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
         if kinds["time"]:
             rows += timing_rows(kinds["time"], kinds["count"], run_id)
     for data in dict.fromkeys(d for d, _ in groups):
-        trained = {m: k["quality"] + k["floor"] for (d, m), k in groups.items() if d == data and k["quality"] + k["floor"]}
+        trained = {
+            m: k["quality"] + k["floor"] for (d, m), k in groups.items() if d == data and k["quality"] + k["floor"]
+        }
         counted = {m: k["count"][0].body for (d, m), k in groups.items() if d == data and k["count"]}
         rows += quality_summary(trained, counted, runs_dir, run_id)
     return rows
@@ -98,8 +110,18 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
     per_million = 1e6 / (n_steps * batch)
     rows += [
         make(base, "cpu_core_seconds", all_cpu / n_steps, "measured", phase="train", n=n_steps),
-        make(base, "cpu_core_s_per_million", data_cpu * per_million, "measured", phase="train", scope="data", n=n_steps),
-        make(base, "cpu_core_s_per_million", (all_cpu - data_cpu) * per_million, "measured", phase="train", scope="compute", n=n_steps),
+        make(
+            base, "cpu_core_s_per_million", data_cpu * per_million, "measured", phase="train", scope="data", n=n_steps
+        ),
+        make(
+            base,
+            "cpu_core_s_per_million",
+            (all_cpu - data_cpu) * per_million,
+            "measured",
+            phase="train",
+            scope="compute",
+            n=n_steps,
+        ),
         make(base, "rss_peak", max(e["rss_peak"] for e in extras), "measured", phase="train", n=len(timed)),
     ]
     return rows + _utilisation(base, extras, counted, seconds, batch)
@@ -113,7 +135,9 @@ def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], ph
     return make(base, metric, p["p50"], "measured", phase=phase, n=len(samples), sd=sd, ci_low=low, ci_high=high, **p)
 
 
-def _utilisation(base: Mapping[str, Any], extras: list[Body], counted: list[Run], seconds: float, batch: int) -> list[Measurement]:
+def _utilisation(
+    base: Mapping[str, Any], extras: list[Body], counted: list[Run], seconds: float, batch: int
+) -> list[Measurement]:
     """MFU and MBU of this CPU, withheld when the FLOPs are not fully counted."""
     if not counted or counted[0].body["extra"]["withheld"]:
         reason = counted[0].body["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
@@ -125,7 +149,10 @@ def _utilisation(base: Mapping[str, Any], extras: list[Body], counted: list[Run]
     worst = max(e["clock_drift"] for e in extras)
     shaky: dict[str, Any] = {}
     if worst > CLOCK_DRIFT:
-        shaky = {"status": "unstable", "reason": f"clock_unstable: ceilings moved by {worst:.0%} between the alternations"}
+        shaky = {
+            "status": "unstable",
+            "reason": f"clock_unstable: ceilings moved by {worst:.0%} between the alternations",
+        }
     mfu = counts["flops_model_train"] / seconds / gemm
     mbu = {which: counts[which] / seconds / copy for which in ("bytes_operands", "bytes_compulsory")}
     return [
@@ -159,7 +186,9 @@ def quality_summary(
         for metric, values in by_metric.items():
             ci = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            rows.append(make(base, metric, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd, **ci))
+            rows.append(
+                make(base, metric, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd, **ci)
+            )
         if "gauc" not in by_metric:
             rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
     return rows + _paired(trained, counted, draws, means, prepared.schema.track, run_id)
@@ -190,12 +219,34 @@ def _paired(
             base = _base(runs[0], run_id) | {"track": track}
             low, high = paired_interval(draws[model], draws[other], seed=0)
             delta = means[model] - means[other]
-            rows.append(make(base, "auc_delta", delta, "derived", phase="train", scope=f"vs:{other}", n=len(runs), ci_low=low, ci_high=high))
+            rows.append(
+                make(
+                    base,
+                    "auc_delta",
+                    delta,
+                    "derived",
+                    phase="train",
+                    scope=f"vs:{other}",
+                    n=len(runs),
+                    ci_low=low,
+                    ci_high=high,
+                )
+            )
             if model in counted and other in counted:
-                extra = (counted[model]["extra"]["flops_model_forward"] - counted[other]["extra"]["flops_model_forward"]) / 1e9
+                extra = (
+                    counted[model]["extra"]["flops_model_forward"] - counted[other]["extra"]["flops_model_forward"]
+                ) / 1e9
                 if extra > 0:
-                    rows.append(make(base, "auc_per_gflop", delta / extra, "derived", phase="train", scope=f"vs:{other}",
-                                     ci_low=low / extra, ci_high=high / extra))  # fmt: skip
+                    rows.append(make(base, "auc_per_gflop", delta / extra, "derived", phase="train",
+                                     scope=f"vs:{other}", ci_low=low / extra, ci_high=high / extra))  # fmt: skip
                 else:
-                    rows.append(withheld(base, "auc_per_gflop", f"spends no more FLOPs than {other}", phase="train", scope=f"vs:{other}"))
+                    rows.append(
+                        withheld(
+                            base,
+                            "auc_per_gflop",
+                            f"spends no more FLOPs than {other}",
+                            phase="train",
+                            scope=f"vs:{other}",
+                        )
+                    )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,9 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def scores(model: nn.Module, prepared: Prepared, split: str, budget: Budget, rows: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def scores(
+    model: nn.Module, prepared: Prepared, split: str, budget: Budget, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(score_N, label_N, user_N) of a split in stored order."""
     model.eval()
     out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -98,7 +101,7 @@ def _parts(loader: Loader, batches: int, count: int) -> Iterator[Iterator[Batch]
     """Cuts one pass over the loader into `count` nearly equal parts."""
     stream = iter(loader)
     edges = [round(i * batches / count) for i in range(count + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if end > start:
             yield (next(stream) for _ in range(end - start))
 

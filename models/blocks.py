@@ -5,6 +5,7 @@ Dims: B batch, F fields, I dense fields, D embedding width, T padded history len
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +83,10 @@ class FeatureEmbedder(nn.Module):
         config_type = EmbeddingBagConfig if self.pooled else EmbeddingConfig
         self.tables = (
             EmbeddingTables(
-                [config_type(name=t, embedding_dim=width, num_embeddings=schema.tables[t], feature_names=features[t]) for t in schema.tables],
+                [
+                    config_type(name=t, embedding_dim=width, num_embeddings=schema.tables[t], feature_names=features[t])
+                    for t in schema.tables
+                ],
                 tables,
                 device,
                 [f.name for f in schema.of_kind("categorical", "sequence")],
@@ -92,7 +96,9 @@ class FeatureEmbedder(nn.Module):
         )
         n_dense = len(schema.dense)
         self.numeric_ID = nn.Parameter(torch.empty(n_dense, width, device=device)) if n_dense else None
-        self.missing_ID = nn.Parameter(torch.zeros(n_dense, width, device=device)) if n_dense and missing_vector else None
+        self.missing_ID = (
+            nn.Parameter(torch.zeros(n_dense, width, device=device)) if n_dense and missing_vector else None
+        )
         if self.numeric_ID is not None:
             nn.init.normal_(self.numeric_ID, std=tables.init_std)
 
@@ -199,4 +205,4 @@ class MLP(nn.Sequential):
 def mlp_flops(n_in: int, hidden: Sequence[int], out: int | None = None) -> float:
     """2 per multiply-add of the linear layers (models.md section 1); [n_in] -> hidden -> out."""
     widths = [n_in, *hidden, *([] if out is None else [out])]
-    return float(sum(2 * a * b for a, b in zip(widths, widths[1:], strict=False)))
+    return float(sum(2 * a * b for a, b in itertools.pairwise(widths)))

@@ -100,7 +100,9 @@ class EmbeddingTables(nn.Module):
             # unpooled mode, takes 5-7x as long backward on CPU (docs/log.md) and gives the same rows.
             spec = [sum(self.rows.values())] if self.stacked else list(self.rows.values())
             cuda = device.startswith("cuda")
-            place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+            place = (
+                (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+            )
             self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
                 [(r, self.stored, *place) for r in spec],
                 feature_table_map=([0] * len(self.table_of) if self.stacked else order) if self.pooled else None,
@@ -179,7 +181,11 @@ class EmbeddingTables(nn.Module):
         columns = []
         for key in ids.keys():
             jagged, table = ids[key], self.lookup[self.table_of[key]]
-            columns.append(nn.functional.embedding_bag(jagged.values(), table.weight, jagged.offsets(), mode="sum", sparse=True, include_last_offset=True))
+            columns.append(
+                nn.functional.embedding_bag(
+                    jagged.values(), table.weight, jagged.offsets(), mode="sum", sparse=True, include_last_offset=True
+                )
+            )
         return torch.cat(columns, dim=1)
 
     def _unpooled(self, ids: KeyedJaggedTensor) -> Tensor:
@@ -233,7 +239,9 @@ def _(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
     return weight.new_empty(0)
 
 
-def _tbe_setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor) -> None:
+def _tbe_setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor
+) -> None:
     ctx.save_for_backward(inputs[0], inputs[1])
 
 

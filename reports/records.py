@@ -61,7 +61,9 @@ class Measurement:
             raise ValueError(f"{self.metric}: origin {self.origin!r} / status {self.status!r} is not in the catalogue")
         known = self.status in ("ok", "unstable")
         if known and (self.value is None or self.value != self.value):
-            raise ValueError(f"{self.metric} of {self.model}: status {self.status} needs a value; withhold it with a reason")
+            raise ValueError(
+                f"{self.metric} of {self.model}: status {self.status} needs a value; withhold it with a reason"
+            )
         if not known and (self.value is not None or not self.reason):
             raise ValueError(f"{self.metric} of {self.model}: status {self.status} needs a reason and no value")
         if self.origin == "abstained" and known:

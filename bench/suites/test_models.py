@@ -50,7 +50,7 @@ def count(model: str, track: str, train: bool) -> dict[str, float]:
     torch.manual_seed(0)
     spec, schema = model_spec(model), SCHEMAS[track]
     counts = count_step(spec.build(spec.config(), schema), synthetic_batch(schema, BATCH), train=train)
-    return {"ops": counts.ops, "flops": counts.flops(), "bytes_operands": counts.bytes_operands}
+    return {"ops": counts.ops, "flops": counts.flops(), "bytes_operands": counts.bytes_operands()}
 
 
 @pytest.fixture(scope="session")
@@ -63,13 +63,15 @@ def _info(benchmark: BenchmarkFixture, counts: dict[str, float], model: str, tra
     def number(value: float, unit: str, origin: str) -> dict[str, Any]:
         return {"value": value, "unit": unit, "origin": origin}
 
+    assert benchmark.stats is not None
+    median = benchmark.stats.stats.median
     benchmark.extra_info |= {
         "model": model, "track": track, "batch": BATCH, "dtype": "float32", "threads": torch.get_num_threads(),
         "data": f"{SCHEMAS[track].name}, uniform random ids",
         "ops_per_step": number(counts["ops"], "ops", "counted"),
         "flops_per_sample": number(counts["flops"] / BATCH, "FLOP/sample", "counted"),
         "bytes_operands": number(counts["bytes_operands"], "B", "counted"),
-        "throughput": number(BATCH / benchmark.stats.stats.median, "samples/s", "measured"),
+        "throughput": number(BATCH / median, "samples/s", "measured"),
         "machine": this_machine(), "config": asdict(model_spec(model).config()),
     }  # fmt: skip
 

@@ -43,8 +43,6 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert other["sha256"] != a["sha256"]
     names = ("a.txt", "b.txt", "c.txt.gz", "d.txt.gz", "e.txt")
     assert {p.name for p in tmp_path.iterdir()} == {f"{n}{s}" for n in names for s in ("", ".json")}
-        f"{n}{s}" for n in ("a.txt", "b.txt", "c.txt.gz", "d.txt.gz", "e.txt") for s in ("", ".json")
-    }
 
 
 def test_rows_do_not_depend_on_their_number() -> None:

@@ -16,13 +16,17 @@ ROOMS = ("kernels", "datasets", "legacy_baselines", "models", "reports", "bench"
 
 def tracked(pattern: str = "") -> list[str]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     return [f for f in listed if re.search(pattern, f) and (ROOT / f).exists()]
 
 
 def test_no_init_file_in_any_room():
-    assert [f for f in tracked(r"__init__\.py$")] == []
+    assert list(tracked(r"__init__\.py$")) == []
 
 
 def test_packages_are_the_folders_that_hold_modules():
@@ -50,11 +54,7 @@ def test_wheel_holds_every_module_and_data_file(tmp_path):
         check=True, capture_output=True,
     )  # fmt: skip
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    wanted = {
-        "ctrbench/" + f
-        for f in tracked(r"\.(py|toml|yaml|html|css|js)$")
-        if f.split("/")[0] in ROOMS
-    }
+    wanted = {"ctrbench/" + f for f in tracked(r"\.(py|toml|yaml|html|css|js)$") if f.split("/")[0] in ROOMS}
     assert wanted - names == set()
     assert {n for n in names if n.endswith(".py")} == {w for w in wanted if w.endswith(".py")}
 
@@ -66,5 +66,9 @@ def test_reports_do_not_import_torch():
 
 def test_nothing_names_one_machine():
     pattern = re.compile(r"(?<![\w.])/(?:work|farm|tmp|root)/")
-    offenders = [f for f in tracked(r"\.(py|md|toml|yaml|txt)$|Makefile|\.ci/run") if f != "tests/unit/test_house.py" and pattern.search((ROOT / f).read_text())]
+    offenders = [
+        f
+        for f in tracked(r"\.(py|md|toml|yaml|txt)$|Makefile|\.ci/run")
+        if f != "tests/unit/test_house.py" and pattern.search((ROOT / f).read_text())
+    ]
     assert offenders == []

@@ -52,7 +52,9 @@ def test_cli_exits_with_2_and_does_no_work(tmp_path, capsys):
 
 
 def test_options_of_suite_and_command_line_reach_the_plan():
-    plan = build_plan(["suite=ci", "model=fat", "fat.pair_scope=head", "run.steps=7", "data.options.rows=123", "floors=false"])
+    plan = build_plan(
+        ["suite=ci", "model=fat", "fat.pair_scope=head", "run.steps=7", "data.options.rows=123", "floors=false"]
+    )
     assert plan.models == ("fat",)
     assert plan.run.steps == 7
     assert plan.run.processes == 1
