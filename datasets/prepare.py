@@ -51,12 +51,7 @@ def prepare(
     chosen = _options(spec, options)
     raw = spec.fetch(Path(path) if path is not None else None, chosen)
     account = Account(raw.path, policy, max_bad_fraction)
-    decisive = {k: v for k, v in chosen.items() if k not in spec.fetch_options}
-    identity = {
-        "format": FORMAT, "name": name, "raw": raw.sha256, "split": rule, "options": decisive,
-        "policy": policy, "max_bad_fraction": max_bad_fraction if policy == "skip" else None,
-    }  # fmt: skip
-    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = _fingerprint(spec, raw, rule, chosen, account)
     target = Path(out) if out is not None else cache_dir() / "prepared" / f"{name}-{rule}-{fingerprint[:12]}"
     existing = _existing(target, fingerprint)
     if existing is not None:
@@ -80,6 +75,16 @@ def _options(spec: DataSpec, given: Mapping[str, Any]) -> dict[str, Any]:
             wanted = type(spec.options[key]).__name__
             raise BadInput(f"{spec.name}: option {key}={value!r} must be {wanted}, e.g. {spec.options[key]!r}")
     return {**spec.options, **given}
+
+
+def _fingerprint(spec: DataSpec, raw: Raw, rule: str, options: Mapping[str, Any], account: Account) -> str:
+    """Hash of all that decides the prepared bytes; the raw sha256 stands for options that only decide the raw file."""
+    identity = {
+        "format": FORMAT, "name": spec.name, "raw": raw.sha256, "split": rule, "policy": account.policy,
+        "options": {k: v for k, v in options.items() if k not in spec.fetch_options},
+        "max_bad_fraction": account.max_bad_fraction if account.policy == "skip" else None,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _build(
