@@ -37,8 +37,8 @@ SMOOTHING = 10.0
 """Rows at the train rate that every target statistic starts from."""
 LR_C = (0.03, 0.1, 0.3, 1.0)
 """Inverse regularisation tried by LR on validation rows; the published floors have .03 (data.md, section 7)."""
-LR_TOLERANCE = 1e-5
-"""Largest gradient of the mean loss where Newton's method stops; 1e-4 gives the same AUC to four digits."""
+LR_TOLERANCE = 1e-4
+"""Largest gradient of the mean loss where Newton's method stops; 1e-5 changes no AUC by 2e-4."""
 MISSING_BIN = -1_000_000
 """Bin of a missing dense value, far from any real one."""
 LEAVES, RATE, ROUNDS, PATIENCE = 15, 0.05, 2000, 50
@@ -334,7 +334,7 @@ def _lightgbm_history(
 
 
 def _lr(rows: Rows, schema: FeatureSchema, keys: Sequence[Key], notes: dict[str, Any]) -> Floats:
-    """Logistic regression on one-hot values; C is that of the best AUC on validation rows."""
+    """Logistic regression on one-hot values; C rises until the AUC on validation rows falls."""
     label_train, label_valid = rows.labels
     train_NK, valid_NK, test_NK = _one_hot(rows, schema, keys)
     tried: dict[str, float] = {}
@@ -342,13 +342,11 @@ def _lr(rows: Rows, schema: FeatureSchema, keys: Sequence[Key], notes: dict[str,
     for c in LR_C:
         model = LogisticRegression(C=c, solver="newton-cg", tol=LR_TOLERANCE).fit(train_NK, label_train)
         tried[str(c)] = auc(label_valid, model.decision_function(valid_NK))
-        if tried[str(c)] == max(tried.values()):
-            scores = model.predict_proba(test_NK)[:, 1].astype(np.float32)
-            notes |= {"C": c, "valid_auc": tried[str(c)]}
-    notes |= {
-        "columns": int(train_NK.shape[1]),
-        "valid_auc_by_C": tried,
-    }
+        if tried[str(c)] < max(tried.values()):
+            break  # weaker penalties overfit more and take longest
+        scores = model.predict_proba(test_NK)[:, 1].astype(np.float32)
+        notes |= {"C": c, "valid_auc": tried[str(c)]}
+    notes |= {"columns": int(train_NK.shape[1]), "valid_auc_by_C": tried}
     return scores
 
 

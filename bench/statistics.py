@@ -118,6 +118,8 @@ def _mean_draws(draws_SD: Array, seed: int) -> Floats:
 
     Resampling S seeds shrinks their variance by (S-1)/S, which is a third for three seeds; deviations from the mean
     are scaled by sqrt(S/(S-1)) to undo it (Rao and Wu 1988, "Resampling inference with complex survey data").
+    Noise of single (user, seed) cells enters with the users and again with the seeds, so intervals are on the wide side
+    where it dominates (Owen 2007, "The pigeonhole bootstrap").
     """
     draws_SD = np.atleast_2d(np.asarray(draws_SD, dtype=np.float64))
     seeds, draws = draws_SD.shape
