@@ -131,7 +131,13 @@ def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
     prepared = Prepared.open(Path(spec.prepared))
     base = base_columns(spec, "floor", prepared.schema.track)
     result = floors.run_floor(
-        spec.model, prepared, train_rows=spec.train_rows, history_length=spec.history_length, seed=spec.seed
+        spec.model,
+        prepared,
+        train_rows=spec.train_rows,
+        history_length=spec.history_length,
+        seed=spec.seed,
+        threads=spec.threads,
+        valid_rows=spec.valid_rows,
     )
     frame = prepared.frame("test", columns=["label", "user_id"])
     label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()

@@ -97,7 +97,7 @@ def main() -> int:
         print(json.dumps(train_ours(options.ours[0], int(options.ours[1]), options.threads, int(options.ours[2]))))
         return 0
     console = Console()
-    prepared = prepare("criteo_synthetic", rows=options.rows, cap=200_000)
+    prepared = prepare("criteo_synthetic", rows=options.rows, cap=200_000, full_tables=True)
     rows = prepared.rows("train")
     results: dict[str, list[dict[str, Any]]] = {"ctrbench": [], "deepctr-torch adam": [], "deepctr-torch adagrad": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -5,9 +5,11 @@ A child that crashes, runs out of memory or time costs one row, never the suite.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing as mp
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -39,7 +41,14 @@ def context() -> ForkServerContext:
     return ctx
 
 
+def _die_with_parent() -> None:
+    """Linux: a killed suite takes its children along (the fork server ends with it, they end with the fork server)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+
+
 def _child(spec: RunSpec, runs_dir: str, errors: str) -> None:
+    _die_with_parent()
     import torch
 
     from ctrbench.bench.jobs import JOBS

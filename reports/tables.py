@@ -279,6 +279,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return out
 
 
+CAPTION = "unmarked: measured; c counted, d derived, ~ modelled; ! unstable"
 QUALITY_HEADS = ("Model", "AUC", "ΔAUC", "Paired verdict", "Log loss")
 COST_HEADS = ("Model", "Training FLOPs / sample", "Step time", "Samples / s", "Operators / step",
               "CUDA kernels / step", "MFU on this CPU", "Peak RSS")  # fmt: skip
@@ -302,14 +303,43 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         if body.empty:
             continue
         out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
-        caption = "unmarked: measured; c counted, d derived, ~ modelled; ! unstable"
-        out.append(_console(f"{title}, cost", body[body["Camp"] != "floor"], COST_HEADS, caption))
+        out.append(_console(f"{title}, cost", body[body["Camp"] != "floor"], COST_HEADS, CAPTION))
     return out
+
+
+MARKDOWN_HEADS = (
+    "Model",
+    "AUC",
+    "ΔAUC",
+    "Paired verdict",
+    "Forward FLOPs / sample",
+    "Samples / s",
+    "CUDA kernels / step",
+)
+
+
+def markdown(frame: pd.DataFrame, bodies: Bodies) -> str:
+    """The headline of each data set as pipe tables, for README."""
+    rows = tidy(frame)
+    names = names_of(rows, bodies)
+    out = []
+    for track, data in groups(rows):
+        body = headline(rows, data, names)
+        if body.empty:
+            continue
+        chosen = _columns(body, MARKDOWN_HEADS)
+        out += [f"**{data}** ({track} track)", "", "| " + " | ".join(chosen) + " |", "|---" * len(chosen) + "|"]
+        out += ["| " + " | ".join(_plain_text(row[c]) for c in chosen) + " |" for _, row in body.iterrows()] + [""]
+    return "\n".join([*out, CAPTION])
+
+
+def _columns(body: pd.DataFrame, heads: tuple[str, ...]) -> list[str]:
+    return [c for h in heads for c in body.columns if c == h or (h == "ΔAUC" and c.startswith(h))]
 
 
 def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
     table = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
-    chosen = [c for h in heads for c in body.columns if c == h or (h == "ΔAUC" and c.startswith(h))]
+    chosen = _columns(body, heads)
     for head in chosen:
         table.add_column(head, justify="left" if head in ("Model", "Paired verdict") else "right")
     for _, row in body.iterrows():
@@ -319,10 +349,15 @@ def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: st
 
 def _console_text(entry: Any) -> str:
     """Markup is escaped: a model's title is not ours."""
+    return escape(_plain_text(entry))
+
+
+def _plain_text(entry: Any) -> str:
+    """A value with its band and the mark of its origin."""
     if not isinstance(entry, Cell):
-        return escape(str(entry))
+        return str(entry)
     if entry.value is None:
         return "—"
     mark = {"counted": " c", "derived": " d", "modelled": " ~"}.get(entry.origin, "")
-    band = escape(f" {entry.band}") if entry.metric in ("auc", "auc_delta") and entry.band else ""
+    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta") and entry.band else ""
     return entry.text + band + mark + ("!" if entry.status == "unstable" else "")
