@@ -88,7 +88,7 @@ def main() -> int:
     """Alternates the sides and prints medians; exit 1 below the required ratio or AUC."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", default=".venv-peers/bin/python")
-    parser.add_argument("--rows", type=int, default=1_200_000, help="rows generated; 80 % train")
+    parser.add_argument("--rows", type=int, default=600_000, help="rows generated; 80 % train")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ours", nargs=3, metavar=("PREPARED", "ROWS", "SEED"), help=argparse.SUPPRESS)
