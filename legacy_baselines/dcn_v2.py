@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross import Impl, cross, cross_cost
-from ctrbench.legacy_baselines.published_schemas import criteo_x1
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status

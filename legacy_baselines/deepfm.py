@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.fm import Impl, fm
-from ctrbench.legacy_baselines.published_schemas import criteo_x1
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status

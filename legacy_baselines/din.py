@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers, require_history
-from ctrbench.legacy_baselines.published_schemas import taobao_ad_x1
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.field_linear import compose_cost
 from ctrbench.models.blocks import FeatureEmbedder
@@ -32,7 +33,6 @@ from ctrbench.models.field_blocks import (
     SumHead,
     block_flops,
 )
-from ctrbench.models.published_schemas import criteo_39
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 
@@ -202,7 +202,7 @@ def published() -> tuple[Preset, ...]:
     for d in (128, 256, 512, 1024):
         config = FatConfig(dim=d, hidden=4 * d, heads=8, layers=2, bases=64 if d == 128 else 16, meta=64, top_k=3)
         own = "defaults of one re-implementation" if d == 128 else "16 bases, fewer than the 39 fields"
-        out.append(Preset(label=f"d{d}", config=config, schema=criteo_39(), note=note + own))
+        out.append(Preset(label=f"d{d}", config=config, schema=criteo_x1(), note=note + own))
     return tuple(out)
 
 

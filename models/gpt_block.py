@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.attention import attention, visible_pairs
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import history_lengths, merge_by_time, no_padding, ordinals
 from ctrbench.models.onetrans_blocks import causal_mask
-from ctrbench.models.published_schemas import taobao_like
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
 
 

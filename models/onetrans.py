@@ -17,6 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -44,7 +45,6 @@ from ctrbench.models.onetrans_tokens import (
     field_groups,
     separators,
 )
-from ctrbench.models.published_schemas import taobao_like
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.field_blocks import FieldBlock, FieldInput, FieldWeights, Residual, SumHead, block_flops
-from ctrbench.models.published_schemas import criteo_39
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
 
 
@@ -120,7 +120,7 @@ def published() -> tuple[Preset, ...]:
     """The widths of FAT's sweep."""
     note = "point of the sweep of widths used for FAT, whose sizes no source gives"
     return tuple(
-        Preset(label=f"d{d}", config=SharedFieldsConfig(dim=d, hidden=4 * d, heads=8), schema=criteo_39(), note=note)
+        Preset(label=f"d{d}", config=SharedFieldsConfig(dim=d, hidden=4 * d, heads=8), schema=criteo_x1(), note=note)
         for d in (128, 256, 512, 1024)
     )
 

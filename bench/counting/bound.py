@@ -91,15 +91,18 @@ def mfu_bound(
     ]
     rows = _row_bytes(model, counts, schema, width, notes)
     dense = _at_width(counts.parameters, width)
-    kept = dense
+    kept = dense + rows
     if counts.train:
         kept += dense + _at_width(counts.saved, width)
         notes.append(
             "activations are kept as autograd keeps them, none recomputed; gradients of all dense weights exist at once"
         )
-    excess = max(0.0, kept - gpu.l2_mb * 1e6)
-    what = "parameters, gradients and activations" if counts.train else "parameters"
+    l2 = gpu.l2_mb * 1e6
+    excess = max(0.0, kept - l2)
+    what = "parameters, table rows, gradients and activations" if counts.train else "parameters and table rows"
     notes.append(f"of {kept / 1e6:.1f} MB {what}, {excess / 1e6:.1f} MB exceed L2, each byte counted once")
+    # Rows of one batch may wait in L2 for the next: only what exceeds it must be written back.
+    written = max(0.0, rows - l2) if counts.train else 0.0
     notes.append("batch inputs cross once as the loader stores them; only those that some operator reads")
     has_optimizer = any(r.part == "optimizer" for r in counts.rows)
     notes.append(
@@ -107,9 +110,8 @@ def mfu_bound(
         "bias gradients ride on GEMMs"
     )
     flops = counts.flops() - masked_flops
-    return bound_of(
-        flops, counts.inputs.own + rows + excess, counts.unfusable + int(has_optimizer), gpu, dtype, tuple(notes)
-    )
+    nbytes = counts.inputs.own + excess + written
+    return bound_of(flops, nbytes, counts.unfusable + int(has_optimizer), gpu, dtype, tuple(notes))
 
 
 def _at_width(moved: Bytes, width: int) -> float:
@@ -120,7 +122,7 @@ def _at_width(moved: Bytes, width: int) -> float:
 def _row_bytes(
     model: nn.Module, counts: StepCounts, schema: FeatureSchema | None, width: int, notes: list[str]
 ) -> float:
-    """Distinct table rows, read, and in training written with their optimizer state read and written."""
+    """Distinct table rows of a batch, in training with their optimizer state; each byte once."""
     tables = embedding_tables(model)
     if not tables:
         return 0.0
@@ -134,7 +136,7 @@ def _row_bytes(
         "from the data's recorded lower bounds"
     )
     row = columns * width
-    return float(unique * (2 * (row + STATE_BYTES[optimizer](columns)) if counts.train else row))
+    return float(unique * (row + (STATE_BYTES[optimizer](columns) if counts.train else 0)))
 
 
 def unique_rows(schema: FeatureSchema, batch: int) -> float:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ctrbench.bench.counting.counter import count_step
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models import gpt_block, shared_fields
 from ctrbench.models.fat import Fat, FatConfig
 from ctrbench.models.fat import flops as fat_flops
-from ctrbench.models.published_schemas import criteo_39
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -119,8 +119,8 @@ def test_shared_fields_are_fat_with_one_basis_and_no_modulation(residual, tabula
 
 
 def test_shared_fields_save_parameters_not_products():
-    schema, config = criteo_39(26 * 50), shared_fields.SharedFieldsConfig()
-    model = shared_fields.SPEC.build(config, schema)
+    schema, config = criteo_x1(), shared_fields.SharedFieldsConfig()
+    model = shared_fields.SPEC.build(config, schema, "meta")
     d, hidden = 32, 64
     blocks = sum(p.numel() for p in model.layers.parameters())
     assert blocks == 2 * (3 * d * d + 2 * d * hidden + 4 * d)

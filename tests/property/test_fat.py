@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from ctrbench.bench.counting.counter import count_step
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models.blocks import Embedded
 from ctrbench.models.fat import SPEC, Fat, FatConfig, card, composition_flops, flops
 from ctrbench.models.field_blocks import FieldBlock, FieldWeights, Hypernetwork, Mixture
-from ctrbench.models.published_schemas import criteo_39
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 SMALL = FatConfig(dim=8, hidden=12, heads=2, layers=2, bases=4, meta=5, top_k=2)
@@ -52,8 +52,8 @@ def on_given_fields(config, schema, rows=3, seed=0) -> Fat:
 
 
 def test_small_preset_has_the_published_counts():
-    schema = criteo_39(26 * 50)
-    model = Fat(FatConfig(), schema)
+    schema = criteo_x1()
+    model = Fat(FatConfig(), schema, "meta")
     dense = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("embedder"))
     assert dense == 2 * (8 * (3 * 32**2 + 2 * 32 * 64) + 5 * 16 * 8 + 39**2 + 4 * 32) + 39 * 16 + 39 * 32 + 33
     assert dense == pytest.approx(121e3, rel=0.005)  # models.md section 2: 121 k
@@ -81,7 +81,7 @@ def test_counted_training_forward_is_the_formula_plus_composition(switch, tabula
 def test_composition_cost_is_the_closed_form():
     fields, d, hidden, k, m, top = 39, 32, 64, 16, 8, 3
     useful = 2 * (2 * fields * top * (3 * d * d + 2 * d * hidden) + 10 * fields * k * m)
-    assert composition_flops(FatConfig(), criteo_39()).visible == useful
+    assert composition_flops(FatConfig(), criteo_x1()).visible == useful
 
 
 @pytest.mark.parametrize("switch", [s for s in [{}, *SWITCHES] if "weights" not in s], ids=str)

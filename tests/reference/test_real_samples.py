@@ -15,6 +15,7 @@ from ctrbench.datasets import criteo, movielens_1m
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import SPLITS, Prepared
+from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.spec import Raw, cache_dir, sha256_file
 
 SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "criteo_kaggle_sample_4584.tsv.gz"
@@ -50,6 +51,14 @@ def test_criteo_sample_prepared(sample: Path, tmp_path: Path) -> None:
     test = out.frame("test")
     assert (test.height, test["label"].sum()) == (917, 270)
     assert sum(out.rows(s) for s in SPLITS) == 4584
+
+
+def test_published_bounds_of_distinct_rows_hold_on_the_sample(sample: Path) -> None:
+    rows = pl.concat(list(criteo.read(sample, Account(sample)))).sample(fraction=1.0, shuffle=True, seed=0)
+    for field in criteo_x1().categorical:
+        for batch, share in field.unique_rows:
+            for start in range(0, rows.height - batch + 1, batch):
+                assert rows[field.name].slice(start, batch).drop_nulls().n_unique() >= batch * share
 
 
 @pytest.fixture(scope="module")

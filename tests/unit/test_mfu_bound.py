@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from ctrbench.bench.audit import count_module
 from ctrbench.bench.counting.bound import T_MIN_S, bound_of, mfu_bound, unique_rows
+from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import StepCounts
 from ctrbench.bench.hardware import HardwareUnknown, catalogue, peak
-from ctrbench.datasets.schema import FeatureSchema, Field
+from ctrbench.datasets.schema import FeatureSchema, Field, synthetic_batch
+from ctrbench.legacy_baselines.deepfm import DeepFM, DeepFMConfig
 
 torch.set_num_threads(1)
 H100 = catalogue()["H100 SXM"]
@@ -107,6 +111,25 @@ def test_no_schedule_within_the_assumptions_beats_the_bound(slowdown: float) -> 
             roof = max(row.flops / peak(H100, "bf16"), 0.0) / row.calls
             time += row.calls * max(roof, T_MIN_S) * slowdown
         assert counts.flops() / (time * peak(H100, "bf16")) <= bound.value
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_table_rows_may_wait_in_l2_and_cross_once_or_twice_beyond_it(train: bool) -> None:
+    """4,096 distinct rows of 64 columns, row-wise Adagrad: half a megabyte, which no H100 has to fetch every step."""
+    batch, width = 4096, 64
+    config = DeepFMConfig(dim=width - 1, mlp=(8,))
+
+    def bound_bytes(known: tuple[tuple[int, float], ...], l2_mb: float) -> float:
+        one = Field(name="c", kind="categorical", role="item", cardinality=10**7, unique_rows=known)
+        model = DeepFM(config, schema(one), "meta")
+        counts = count_step(model, synthetic_batch(schema(one), batch, device="meta"), train=train)
+        return mfu_bound(counts, model, replace(H100, l2_mb=l2_mb), schema=schema(one)).bytes
+
+    known = ((batch, 1.0),)
+    assert bound_bytes(known, H100.l2_mb) == bound_bytes((), H100.l2_mb)
+    row = 2 * width
+    more = bound_bytes(known, 0.0) - bound_bytes((), 0.0)
+    assert more == pytest.approx(batch * (2 * (row + 4) if train else row))
 
 
 def schema(*fields: Field) -> FeatureSchema:
