@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ctrbench.bench import floors, registry, summary
 from ctrbench.bench.config import Job, Plan, RunOptions
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.jobs import lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import DataUnavailable
@@ -198,11 +199,19 @@ def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
     return sorted(specs, key=lambda s: (s.kind == "trace", s.repeat))
 
 
+def _work(spec: RunSpec) -> float:
+    """FLOPs of a training, to order the side-by-side runs by; the other kinds are short and come last."""
+    if spec.kind != "quality":
+        return 0.0
+    model = lookup(spec)
+    schema = Prepared.open(Path(spec.prepared)).schema_for(spec.history_length)
+    return model.flops(model_config(spec, model), schema, None).full
+
+
 def _run(todo: list[RunSpec], runs_dir: Path, console: Console) -> list[Outcome]:
     shared = [s for s in todo if s.kind in SIDE_BY_SIDE]
     alone = _round_robin(s for s in todo if s.kind not in SIDE_BY_SIDE)
-    # Longest first, so that the last of the side-by-side runs does not leave a core idle.
-    shared.sort(key=lambda s: (s.kind != "quality", s.seed))
+    shared.sort(key=_work, reverse=True)  # longest first: the last run must not leave a core idle
     with _progress(console, len(todo)) as done:
         return run_all(shared, runs_dir, workers=min(2, os.cpu_count() or 1), done=done) + run_all(
             alone, runs_dir, workers=1, done=done

@@ -62,13 +62,16 @@ def owed_rows(
 
 
 def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurement]:
-    """Timing, quality with intervals, paired differences, utilisation: over all (data, model, variant)."""
-    groups: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """Timing, quality with intervals, paired differences, utilisation: over all (data, split, model).
+
+    A plan has one variant a model.
+    """
+    groups: dict[tuple[tuple[str, str], str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.spec.data:
-            groups[run.spec.data, run.spec.model][run.spec.kind].append(run)
+            groups[(run.spec.data, run.spec.split), run.spec.model][run.spec.kind].append(run)
     rows: list[Measurement] = []
-    for (_, _), kinds in groups.items():
+    for kinds in groups.values():
         if kinds["time"]:
             rows += timing_rows(kinds["time"], kinds["count"], run_id)
     for data in dict.fromkeys(d for d, _ in groups):
@@ -175,13 +178,13 @@ def quality_summary(
     label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     rows: list[Measurement] = []
     draws: dict[str, np.ndarray] = {}
-    means: dict[str, float] = {}
+    aucs: dict[str, np.ndarray] = {}
     for model, runs in trained.items():
         base = _base(runs[0], run_id) | {"track": prepared.schema.track}
         score_SN = [np.load(runs_dir / "records" / r.spec.key / SCORES)["score"] for r in runs]
         draws[model] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
         by_metric = _per_seed(runs, runs_dir)
-        means[model] = float(np.mean(by_metric["auc"]))
+        aucs[model] = np.asarray(by_metric["auc"])
         low, high = mean_interval(draws[model], seed=0)
         for metric, values in by_metric.items():
             ci = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
@@ -191,7 +194,7 @@ def quality_summary(
             )
         if "gauc" not in by_metric:
             rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
-    return rows + _paired(trained, counted, draws, means, prepared.schema.track, run_id)
+    return rows + _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
 
 
 def _per_seed(runs: list[Run], runs_dir: Path) -> dict[str, list[float]]:
@@ -207,8 +210,9 @@ def _per_seed(runs: list[Run], runs_dir: Path) -> dict[str, list[float]]:
 
 def _paired(
     trained: Mapping[str, list[Run]], counted: Mapping[str, Body], draws: Mapping[str, np.ndarray],
-    means: Mapping[str, float], track: str, run_id: str,
+    aucs: Mapping[str, np.ndarray], track: str, run_id: str,
 ) -> list[Measurement]:  # fmt: skip
+    """Differences from the reference and from the history floor, over the seeds that both have."""
     rows: list[Measurement] = []
     for other in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR)):
         if other not in draws:
@@ -217,8 +221,13 @@ def _paired(
             if model == other or runs[0].spec.kind == "floor":
                 continue
             base = _base(runs[0], run_id) | {"track": track}
-            low, high = paired_interval(draws[model], draws[other], seed=0)
-            delta = means[model] - means[other]
+            mine, theirs = _pairs(runs, trained[other])
+            if not mine:
+                reason = f"no training of {other} with the same seed finished"
+                rows.append(withheld(base, "auc_delta", reason, phase="train", scope=f"vs:{other}"))
+                continue
+            low, high = paired_interval(draws[model][mine], draws[other][theirs], seed=0)
+            delta = float(aucs[model][mine].mean() - aucs[other][theirs].mean())
             rows.append(
                 make(
                     base,
@@ -227,7 +236,7 @@ def _paired(
                     "derived",
                     phase="train",
                     scope=f"vs:{other}",
-                    n=len(runs),
+                    n=len(mine),
                     ci_low=low,
                     ci_high=high,
                 )
@@ -250,3 +259,15 @@ def _paired(
                         )
                     )
     return rows
+
+
+def _pairs(runs: list[Run], others: list[Run]) -> tuple[list[int], list[int]]:
+    """Places of the runs that pair: equal seeds; a floor is trained once and pairs with every seed.
+
+    A crashed training leaves a gap, so runs never pair by their place.
+    """
+    if others[0].spec.kind == "floor":
+        return list(range(len(runs))), [0]
+    place = {r.spec.seed: i for i, r in enumerate(others)}
+    both = [(i, place[r.spec.seed]) for i, r in enumerate(runs) if r.spec.seed in place]
+    return [i for i, _ in both], [j for _, j in both]

@@ -36,7 +36,7 @@ class CompositeConfig(UnitConfig):
 
     dim: int = 16
     """Embedding width."""
-    histories: tuple[History, ...] = ("all", "liked", "disliked")
+    histories: tuple[History, ...] = ("liked", "disliked")
     """Views of every history of the data, one to four, each with its own activation unit."""
     action: str = "hist_action"
     """Event field that tells liked from disliked; only read where `histories` names one of them."""
