@@ -1,0 +1,43 @@
+"""Paired differences when a training crashed: seeds pair with their like, and the suite still gets its summary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.bench.summary import Run, _paired
+
+AUC = {"composite": {0: 0.70, 1: 0.72, 2: 0.74}, "din": {0: 0.71, 1: 0.73, 2: 0.75}, "lightgbm_history": {0: 0.735}}
+
+
+def paired(seeds: dict[str, list[int]]) -> dict[tuple[str, str], object]:
+    trained, draws, aucs = {}, {}, {}
+    for model, kept in seeds.items():
+        kind: Kind = "floor" if model == "lightgbm_history" else "quality"
+        specs = [RunSpec(kind=kind, model=model, data="d", split="s", seed=s) for s in kept]
+        trained[model] = [Run(s, {"extra": {"track": "sequence"}}) for s in specs]
+        aucs[model] = np.array([AUC[model][s] for s in kept])
+        draws[model] = aucs[model][:, None] + np.zeros((1, 50))
+    rows = _paired(trained, {}, draws, aucs, "sequence", "summary")
+    return {(r.model, r.scope): r for r in rows if r.metric == "auc_delta"}
+
+
+@pytest.mark.parametrize("din", [[0, 1, 2], [0, 2], [1], [2, 0]])
+@pytest.mark.parametrize("composite", [[0, 1, 2], [1, 2], [0, 1]])
+def test_only_equal_seeds_pair(din: list[int], composite: list[int]) -> None:
+    row = paired({"din": din, "composite": composite})["din", "vs:composite"]
+    common = set(din) & set(composite)
+    if not common:
+        assert row.value is None
+        assert "same seed" in row.reason
+        return
+    assert row.value == pytest.approx(0.01)  # every pair of equal seeds differs by .01, unequal ones by up to .05
+    assert (row.ci_low, row.ci_high) == pytest.approx((0.01, 0.01))
+    assert row.n == len(common)
+
+
+def test_a_floor_pairs_with_every_seed_that_finished() -> None:
+    row = paired({"din": [0, 2], "lightgbm_history": [0]})["din", "vs:lightgbm_history"]
+    assert row.value == pytest.approx(0.73 - 0.735)
+    assert row.n == 2
