@@ -14,7 +14,7 @@ from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error, coverage, withhold_reason
 from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
 from ctrbench.models.embedding import count_parameters, dense_parameters, embedding_tables
-from ctrbench.models.spec import ModelSpec
+from ctrbench.models.spec import ModelSpec, flops_per_step
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
@@ -35,6 +35,15 @@ def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Bat
     )
     total = sum(n * spec.flops(config, schema, dict(zip(names, key, strict=True))).visible for key, n in rows.items())
     return total / batch.size
+
+
+def useful_share(
+    spec: ModelSpec, config: Any, schema: FeatureSchema, size: int, useful: float, model: nn.Module
+) -> float:
+    """Share of the executed FLOPs of a step that is useful, in the model's mode; `useful` is of one sample."""
+    once = flops_per_step(model)
+    executed = spec.flops(config, schema, None).full * size + once.full
+    return (useful * size + once.visible) / executed if executed else 1.0
 
 
 def unique_rows(batch: Batch, schema: FeatureSchema) -> tuple[int, int]:
@@ -74,13 +83,16 @@ def count_rows(
     with torch.device("meta"):
         twin = spec.build(config, schema)
     on_meta = count_step(twin, synthetic_batch(schema, batch.size, device="meta"), train=True)
-    analytic = spec.flops(config, schema, None).full * batch.size + getattr(model, "flops_per_step", 0.0)
+    analytic = spec.flops(config, schema, None).full * batch.size + flops_per_step(model.train()).full
     reason = withhold_reason(train, analytic) or backward_ratio_error(train)
     useful = useful_flops(spec, config, schema, batch)
-    share = useful * batch.size / analytic if analytic else 1.0
+    model_flops = (
+        infer.flops() * useful_share(spec, config, schema, batch.size, useful, model.eval()),
+        train.flops() * useful_share(spec, config, schema, batch.size, useful, model.train()),
+    )
     distinct, lookups = unique_rows(batch, schema)
     compulsory = compulsory_bytes(model, batch, distinct)
-    rows = _flop_rows(base, train, infer, batch.size, analytic, reason)
+    rows = _flop_rows(base, train, model_flops, batch.size, analytic, reason)
     rows += _launch_rows(base, train, on_meta, batch.size)
     rows += [
         make(base, "bytes_operands", train.bytes_operands(), "counted", phase="train"),
@@ -96,7 +108,7 @@ def count_rows(
         )
     rows += _storage_rows(base, model)
     extra = {
-        "withheld": reason, "flops_model_forward": useful, "flops_model_train": train.flops() * share,
+        "withheld": reason, "flops_model_forward": useful, "flops_model_train": model_flops[1],
         "bytes_operands": train.bytes_operands(), "bytes_compulsory": compulsory, "unknown_ops": train.unknown,
         "by_block": [vars_of(m) for m in train.by_module("block")], "flops_analytic_forward": analytic / batch.size,
     }  # fmt: skip
@@ -109,14 +121,16 @@ def vars_of(item: Any) -> dict[str, Any]:
 
 
 def _flop_rows(
-    base: Base, train: StepCounts, infer: StepCounts, size: int, analytic: float, reason: str
+    base: Base, train: StepCounts, model_flops: tuple[float, float], size: int, analytic: float, reason: str
 ) -> list[Measurement]:
+    """`model_flops`: of one inference and one training step, padding, masked pairs and idle products left out."""
     rows = []
-    for metric, phase, counts in (("flops_fwd_per_sample", "infer", infer), ("flops_train_per_sample", "train", train)):
+    names = (("flops_fwd_per_sample", "infer"), ("flops_train_per_sample", "train"))
+    for (metric, phase), value in zip(names, model_flops, strict=True):
         rows.append(
             withheld(base, metric, reason, phase=phase)
             if reason
-            else make(base, metric, counts.flops() / size, "counted", phase=phase)
+            else make(base, metric, value / size, "counted", phase=phase)
         )
     share = coverage(train.flops("forward"), analytic)
     if share is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrbench.bench.ceilings import CLOCK_DRIFT
 from ctrbench.bench.jobs import SCORES, base_columns
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_interval, percentiles, two_level_bootstrap
@@ -19,7 +20,6 @@ from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, Status
 
 DRAWS = 400
-CLOCK_DRIFT = 0.10
 TIMED = (
     "step_time", "throughput", "infer_latency", "loader_stall", "cpu_core_seconds", "cpu_core_s_per_million",
     "rss_peak", "mfu_cpu", "mbu",

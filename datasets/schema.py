@@ -55,14 +55,15 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSchema:
-    """Ordered fields; the order is that of `Batch.dense_BI` and of the keys of `Batch.ids`."""
+    """Fields; within a kind their order is that of `Batch.dense_BI` and of the keys of `Batch.ids`."""
 
     name: str
     track: Track
     fields: tuple[Field, ...]
 
     def of_kind(self, *kinds: Kind) -> tuple[Field, ...]:
-        return tuple(f for f in self.fields if f.kind in kinds)
+        """Kind after kind, each in schema order: `categorical`, then `sequence` is the order of `Batch.ids`."""
+        return tuple(f for kind in kinds for f in self.fields if f.kind == kind)
 
     @property
     def dense(self) -> tuple[Field, ...]:

@@ -125,8 +125,14 @@ class Fat(nn.Module):
             ),
             "dense": ("inputs", "head"),
         }
-        self.flops_per_step = composition_flops(config, schema).full
+        self._composition = composition_flops(config, schema)
         self._cache: tuple[tuple[int, ...], list[FieldWeights]] | None = None
+
+    @property
+    def flops_per_step(self) -> Flops:
+        """Writing the weights; nothing in eval mode, where they were written before."""
+        kept = not self.training and self.config.weights == "composed"
+        return Flops(0.0, 0.0) if kept else self._composition
 
     def field_weights(self) -> list[FieldWeights]:
         """Weights of every block; cached in eval mode without gradients as long as no parameter changes."""

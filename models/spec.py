@@ -68,6 +68,15 @@ class Flops:
         return Flops(self.full + other.full, self.visible + other.visible)
 
 
+def flops_per_step(model: object) -> Flops:
+    """Forward FLOPs that a model spends once a step whatever the batch, in the mode it is in.
+
+    `visible` is the useful part. None unless the model has an attribute of this name.
+    """
+    once: Flops = getattr(model, "flops_per_step", Flops(0.0, 0.0))
+    return once
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
     """A named size of a model with the features it was published on; traced on meta, never trained."""

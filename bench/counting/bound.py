@@ -79,7 +79,7 @@ def mfu_bound(
         gpu: catalogue entry.
         dtype: of weights, activations and gradients.
         schema: carries known lower bounds of distinct rows (`Field.unique_rows`); none means no row is counted.
-        masked_flops: FLOPs of the step on masked attention pairs, which are no model FLOPs.
+        masked_flops: FLOPs of the step on masked attention pairs and other idle products, which are no model FLOPs.
 
     Raises:
         HardwareUnknown: `peak_missing_for_dtype`.

@@ -240,7 +240,8 @@ def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
     Args:
         model: a `CtrModel` on cpu or meta. Training changes its weights: two steps are made.
         batch: on the same device.
-        train: forward, loss, backward and optimizer after one uncounted step; else one `predict`.
+        train: forward, loss, backward and optimizer after one uncounted step; else one `predict`, also after an
+            uncounted one, which fills what a model keeps between calls.
     """
     was_training = model.training
     model.train(train)
@@ -252,6 +253,7 @@ def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
             with recorder.active():
                 step(batch)
         else:
+            predict(model, batch)
             with recorder.active():
                 predict(model, batch)
     finally:

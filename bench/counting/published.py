@@ -21,7 +21,7 @@ from ctrbench.bench.counting.rows import (
 )
 from ctrbench.bench.hardware import catalogue
 from ctrbench.datasets.schema import synthetic_batch
-from ctrbench.models.spec import ModelSpec, Preset
+from ctrbench.models.spec import ModelSpec, Preset, flops_per_step
 
 BATCHES = (256, 1024, 4096, 16384)
 TRACED = (251, 509)
@@ -40,11 +40,11 @@ class PublishedPoint:
     phase: Phase
     batch: int
     flops_fwd_per_sample: float
-    """Model FLOPs (masked attention pairs left out) of one forward, per-step work shared out over the batch."""
+    """Model FLOPs (masked attention pairs, idle products left out) of one forward, per-step work shared out."""
     flops_per_sample: float
     """Model FLOPs of the phase: forward, or forward and backward."""
     flops_executed: float
-    """FLOPs of the step with the whole attention rectangle."""
+    """FLOPs of the step as executed."""
     flops_elementwise: float
     bytes_operands: float
     """Of the step, floats at 2 bytes."""
@@ -94,20 +94,22 @@ def _point(
     spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, phase: Phase, gpus: Sequence[str], dtype: str
 ) -> PublishedPoint:
     size, form = counts.batch, spec.flops(preset.config, preset.schema, None)
-    analytic = form.full * size + float(getattr(model, "flops_per_step", 0.0))
-    masked = (form.full - form.visible) * size
-    masked_step = masked * (3 if phase == "train" else 1)  # both gradients of both attention GEMMs are masked alike
+    once = flops_per_step(model.train(phase == "train"))
+    analytic = form.full * size + once.full
+    idle = (form.full - form.visible) * size + once.full - once.visible
+    # Masked pairs, and zeros of a dense product, are idle in both gradients of their GEMMs alike.
+    idle_step = idle * (3 if phase == "train" else 1)
     reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
     bounds = {
-        g: mfu_bound(counts, model, catalogue()[g], dtype, schema=preset.schema, masked_flops=masked_step) for g in gpus
+        g: mfu_bound(counts, model, catalogue()[g], dtype, schema=preset.schema, masked_flops=idle_step) for g in gpus
     }
     return PublishedPoint(
         model=spec.name,
         preset=preset.label,
         phase=phase,
         batch=size,
-        flops_fwd_per_sample=(counts.flops("forward") - masked) / size,
-        flops_per_sample=(counts.flops() - masked_step) / size,
+        flops_fwd_per_sample=(counts.flops("forward") - idle) / size,
+        flops_per_sample=(counts.flops() - idle_step) / size,
         flops_executed=counts.flops(),
         flops_elementwise=counts.flops_elementwise(),
         bytes_operands=counts.bytes_operands(dtype),

@@ -69,13 +69,22 @@ def test_first_published_point_has_the_counts_of_the_re_implementation():
 
 
 @pytest.mark.parametrize("switch", [{}, *SWITCHES], ids=str)
-def test_counted_training_forward_is_the_formula_plus_composition(switch, tabular_schema):
+def test_counted_forward_is_the_formula_plus_composition(switch, tabular_schema):
     config = replace(SMALL, **switch)
     model = SPEC.build(config, tabular_schema)
-    counted = count_step(model, synthetic_batch(tabular_schema, 32), train=True)
-    assert not counted.unknown
-    expected = flops(config, tabular_schema).full * 32 + model.flops_per_step
-    assert counted.flops("forward") == pytest.approx(expected, rel=1e-9)
+    for train in (True, False):
+        counted = count_step(model, synthetic_batch(tabular_schema, 32), train=train)
+        assert not counted.unknown
+        expected = flops(config, tabular_schema).full * 32 + model.train(train).flops_per_step.full
+        assert counted.flops("forward") == pytest.approx(expected, rel=1e-9)
+
+
+def test_composition_costs_nothing_in_steady_inference(tabular_schema):
+    """Claim S17: weights are written once, so that no call after the first spends FLOPs on them."""
+    model = SPEC.build(SMALL, tabular_schema)
+    assert model.flops_per_step == composition_flops(SMALL, tabular_schema)
+    counted = count_step(model, synthetic_batch(tabular_schema, 32), train=False)
+    assert counted.flops() == pytest.approx(flops(SMALL, tabular_schema).full * 32, rel=1e-9)
 
 
 def test_composition_cost_is_the_closed_form():

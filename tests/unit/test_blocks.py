@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models.blocks import MLP, FeatureEmbedder, left_pad_index, mlp_flops, take_padded
@@ -84,3 +87,26 @@ def test_mlp_flops_equal_the_counter(out):
     with FlopCounterMode(display=False) as counter:
         mlp(torch.randn(7, 5))
     assert counter.get_total_flops() / 7 == mlp_flops(5, (4, 3), out)
+
+
+@pytest.mark.parametrize("sequences", ["pooled", "events"])
+def test_a_schema_may_mix_its_kinds(sequences, sequence_schema):
+    """Batches hold categorical ids, then sequences, in whatever order the schema names its fields."""
+    mixed = replace(sequence_schema, fields=sequence_schema.fields[::-1])
+    plain, other = (FeatureEmbedder(s, 4, TableConfig(), sequences=sequences) for s in (sequence_schema, mixed))
+    for table, weight in other.tables.weights().items():
+        weight.copy_(plain.tables.weights()[table])
+    with torch.no_grad():
+        other.numeric_ID.copy_(plain.numeric_ID)
+    batch = synthetic_batch(sequence_schema, 6, full=False)
+    keys = [f.name for f in (*mixed.categorical, *mixed.sequences)]
+    ids = KeyedJaggedTensor.from_jt_dict({k: batch.ids[k] for k in keys})
+    left, right = plain(batch), other(replace(batch, ids=ids))
+    assert synthetic_batch(mixed, 6).ids.keys() == keys
+    n_cat, n_seq = len(mixed.categorical), len(mixed.sequences) if sequences == "pooled" else 0
+    order = [*range(n_cat)[::-1], n_cat, *(n_cat + 1 + i for i in range(n_seq)[::-1])]
+    torch.testing.assert_close(right.fields_BFD, left.fields_BFD[:, order])
+    if sequences == "events":
+        width = 4
+        parts = left.events["hist"].values_BTE.split(width, dim=-1)
+        torch.testing.assert_close(right.events["hist"].values_BTE, torch.cat(parts[::-1], dim=-1))
