@@ -9,6 +9,8 @@ from typing import Any, Literal, cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
 from ctrbench.datasets.errors import UnknownName, nearest
@@ -108,12 +110,14 @@ def build_plan(arguments: Sequence[str]) -> Plan:
 
     Raises:
         UnknownName: naming the argument and the nearest valid names.
+        BadInput: `model.path` cannot be imported.
     """
     pairs = [_split(a) for a in arguments]
     given = dict(pairs)
     model_path = given.pop("model.path", given.pop("model_path", ""))
     if model_path:
         own = registry.register_path(model_path)
+        registry.model_spec(own)  # imports the file: what is wrong with it shows before any work
         given.setdefault("model", own)
     model_options = _model_options(given)
     only = _names(given.pop("model", ""), registry.model_names(), "model")
@@ -127,9 +131,9 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         assert isinstance(suite_values, dict)
         base = compose("config", [])
         _check_keys(given, base)
-        composed = compose("config", [f"{k}={v}" for k, v in given.items() if k != "suite"])
-    run = _run_options(composed, suite_values, given)
-    jobs = _jobs(suite_values, composed, only, data)
+    typed = {k: _value(k, v) for k, v in given.items()}
+    jobs = _jobs(suite_values, base, typed, only, data)
+    run = _run_options(base, suite_values, typed)
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         model_options=model_options, model_path=model_path,
@@ -141,6 +145,16 @@ def _split(argument: str) -> tuple[str, str]:
     if not sep or not key:
         raise UnknownName(f"{argument!r}: arguments have the form key=value, e.g. suite=quick")
     return key.lstrip("+"), value
+
+
+def _value(key: str, text: str) -> Any:
+    """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
+    if key in ("data.path", "data.split", "data.policy", "run.out"):
+        return None if text == "null" else text
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UnknownName(f"{key}={text}: not a value: {str(error).splitlines()[0]}") from None
 
 
 def _names(text: str, valid: Iterable[str], what: str) -> tuple[str, ...]:
@@ -161,9 +175,9 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
         valid = [f.name for f in fields(spec.config)]
         if name not in valid:
             raise UnknownName(f"unknown option {nearest(name, valid)} (of {model})")
-        out.setdefault(model, {})[name] = OmegaConf.create({"v": OmegaConf.create(f"v: {given.pop(key)}").v}).v
+        out.setdefault(model, {})[name] = _value(key, given.pop(key))
     for model, options in out.items():
-        plain = {k: tuple(v) if isinstance(v, list) or OmegaConf.is_list(v) else v for k, v in options.items()}
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         out[model] = plain
         try:
             registry.model_spec(model).config(**plain)
@@ -180,12 +194,10 @@ def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
             raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
 
 
-def _run_options(composed: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, str]) -> RunOptions:
-    values = cast(dict[str, Any], OmegaConf.to_container(composed.run))
+def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> RunOptions:
+    values = cast(dict[str, Any], OmegaConf.to_container(base.run))
     values.update(suite.get("run") or {})
-    for key, value in given.items():
-        if key.startswith("run."):
-            values[key[4:]] = OmegaConf.create(f"v: {value}").v
+    values.update({key[4:]: value for key, value in given.items() if key.startswith("run.")})
     kinds = {f.name: f.type for f in fields(RunOptions)}
     for name, value in values.items():
         wanted: tuple[type, ...] = (
@@ -203,9 +215,14 @@ def _run_options(composed: DictConfig, suite: Mapping[Any, Any], given: Mapping[
 
 
 def _jobs(
-    suite: Mapping[Any, Any], composed: DictConfig, only: tuple[str, ...], data: tuple[str, ...]
+    suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
-    user = cast(dict[str, Any], OmegaConf.to_container(composed.data))
+    user = cast(dict[str, Any], OmegaConf.to_container(base.data))
+    user.update({k[5:]: v for k, v in given.items() if k in ("data.path", "data.split", "data.policy")})
+    options = {k[13:]: v for k, v in given.items() if k.startswith("data.options.")}
+    with_floors = given.get("floors", base.floors)
+    if not isinstance(with_floors, bool):
+        raise UnknownName(f"floors={with_floors}: must be true or false")
     listed = suite["jobs"]
     if data:
         by_name = {j["data"]: j for j in listed}
@@ -218,11 +235,11 @@ def _jobs(
         Job(
             data=j["data"],
             models=only or tuple(j["models"]),
-            floors=tuple(j.get("floors", ())) if composed.floors else (),
+            floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
             split=user["split"],
             policy=user["policy"],
-            options={**j.get("options", {}), **user["options"]},
+            options={**j.get("options", {}), **options},
         )
         for j in listed
     )

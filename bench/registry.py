@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from ctrbench.datasets.errors import UnknownName, nearest
+from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.models.spec import ModelSpec
 
 _ROOMS = {"legacy_baselines": "ctrbench.legacy_baselines", "models": "ctrbench.models"}
@@ -58,6 +58,7 @@ def model_spec(name: str) -> ModelSpec:
 
     Raises:
         UnknownName: naming the nearest known model.
+        BadInput: a user's file that cannot be imported.
     """
     if name in _OWN:
         return cast(ModelSpec, _load_file(name, _OWN[name]).SPEC)
@@ -74,5 +75,9 @@ def _load_file(name: str, path: Path) -> ModuleType:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever the file raises, it is the file that is wrong
+            del sys.modules[key]
+            raise BadInput(f"{path}: cannot be imported: {type(error).__name__}: {error}; correct the file") from error
     return sys.modules[key]

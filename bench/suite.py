@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctrbench.bench import floors, registry, summary
 from ctrbench.bench.config import Job, Plan, RunOptions
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.jobs import lookup, model_config
+from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.datasets.errors import DataUnavailable
+from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
@@ -57,12 +58,12 @@ def run_suite(plan: Plan, console: Console) -> int:
         0, or 1 if some run failed (the suite still finishes and reports).
 
     Raises:
-        BadInput: the data of a job is wrong; nothing was run.
+        BadInput: the data of a job is wrong, or a model cannot be built with its options; nothing was run.
     """
+    ready, rows, skipped = _prepare(plan, console)
+    specs, unsupported = _specs(plan, ready)
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
-    ready, rows, skipped = _prepare(plan, runs_dir, console)
-    specs, unsupported = _specs(plan, ready, runs_dir)
     _write_skips(runs_dir, rows + unsupported, skipped, plan)
     done = records.finished(runs_dir)
     todo = [s for s in specs if s.key not in done]
@@ -95,7 +96,7 @@ def _run_dir(plan: Plan) -> Path:
     return folder
 
 
-def _prepare(plan: Plan, runs_dir: Path, console: Console) -> tuple[list[Ready], list[Measurement], list[str]]:
+def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measurement], list[str]]:
     """Prepares every data set first: bad input stops here, before any run."""
     ready, rows, skipped = [], [], []
     for job in plan.jobs:
@@ -134,7 +135,7 @@ def _skipped_job(job: Job, reason: str) -> list[Measurement]:
     return rows
 
 
-def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[Measurement]]:
+def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurement]]:
     specs: list[RunSpec] = []
     unsupported: list[Measurement] = []
     for item in ready:
@@ -145,7 +146,10 @@ def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec
                 reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
                 unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
                 continue
-            specs += _model_specs(plan, item, model)
+            made = _model_specs(plan, item, model)
+            if model in plan.model_options:
+                _check_options(made[0], item.prepared)
+            specs += made
         for floor in item.job.floors:
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
@@ -157,6 +161,17 @@ def _specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec
         for m in plan.models
     ]
     return specs + published, unsupported
+
+
+def _check_options(spec: RunSpec, prepared: Prepared) -> None:
+    """Builds the model without memory: options of the command line that do not fit must not cost a suite."""
+    model_spec = lookup(spec)
+    try:
+        with torch.device("meta"):
+            model_spec.build(model_config(spec, model_spec), prepared.schema_for(spec.history_length))
+    except (TypeError, ValueError) as error:
+        options = " ".join(f"{spec.model}.{k}={v}" for k, v in spec.config.items())
+        raise BadInput(f"{options}: {error}") from None
 
 
 def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str], reason: str) -> list[Measurement]:
@@ -269,11 +284,7 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     spec = outcome.spec
     family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
     track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
-    base = {
-        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data,
-        "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
-        "batch": spec.batch or None,
-    }  # fmt: skip
+    base = base_columns(spec, family, track)
     seed = spec.seed if spec.kind == "quality" else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
     body = {
