@@ -108,7 +108,7 @@ def count_rows(
         )
     rows += _storage_rows(base, model)
     extra = {
-        "withheld": reason, "flops_model_forward": useful, "flops_model_train": model_flops[1],
+        "withheld": reason, "flops_model_forward": model_flops[0] / batch.size, "flops_model_train": model_flops[1],
         "bytes_operands": train.bytes_operands(), "bytes_compulsory": compulsory, "unknown_ops": train.unknown,
         "by_block": [vars_of(m) for m in train.by_module("block")], "flops_analytic_forward": analytic / batch.size,
     }  # fmt: skip

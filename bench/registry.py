@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -10,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.models.spec import ModelSpec
@@ -30,6 +31,13 @@ def register_path(path: str) -> str:
         raise UnknownName(f"model.path={path}: no such file, or it defines no SPEC; see models/fat.py for the form")
     _OWN[file.stem] = file.resolve()
     return file.stem
+
+
+def own_file(name: str) -> dict[str, Any]:
+    """`model_path` and `model_sha256` of a user's model; nothing for the others."""
+    if name not in _OWN:
+        return {}
+    return {"model_path": str(_OWN[name]), "model_sha256": hashlib.sha256(_OWN[name].read_bytes()).hexdigest()}
 
 
 @cache

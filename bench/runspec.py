@@ -25,6 +25,8 @@ class RunSpec:
     variant: str = ""
     model_path: str = ""
     """File of a user's own model; empty for shipped ones."""
+    model_sha256: str = ""
+    """Of that file: another text is another model."""
     data: str = ""
     split: str = ""
     fingerprint: str = ""

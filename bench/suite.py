@@ -83,9 +83,8 @@ def run_suite(plan: Plan, console: Console) -> int:
 
 def _run_dir(plan: Plan) -> Path:
     out = Path(plan.run.out)
-    digest = hashlib.sha256(
-        json.dumps(asdict(replace(plan, run=replace(plan.run, resume=False))), default=str, sort_keys=True).encode()
-    ).hexdigest()
+    body = [asdict(replace(plan, run=replace(plan.run, resume=False))), [registry.own_file(m) for m in plan.models]]
+    digest = hashlib.sha256(json.dumps(body, default=str, sort_keys=True).encode()).hexdigest()
     if plan.run.resume:
         for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
             if (folder / "plan.sha256").read_text() == digest:
@@ -157,7 +156,7 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
             else:
                 unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), missing)
     published = [
-        RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", model_path=plan.model_path)
+        RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
         for m in plan.models
     ]
     return specs + published, unsupported
@@ -198,7 +197,7 @@ def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> Ru
             v for v in (variant, f"embedding={run.embedding}", f"table_optimizer={run.table_optimizer}") if v
         )
     values: dict[str, Any] = {
-        "kind": kind, "model": model, "config": config, "variant": variant, "model_path": plan.model_path,
+        "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
         "data": item.job.data, "split": item.prepared.split, "fingerprint": item.prepared.fingerprint,
         "prepared": str(item.path.resolve()), "history_length": run.history_length,
         "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,

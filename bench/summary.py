@@ -241,24 +241,30 @@ def _paired(
                     ci_high=high,
                 )
             )
-            if model in counted and other in counted:
-                extra = (
-                    counted[model]["extra"]["flops_model_forward"] - counted[other]["extra"]["flops_model_forward"]
-                ) / 1e9
-                if extra > 0:
-                    rows.append(make(base, "auc_per_gflop", delta / extra, "derived", phase="train",
-                                     scope=f"vs:{other}", ci_low=low / extra, ci_high=high / extra))  # fmt: skip
-                else:
-                    rows.append(
-                        withheld(
-                            base,
-                            "auc_per_gflop",
-                            f"spends no more FLOPs than {other}",
-                            phase="train",
-                            scope=f"vs:{other}",
-                        )
-                    )
+            if trained[other][0].spec.kind != "floor":  # a floor's FLOPs are not counted
+                rows.append(_per_gflop(rows[-1], counted.get(model), counted.get(other), other))
     return rows
+
+
+def _per_gflop(delta: Measurement, mine: Body | None, theirs: Body | None, other: str) -> Measurement:
+    """The paired difference per extra forward GFLOP a sample, withheld where FLOPs are not fully counted."""
+    names = ("run", "model", "variant", "family", "data", "split", "track", "device", "dtype", "threads", "batch",
+             "phase", "scope")  # fmt: skip
+    base = {n: getattr(delta, n) for n in names}
+    if mine is None or theirs is None:
+        missing = delta.model if mine is None else other
+        return withheld(base, "auc_per_gflop", f"coverage_low: the counting process of {missing} failed")
+    for model, body in ((delta.model, mine), (other, theirs)):
+        if body["extra"]["withheld"]:
+            return withheld(base, "auc_per_gflop", f"{model}: {body['extra']['withheld']}")
+    extra = (mine["extra"]["flops_model_forward"] - theirs["extra"]["flops_model_forward"]) / 1e9
+    if extra <= 0:
+        return withheld(base, "auc_per_gflop", f"spends no more FLOPs than {other}")
+    assert delta.value is not None
+    assert delta.ci_low is not None
+    assert delta.ci_high is not None
+    return make(base, "auc_per_gflop", delta.value / extra, "derived",
+                ci_low=delta.ci_low / extra, ci_high=delta.ci_high / extra)  # fmt: skip
 
 
 def _pairs(runs: list[Run], others: list[Run]) -> tuple[list[int], list[int]]:
