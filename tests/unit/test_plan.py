@@ -1,19 +1,24 @@
-"""Names and keys fail before any work, with the nearest valid ones."""
+"""Names and keys fail before any work, with the nearest valid ones; values arrive as typed."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ctrbench.bench import registry
 from ctrbench.bench.cli import main
-from ctrbench.bench.config import build_plan, suite_names
-from ctrbench.datasets.errors import UnknownName
+from ctrbench.bench.config import build_plan
+from ctrbench.datasets.errors import BadInput, UnknownName
 
 
-def test_quick_runs_the_models_of_the_issue():
+def test_quick_runs_the_models_of_the_issue() -> None:
     plan = build_plan(["suite=quick"])
     sequence, tabular = plan.jobs
     assert {"deepfm", "dcn_v2", "din", "composite", "fat", "onetrans"} <= set(sequence.models)
+    assert "lightgbm_history" in sequence.floors
     assert set(tabular.models) == {"deepfm", "dcn_v2", "fat"}
     assert plan.run.seeds == 3
     assert plan.run.train_rows >= 100_000
@@ -28,30 +33,49 @@ def test_quick_runs_the_models_of_the_issue():
         (["suite=quik"], "quick"),
         (["data=criteo_syntetic"], "criteo_synthetic"),
         (["run.seed=3"], "run.seeds"),
+        (["data.pth=x"], "data.path"),
         (["onetrans.pyramd=none"], "pyramid"),
         (["data.path=train.txt"], "data=NAME"),
         (["run.seeds=many"], "run.seeds"),
+        (["run.seeds=true"], "run.seeds"),
         (["run.seeds=0"], "at least 1"),
+        (["run.resume=1"], "run.resume"),
         (["run.embedding=per_tabel"], "per_table"),
         (["run.embedding=per_table"], "table_optimizer=adagrad"),
+        (["floors=perhaps"], "true or false"),
+        (["run.lr=[1"], "run.lr"),
+        (["deepfm.mlp=${x}"], "deepfm.mlp"),
         (["seeds"], "key=value"),
-        (["fat.heads=5"], "heads"),
+        (["model.path=absent.py"], "absent.py"),
     ],
 )
-def test_wrong_names_are_refused_with_the_nearest(arguments, named):
-    with pytest.raises(UnknownName, match=named):
+def test_wrong_names_are_refused_with_the_nearest(arguments: list[str], named: str) -> None:
+    with pytest.raises(UnknownName, match=named.replace(".", r"\.")):
         build_plan(arguments)
 
 
-def test_cli_exits_with_2_and_does_no_work(tmp_path, capsys):
-    assert main(["run", "suite=quik", f"run.out={tmp_path / 'runs'}"]) == 2
-    assert "quick" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
-    assert main(["rum"]) == 2
-    assert "run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["run", "suite=quik"], "quick"),
+        (["rum"], "run"),
+        (["run", "model=deepfn"], "deepfm"),
+        (["run", "run.stesp=3"], "run.steps"),
+        (["data", "prepare", "kriteo"], "criteo"),
+        (["data", "generate", "criteo", "--out", "x"], "not generated"),
+    ],
+)
+def test_cli_exits_with_2_and_does_no_work(
+    argv: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CTRBENCH_CACHE", str(tmp_path / "cache"))
+    assert main(argv) == 2
+    assert named in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_suite_and_command_line_reach_the_plan():
+def test_options_of_suite_and_command_line_reach_the_plan() -> None:
     plan = build_plan(
         ["suite=ci", "model=fat", "fat.pair_scope=head", "run.steps=7", "data.options.rows=123", "floors=false"]
     )
@@ -59,11 +83,52 @@ def test_options_of_suite_and_command_line_reach_the_plan():
     assert plan.run.steps == 7
     assert plan.run.processes == 1
     assert plan.model_options == {"fat": {"pair_scope": "head"}}
-    assert plan.jobs[0].options["rows"] == 123
+    assert plan.jobs[0].options == {"rows": 123, "cap": 1000}
     assert plan.jobs[0].floors == ()
 
 
-def test_listing_models_imports_no_torch():
-    code = "import sys; from ctrbench.bench.cli import main; main(['list', 'suites']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode in (0, 1)
-    assert {"ci", "quick"} <= set(suite_names())
+def test_values_arrive_as_typed() -> None:
+    path = "/a b/(1)=x,{y}: z.txt"
+    plan = build_plan(
+        ["data=criteo", f"data.path={path}", "data.policy=skip", "run.lr=1e-2", "deepfm.mlp=[64,32]", "run.out=007"]
+    )
+    (job,) = plan.jobs
+    assert (job.path, job.policy) == (path, "skip")
+    assert plan.run.lr == 0.01
+    assert plan.run.out == "007"
+    assert plan.model_options == {"deepfm": {"mlp": (64, 32)}}
+
+
+def test_a_user_file_joins_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_OWN", {})
+    file = tmp_path / "mine.py"
+    file.write_text("from ctrbench.legacy_baselines.deepfm import SPEC\n")
+    with pytest.raises(UnknownName, match="no SPEC"):
+        build_plan([f"model.path={file}"])
+    file.write_text("from ctrbench.legacy_baselines import deepfm\nSPEC = deepfm.SPEC\n")
+    plan = build_plan(["suite=ci", f"model.path={file}", "mine.dim=8"])
+    assert plan.models == ("mine",)
+    assert plan.model_options == {"mine": {"dim": 8}}
+    assert build_plan(["suite=ci", f"model.path={file}", "model=deepfm,mine"]).models == ("deepfm", "mine")
+    before = registry.own_file("mine")
+    file.write_text(file.read_text() + "# other text, other model\n")
+    assert registry.own_file("mine") != before
+    assert registry.own_file("deepfm") == {}
+
+
+def test_a_user_file_that_cannot_be_imported_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_OWN", {})
+    file = tmp_path / "broken_import.py"
+    file.write_text("import no_such_module\nSPEC = None\n")
+    for _ in range(2):  # not half-imported the second time
+        with pytest.raises(BadInput, match=r"broken_import\.py: cannot be imported: ModuleNotFoundError"):
+            build_plan([f"model.path={file}"])
+
+
+def test_listing_data_sets_loads_no_torch() -> None:
+    code = (
+        "import sys; from ctrbench.bench.cli import main; main(['list', 'datasets']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"criteo", "movielens_1m"} <= set(done.stdout.split())
