@@ -5,11 +5,10 @@ A child that crashes, runs out of memory or time costs one row, never the suite.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing as mp
 import os
 import signal
-import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+
+import psutil
 
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports import records
@@ -41,14 +42,19 @@ def context() -> ForkServerContext:
     return ctx
 
 
-def _die_with_parent() -> None:
-    """Linux: a killed suite takes its children along (the fork server ends with it, they end with the fork server)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+def _die_with(suite: int) -> None:
+    """Ends this process once the suite's process is gone; the fork server between them outlives a kill."""
+
+    def watch() -> None:
+        while psutil.pid_exists(suite):
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _child(spec: RunSpec, runs_dir: str, errors: str) -> None:
-    _die_with_parent()
+def _child(spec: RunSpec, runs_dir: str, errors: str, suite: int) -> None:
+    _die_with(suite)
     import torch
 
     from ctrbench.bench.jobs import JOBS
@@ -84,7 +90,7 @@ def run_all(
             errors = runs_dir / "records" / spec.key / "error.txt"
             errors.parent.mkdir(parents=True, exist_ok=True)
             errors.unlink(missing_ok=True)
-            process = ctx.Process(target=_child, args=(spec, str(runs_dir), str(errors)), daemon=True)
+            process = ctx.Process(target=_child, args=(spec, str(runs_dir), str(errors), os.getpid()), daemon=True)
             process.start()
             started(spec)
             running[process.sentinel] = (process, spec, time.monotonic(), errors)
