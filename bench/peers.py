@@ -103,7 +103,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "arrays.npz"
         write_arrays(prepared, rows, arrays)
-        peer = [options.peer_python, str(Path(__file__).with_name("peers_deepctr.py")), str(arrays)]
+        # -P: the script's folder must not hide the standard library (bench/statistics.py)
+        peer = [options.peer_python, "-P", str(Path(__file__).with_name("peers_deepctr.py")), str(arrays)]
         for repeat in range(options.repeats):
             for side in results:
                 if side == "ctrbench":
