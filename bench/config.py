@@ -66,6 +66,8 @@ class RunOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
+        if self.train_rows < self.batch:
+            raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
             raise UnknownName("run.embedding=per_table has no row-wise Adagrad; add run.table_optimizer=adagrad")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -68,10 +68,10 @@ def compulsory_bytes(model: nn.Module, batch: Batch, distinct: int) -> float:
 
 def checkpoint_bytes(model: nn.Module) -> int:
     """Size of a file with dense weights and tables, as `torch.save` writes it."""
-    held = io.BytesIO()
     tables = [w for t in embedding_tables(model) for w in t.weights().values()]
-    torch.save({"dense": dense_parameters(model), "tables": [w.clone() for w in tables]}, held)
-    return held.getbuffer().nbytes
+    with tempfile.TemporaryFile() as file:
+        torch.save({"dense": dense_parameters(model), "tables": [w.clone() for w in tables]}, file)
+        return file.tell()
 
 
 def count_rows(

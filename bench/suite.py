@@ -32,6 +32,8 @@ from ctrbench.reports.records import Measurement, RunRecord
 
 SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality")
 """Kinds that are not timed: they share the cores, one thread each."""
+IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
+"""Columns that tell the rows of one suite apart."""
 PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
 """What every model of a job owes."""
 DERIVED_INPUTS = {
@@ -122,6 +124,10 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
             f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
             f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"
         )
+        if prepared.rows("train") < plan.run.batch:
+            raise BadInput(
+                f"run.batch={plan.run.batch}: {job.data} has {prepared.rows('train')} train rows; use a smaller batch"
+            )
         ready.append(Ready(job, prepared, prepared.path))
     return ready, rows, skipped
 
@@ -303,7 +309,7 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
         if spec.key in records.finished(runs_dir) or not path.is_file():
             continue
         for row in json.loads(path.read_text())["rows"]:
-            identity = (row["model"], row["data"], row["metric"], row["scope"], row["seed"])
+            identity = tuple(row[name] for name in IDENTITY)
             if identity not in seen:
                 seen.add(identity)
                 yield Measurement(**row)
@@ -317,8 +323,8 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
         if s.key in done
     ]
     rows = summary.summarise(runs, runs_dir, "summary")
-    have = {(r.model, r.data, r.metric, r.scope, r.seed) for r in rows}
-    rows += [r for r in _failed_rows(specs, runs_dir) if (r.model, r.data, r.metric, r.scope, r.seed) not in have]
+    have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
+    rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
     spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": False}
     records.save(
         RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS),

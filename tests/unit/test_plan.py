@@ -39,6 +39,7 @@ def test_quick_runs_the_models_of_the_issue() -> None:
         (["run.seeds=many"], "run.seeds"),
         (["run.seeds=true"], "run.seeds"),
         (["run.seeds=0"], "at least 1"),
+        (["run.train_rows=10"], "run.batch"),
         (["run.resume=1"], "run.resume"),
         (["run.embedding=per_tabel"], "per_table"),
         (["run.embedding=per_table"], "table_optimizer=adagrad"),
