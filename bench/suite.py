@@ -89,7 +89,7 @@ def _run_dir(plan: Plan) -> Path:
     digest = hashlib.sha256(json.dumps(body, default=str, sort_keys=True).encode()).hexdigest()
     if plan.run.resume:
         for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
-            if (folder / "plan.sha256").read_text() == digest:
+            if not folder.is_symlink() and (folder / "plan.sha256").read_text() == digest:  # `latest` is a link
                 return folder
     folder = out / time.strftime(f"%Y%m%d-%H%M%S-{plan.suite}")
     folder.mkdir(parents=True)
