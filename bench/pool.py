@@ -5,6 +5,7 @@ A child that crashes, runs out of memory or time costs one row, never the suite.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -37,6 +38,7 @@ class Outcome:
 
 def context() -> ForkServerContext:
     """A fork server, so that a child starts in milliseconds with the imports done and no thread inherited."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at import, by the server: no probe lines on stderr
     ctx = mp.get_context("forkserver")
     ctx.set_forkserver_preload(PRELOAD)
     return ctx
@@ -59,6 +61,8 @@ def _child(spec: RunSpec, runs_dir: str, errors: str, suite: int) -> None:
 
     from ctrbench.bench.jobs import JOBS
 
+    # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a suite's lines.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     torch.set_num_threads(spec.threads)
     os.environ["OMP_NUM_THREADS"] = str(spec.threads)
     folder = Path(runs_dir) / "records" / spec.key
