@@ -30,7 +30,7 @@ SCHEMA = FeatureSchema(
         *(Field(name=f"c{i}", kind="categorical", role="context", cardinality=500) for i in range(6)),
     ),
 )
-ROWS = 2048
+ROWS = 8192
 
 
 @pytest.fixture(autouse=True)
