@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.linear import linear
 
 Impl = Literal["fused", "plain"]
 

@@ -20,9 +20,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.linear import linear, linear_plain
 
 Impl = Literal["fold", "split", "concat"]
 
@@ -30,7 +30,7 @@ Impl = Literal["fold", "split", "concat"]
 def unit_concat(q_BC: Tensor, h_BTC: Tensor, weight_O4C: Tensor, bias_O: Tensor) -> Tensor:
     """Plain twin: the [B, T, 4C] input is built. Returns [B, T, O]."""
     q_BTC = q_BC.unsqueeze(1).expand_as(h_BTC)
-    return linear(torch.cat([q_BTC, h_BTC, q_BTC - h_BTC, q_BTC * h_BTC], dim=-1), weight_O4C, bias_O)
+    return linear_plain(torch.cat([q_BTC, h_BTC, q_BTC - h_BTC, q_BTC * h_BTC], dim=-1), weight_O4C, bias_O)
 
 
 def unit_split(q_BC: Tensor, h_BTC: Tensor, weight_O4C: Tensor, bias_O: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.linear import linear
 
 Impl = Literal["fused", "plain"]
 
@@ -38,7 +39,7 @@ def mixed_linear_fused(
     s_BSD: Tensor | None, n_BND: Tensor | None, shared_DE: Tensor | None, own_NDE: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fast path."""
-    s_BSE = None if s_BSD is None or shared_DE is None else s_BSD @ shared_DE
+    s_BSE = None if s_BSD is None or shared_DE is None else linear(s_BSD, shared_DE.t())
     n_BNE = None if n_BND is None or own_NDE is None else torch.bmm(n_BND.transpose(0, 1), own_NDE).transpose(0, 1)
     return s_BSE, n_BNE
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross import Impl, cross, cross_cost
+from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -62,7 +63,7 @@ class CrossNet(nn.Module):
     def __init__(self, width: int, layers: int, impl: Impl = "fused") -> None:
         super().__init__()
         self.impl: Impl = impl
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.layers = nn.ModuleList(Linear(width, width) for _ in range(layers))
 
     def forward(self, x0_BN: Tensor) -> Tensor:
         x_BN = x0_BN
@@ -88,7 +89,7 @@ class DCNv2(nn.Module):
             self.mlps = nn.ModuleDict(
                 {b: MLP(width, config.mlp, batch_norm=config.bn, dropout=config.dropout) for b in blocks}
             )
-            self.head = nn.Linear(_head_width(config, width), 1)
+            self.head = Linear(_head_width(config, width), 1)
             self.phases = {
                 "embedding": ("embedder",),
                 "interaction": ("cross",),

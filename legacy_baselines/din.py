@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.kernels.linear import Linear
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers, require_history
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -51,7 +52,7 @@ class DIN(nn.Module):
             self.attention = Interests(schema, config.dim, config, [View(h, h) for h in schema.histories])
             n_in = self.embedder.num_fields * config.dim + sum(self.embedder.event_width.values())
             self.tower = nn.Sequential(
-                *layers((n_in, *config.mlp), config, config.dropout), nn.Linear((n_in, *config.mlp)[-1], 1)
+                *layers((n_in, *config.mlp), config, config.dropout), Linear((n_in, *config.mlp)[-1], 1)
             )
 
     def forward(self, batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn.functional import batch_norm
 from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.kernels.dice import dice
 from ctrbench.kernels.din_attention import IMPLS, Impl, unit_cost, unit_layer
+from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, Events, mlp_flops
 
 DiceStats = Literal["valid", "all"]
@@ -92,7 +93,7 @@ def layers(widths: Sequence[int], config: UnitConfig, dropout: float) -> nn.Modu
     """Linear, activation, dropout per hidden layer, as a list so that Dice can be handed a mask."""
     out = nn.ModuleList()
     for a, b in pairwise(widths):
-        out += [nn.Linear(a, b), Dice(b, config.dice_stats) if config.act == "dice" else nn.ReLU()]
+        out += [Linear(a, b), Dice(b, config.dice_stats) if config.act == "dice" else nn.ReLU()]
         out += [nn.Dropout(dropout)] if dropout else []
     return out
 
@@ -109,7 +110,7 @@ class ActivationUnit(nn.Module):
         super().__init__()
         self.impl, self.softmax = config.unit, config.softmax
         self.hidden = layers((4 * width, *config.attention), config, config.attention_dropout)
-        self.score = nn.Linear(config.attention[-1], 1)
+        self.score = Linear(config.attention[-1], 1)
 
     def forward(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """u_BC; zero where the history is empty, whatever stands on padding."""

@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 
 
@@ -190,7 +191,7 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for n in hidden:
-            layers.append(nn.Linear(n_in, n))
+            layers.append(Linear(n_in, n))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(n))
             layers.append(activation())
@@ -198,7 +199,7 @@ class MLP(nn.Sequential):
                 layers.append(nn.Dropout(dropout))
             n_in = n
         if out is not None:
-            layers.append(nn.Linear(n_in, out))
+            layers.append(Linear(n_in, out))
         super().__init__(*layers)
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 
 from ctrbench.kernels.attention import attention
 from ctrbench.kernels.field_linear import compose, field_linear, mixture_linear
+from ctrbench.kernels.linear import linear
 from ctrbench.kernels.pair_attention import pair_attention
 
 Residual = Literal["paper", "pre2", "post2"]
@@ -51,7 +52,7 @@ def apply_weight(x_FBD: Tensor, weight: Weight) -> Tensor:
     """[F, B, D] -> [F, B, E]."""
     if isinstance(weight, Mixture):
         return mixture_linear(x_FBD, weight.share_FK, weight.chosen_FK, weight.bases_MDE)
-    return field_linear(x_FBD, weight) if weight.dim() == 3 else x_FBD @ weight
+    return field_linear(x_FBD, weight) if weight.dim() == 3 else linear(x_FBD, weight.t())
 
 
 class FieldBlock(nn.Module):

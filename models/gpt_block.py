@@ -19,6 +19,7 @@ from torch.nn.functional import gelu
 from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.attention import attention, visible_pairs
+from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import history_lengths, merge_by_time, no_padding, ordinals
@@ -44,8 +45,8 @@ class GptTokens(nn.Module):
 
     def __init__(self, schema: FeatureSchema, widths: Mapping[str, int], dim: int, width: int) -> None:
         super().__init__()
-        self.events = nn.ModuleDict({h: nn.Linear(e, width) for h, e in widths.items()})
-        self.fields = nn.Linear((len(schema.categorical) + len(schema.dense)) * dim, width)
+        self.events = nn.ModuleDict({h: Linear(e, width) for h, e in widths.items()})
+        self.fields = Linear((len(schema.categorical) + len(schema.dense)) * dim, width)
         self.positions = nn.Embedding(sum(history_lengths(schema).values()) + 1, width)
         nn.init.normal_(self.positions.weight, std=0.02)
 
@@ -76,8 +77,8 @@ class GptLayer(nn.Module):
             raise ValueError(f"heads={heads} does not divide width {width}; choose a divisor")
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
+        self.up, self.down = Linear(width, 4 * width), Linear(4 * width, width)
 
     def forward(self, x_BSD: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is added to the scores and holds the triangle; None is causal without padding."""
@@ -88,11 +89,11 @@ class GptLayer(nn.Module):
 
 
 class LastToken(nn.Module):
-    """Final norm and Linear of the last token, [B, S, D] -> [B]."""
+    """Final norm and linear layer of the last token, [B, S, D] -> [B]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, 1)
+        self.norm, self.linear = nn.LayerNorm(width), Linear(width, 1)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return self.linear(self.norm(x_BSD[:, -1])).squeeze(1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from ctrbench.kernels.attention import attention, lower_right, prefix_attention, visible_pairs
+from ctrbench.kernels.linear import Linear, linear
 from ctrbench.kernels.mixed_linear import mixed_linear
 from ctrbench.models.onetrans_tokens import ACTIVATIONS, Activation
 from ctrbench.models.spec import Flops
@@ -180,7 +181,7 @@ class OneTransLayer(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         out_BQD = out_BHQd.transpose(1, 2).flatten(2)
         if self.out_DD is not None:
-            out_BQD = out_BQD @ self.out_DD
+            out_BQD = linear(out_BQD, self.out_DD.t())
         split = 0 if s_BQD is None else s_BQD.shape[1]
         s_out = None if s_BQD is None else out_BQD[:, :split]
         n_out = None if n_BND is None else out_BQD[:, split:]
@@ -205,7 +206,7 @@ class OneTransHead(nn.Module):
         self.readout: Head = readout
         self.norm = nn.RMSNorm(width, eps=EPS)
         self.mlp = nn.Sequential(
-            nn.Linear((l_ns if readout == "flatten" else 1) * width, width), nn.GELU(), nn.Linear(width, 1)
+            Linear((l_ns if readout == "flatten" else 1) * width, width), nn.GELU(), Linear(width, 1)
         )
 
     def forward(self, n_BND: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import synthetic_batch
+from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import MLP, FeatureEmbedder, left_pad_index, mlp_flops, take_padded
 from ctrbench.models.embedding import TableConfig
 
@@ -77,8 +78,8 @@ def test_missing_values_add_nothing_without_their_vector(tabular_schema):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_mlp_layers_are_in_the_stated_order(bn, dropout):
     kinds = [type(m) for m in MLP(5, (4, 3), 1, batch_norm=bn, dropout=dropout)]
-    block = [nn.Linear, *([nn.BatchNorm1d] if bn else []), nn.ReLU, *([nn.Dropout] if dropout else [])]
-    assert kinds == [*block, *block, nn.Linear]
+    block = [Linear, *([nn.BatchNorm1d] if bn else []), nn.ReLU, *([nn.Dropout] if dropout else [])]
+    assert kinds == [*block, *block, Linear]
 
 
 @pytest.mark.parametrize("out", [None, 1])
