@@ -184,27 +184,55 @@ def quality_summary(
         score_SN = [np.load(runs_dir / "records" / r.spec.key / SCORES)["score"] for r in runs]
         draws[model] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
         by_metric = _per_seed(runs, runs_dir)
-        aucs[model] = np.asarray(by_metric["auc"])
+        aucs[model] = np.asarray(by_metric["auc", ""])
         low, high = mean_interval(draws[model], seed=0)
-        for metric, values in by_metric.items():
-            ci = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
+        for (metric, scope), values in by_metric.items():
+            more: dict[str, Any] = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             rows.append(
-                make(base, metric, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd, **ci)
+                make(
+                    base,
+                    metric,
+                    float(np.mean(values)),
+                    "measured",
+                    phase="train",
+                    scope=scope,
+                    n=len(values),
+                    sd=sd,
+                    **more,
+                )
             )
-        if "gauc" not in by_metric:
+        if ("gauc", "") not in by_metric:
             rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
+        if runs[0].spec.kind == "quality":
+            rows += _budget(base, runs, counted.get(model))
     return rows + _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
 
 
-def _per_seed(runs: list[Run], runs_dir: Path) -> dict[str, list[float]]:
+def _budget(base: Mapping[str, Any], runs: list[Run], counted: Body | None) -> list[Measurement]:
+    """Training FLOPs of a whole run; a model with a pre-training shows both steps and their sum."""
+    seen = float(np.mean([r.body["extra"]["rows"]["train_seen"] for r in runs]))
+    reason = counted["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
+    if counted is None or reason:
+        return [withheld(base, "budget_flops", reason, phase="train")]
+    ranker = counted["extra"]["flops_model_train"] / runs[0].spec.batch * seen
+    before = [r.body["extra"]["pretraining"]["flops"] for r in runs if "pretraining" in r.body["extra"]]
+    if not before:
+        return [make(base, "budget_flops", ranker, "derived", phase="train")]
+    first = float(np.mean(before))
+    parts = {"step1": first, "step3": ranker, "": first + ranker}
+    return [make(base, "budget_flops", v, "derived", phase="train", scope=s) for s, v in parts.items()]
+
+
+def _per_seed(runs: list[Run], runs_dir: Path) -> dict[tuple[str, str], list[float]]:
+    """(metric, scope) -> value of every seed."""
     import pandas as pd
 
-    out: dict[str, list[float]] = defaultdict(list)
+    out: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
         table = pd.read_parquet(runs_dir / "records" / run.spec.key / "measurements.parquet")
-        for metric, value in zip(table["metric"], table["value"], strict=True):
-            out[str(metric)].append(float(value))
+        for metric, scope, value in zip(table["metric"], table["scope"], table["value"], strict=True):
+            out[str(metric), str(scope)].append(float(value))
     return out
 
 
