@@ -106,6 +106,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("ne", "Normalised entropy", "ratio", "down", "auc", "log loss / cross-entropy of the constant train positive rate", "He et al. 2014"),
     ("calibration", "Calibration", "ratio", "none", "auc", "mean prediction / observed rate; ideal 1", _SCORES),
     ("auc_delta", "ΔAUC (paired)", "ratio", "up", "auc", "difference of AUC on the same rows and seeds; users and seeds resampled jointly; an interval with 0 in it is a tie", _SCORES),
+    ("auc_vs_published", "AUC against published", "sd", "none", "number", "(mean AUC over the seeds - published mean of five seeds) / their standard deviation; inside the band up to 3 on either side", "trainings and reports/cited.toml"),
     ("auc_per_gflop", "ΔAUC / extra GFLOP", "1/GFLOP", "up", "number", "paired ΔAUC / extra forward GFLOPs per sample against the same baseline", "paired runs and counts"),
     ("train_rows", "Training rows", "rows", "none", "count", "rows that training may read per epoch", "run specification"),
     ("rows_seen", "Rows seen", "rows", "none", "count", "rows read until training stopped", "training log"),
