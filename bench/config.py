@@ -40,7 +40,12 @@ class RunOptions:
     threads: int
     dtype: Literal["float32"]
     embedding: Literal["fused", "per_table"]
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"]
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+    table_lr: float
+    table_init_std: float
+    l2: float
+    l2_rows: Literal["batch_rows", "full_table"]
+    plateau: float
     timeout_s: int
     out: str
     resume: bool
@@ -62,7 +67,8 @@ class RunOptions:
         for name, allowed in (
             ("dtype", ("float32",)),
             ("embedding", ("fused", "per_table")),
-            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd")),
+            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd", "adam")),
+            ("l2_rows", ("batch_rows", "full_table")),
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
@@ -70,6 +76,16 @@ class RunOptions:
             raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
             raise UnknownName("run.embedding=per_table has no row-wise Adagrad; add run.table_optimizer=adagrad")
+        if self.table_optimizer == "adam" and self.embedding != "per_table":
+            raise UnknownName("run.table_optimizer=adam: FBGEMM refuses Adam on CPU; add run.embedding=per_table")
+        if self.l2 and self.l2_rows == "full_table" and self.table_optimizer != "adam":
+            raise UnknownName("run.l2_rows=full_table needs dense gradients; add run.table_optimizer=adam")
+        if self.l2 < 0 or not 0 < self.plateau <= 1:
+            raise UnknownName(f"run.l2={self.l2}, run.plateau={self.plateau}: at least 0, and in (0, 1]")
+        if self.table_lr <= 0 or self.table_init_std <= 0:
+            raise UnknownName(
+                f"run.table_lr={self.table_lr}, run.table_init_std={self.table_init_std}: must be above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +98,10 @@ class Job:
     path: str | None = None
     split: str | None = None
     policy: str = "strict"
+    preset: str = "small"
+    """Size of the models: `small`, their defaults, or the label of a published preset."""
+    judged: bool = False
+    """Compare the AUC with the published one (reports/bands.py)."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -241,6 +261,8 @@ def _jobs(
             path=user["path"],
             split=user["split"],
             policy=user["policy"],
+            preset=str(j.get("preset", "small")),
+            judged=bool(j.get("judged", False)),
             options={**j.get("options", {}), **options},
         )
         for j in listed

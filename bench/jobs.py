@@ -39,7 +39,8 @@ SCORES = "scores.npz"
 def base_columns(spec: RunSpec, family: str, track: str) -> dict[str, Any]:
     """The columns that all rows of a run share."""
     return {
-        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data,
+        "run": spec.key, "model": spec.model, "variant": spec.variant, "preset": spec.preset, "family": family,
+        "data": spec.data,
         "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
         "batch": spec.batch or None,
     }  # fmt: skip
@@ -74,7 +75,7 @@ def budget_of(spec: RunSpec) -> Budget:
     return Budget(
         train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
         patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
-        history_length=spec.history_length,
+        history_length=spec.history_length, plateau=spec.plateau,
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def _flops(model, batch) -> FlopCounterMode:
 
 
 def test_the_legacy_models_are_found():
-    assert {"deepfm", "dcn_v2", "din", "composite"} <= set(SPECS)
+    assert {"dnn", "deepfm", "dcn", "dcn_v2", "din", "composite"} <= set(SPECS)
 
 
 @pytest.mark.parametrize("name", SPECS)
