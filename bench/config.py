@@ -89,11 +89,24 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model of a job, with options of its own: two entries of one model are two variants."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config; the command line's win."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
+    label: str = ""
+    """Name of the variant; its options if empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One data set of a suite and who runs on it."""
 
     data: str
-    models: tuple[str, ...]
+    models: tuple[Entry, ...]
     floors: tuple[str, ...]
     path: str | None = None
     split: str | None = None
@@ -119,7 +132,7 @@ class Plan:
     @property
     def models(self) -> tuple[str, ...]:
         """Every model of the plan, in order of first use."""
-        return tuple(dict.fromkeys(m for j in self.jobs for m in j.models))
+        return tuple(dict.fromkeys(e.model for j in self.jobs for e in j.models))
 
 
 def suite_names() -> list[str]:
@@ -236,6 +249,14 @@ def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str,
     return RunOptions(**values)
 
 
+def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
+    """Entries of a suite's list of names and `{model, options}`; with `only`, those models, listed or not."""
+    every = [Entry(model=m) if isinstance(m, str) else Entry(**m) for m in listed]
+    if not only:
+        return tuple(every)
+    return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
@@ -248,7 +269,7 @@ def _jobs(
     listed = suite["jobs"]
     if data:
         by_name = {j["data"]: j for j in listed}
-        every = list(dict.fromkeys(m for j in listed for m in j["models"]))
+        every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
         listed = [by_name.get(d, {"data": d, "models": every, "floors": floors}) for d in data]
     elif user["path"] is not None:
@@ -256,10 +277,10 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=only or tuple(j["models"]),
+            models=_entries(j["models"], only),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
-            split=user["split"],
+            split=user["split"] or j.get("split"),
             policy=user["policy"],
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),

@@ -141,7 +141,7 @@ def _step_one(
             make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found.users)
             for who, v in values.items()
         ]
-    return {"pretraining": asdict(done)}, rows
+    return {"pretraining": asdict(done), "host": config.host}, rows
 
 
 def run_floor(spec: RunSpec, folder: Path) -> RunRecord:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ctrbench.bench import floors, registry, summary
 from ctrbench.bench.bars import published_bands
-from ctrbench.bench.config import Job, Plan, RunOptions
+from ctrbench.bench.config import Entry, Job, Plan
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
@@ -141,7 +141,7 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
 def _skipped_job(job: Job, reason: str) -> list[Measurement]:
     track = dataset_spec(job.data).track
     rows = [r for f in job.floors for r in _skipped(job.data, track, f, "floor", ("floor",), reason)]
-    for model in job.models:
+    for model in dict.fromkeys(e.model for e in job.models):
         rows += _skipped(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason)
     return rows
 
@@ -151,20 +151,21 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
     unsupported: list[Measurement] = []
     for item in ready:
         track = item.prepared.schema.track
-        for model in item.job.models:
+        for entry in item.job.models:
+            model = entry.model
             model_spec = registry.model_spec(model)
             if track not in model_spec.tracks:
                 reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
                 unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
                 continue
-            made = _model_specs(plan, item, model)
-            if model in plan.model_options or item.job.preset != "small" or plan.run.l2:
+            made = _model_specs(plan, item, entry)
+            if entry.options or model in plan.model_options or item.job.preset != "small" or plan.run.l2:
                 _check_options(made[0], item.prepared)
             specs += made
         for floor in item.job.floors:
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
-                specs.append(_spec(plan, item, "floor", floor, threads=1))
+                specs.append(_spec(plan, item, "floor", Entry(model=floor), threads=1))
             else:
                 unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), missing)
     published = [
@@ -190,23 +191,27 @@ def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str
     return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
 
 
-def _model_specs(plan: Plan, item: Ready, model: str) -> list[RunSpec]:
+def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     run = plan.run
-    made = [_spec(plan, item, "count", model, threads=1)]
-    made += [_spec(plan, item, "quality", model, threads=1, seed=s) for s in range(run.seeds)]
-    made += [_spec(plan, item, "time", model, repeat=r) for r in range(run.processes)]
-    made.append(replace(_spec(plan, item, "trace", model, tracer="torch.profiler"), steps=min(run.steps, 20)))
+    made = [_spec(plan, item, "count", entry, threads=1)]
+    made += _trainings(plan, item, entry)
+    made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
+    made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
     return made
 
 
-def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> RunSpec:
-    run: RunOptions = plan.run
-    typed = plan.model_options.get(model, {})
+def _trainings(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
+    return [_spec(plan, item, "quality", entry, threads=1, seed=s) for s in range(plan.run.seeds)]
+
+
+def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
+    model, run = entry.model, replace(plan.run, **entry.run)
+    typed = {**entry.options, **plan.model_options.get(model, {})}
     tables = table_options(run) if kind != "floor" else {}
     config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **typed}
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
-    variant = ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
+    variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
         "preset": item.job.preset if kind != "floor" else "small",
