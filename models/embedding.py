@@ -296,7 +296,7 @@ _tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
 def _table_optimizer(params: Iterator[nn.Parameter], config: TableConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         decay = config.l2 if config.l2_rows == "full_table" else 0.0  # Adam adds it to the gradient: lambda/2 |w|^2
-        return torch.optim.Adam(params, lr=config.lr, eps=config.eps, weight_decay=decay, foreach=True)
+        return torch.optim.Adam(params, lr=config.lr, eps=config.eps, weight_decay=decay, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=config.lr)
     if config.optimizer == "adagrad":

@@ -225,6 +225,8 @@ def test_a_suite_with_presets_and_options_runs_and_says_what_it_did(tmp_path: Pa
     assert "not the published protocol" in row.reason
     assert "train_rows=1500" in row.reason
     assert mine[mine.metric == "auc"].value.notna().any()
+    counted = mine[mine.metric.isin(["flops_train_per_sample", "kernels_per_step", "bytes_optimizer"])]
+    assert set(counted.status) == {"ok"}  # dense gradients and Adam over whole tables are known operators
     assert mine.variant.str.contains("l2=1e-05,l2_rows=full_table").all()
     page = (tmp_path / "latest" / "report.html").read_text()
     assert "Reproduction: our AUC in the published band" in page
