@@ -46,6 +46,7 @@ class RunOptions:
     l2: float
     l2_rows: Literal["batch_rows", "full_table"]
     plateau: float
+    trials: int
     timeout_s: int
     out: str
     resume: bool
@@ -72,6 +73,8 @@ class RunOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
+        if self.trials < 0:
+            raise UnknownName(f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws")
         if self.train_rows < self.batch:
             raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":

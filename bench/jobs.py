@@ -128,6 +128,19 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, rows, extra)
 
 
+def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
+    """One tuning trial: a training judged by validation rows; the test split is never scored."""
+    model_spec, config, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    start = time.perf_counter()
+    before, _ = _step_one(model, config, prepared, spec, base)
+    looks = train(model, prepared, budget_of(spec), spec.seed)
+    best = max(look.valid_auc for look in looks)
+    rows = [make(base, "valid_auc", best, "measured", phase="train", scope=f"trial:{spec.trial}", seed=spec.seed)]
+    extra = {"valid_auc": best, "looks": [asdict(look) for look in looks], "seconds": time.perf_counter() - start}
+    return _record(spec, rows, before | extra)
+
+
 def _step_one(
     model: nn.Module, config: Any, prepared: Prepared, spec: RunSpec, base: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Measurement]]:
@@ -284,7 +297,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published,
+    "published": run_published, "tune": run_tune,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]

@@ -35,6 +35,7 @@ OWED = {
     "time": TIMED,
     "quality": TRAINED,
     "floor": TRAINED,
+    "tune": ("valid_auc",),
     "count": COUNTED,
     "trace": ("split_host",),
     "published": ("mfu_bound",),
@@ -246,7 +247,7 @@ def references(who: Who, runs: list[Run], trained: Mapping[Who, list[Run]], trac
     found = []
     host = str(runs[0].body["extra"].get("host", ""))
     for name in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR, host)):
-        other = (name, TUNED) if who[1] == TUNED and (name, TUNED) in trained else (name, "")
+        other = (name, TUNED) if who[1].partition(",")[0] == TUNED and (name, TUNED) in trained else (name, "")
         if other in trained and other != who:
             found.append(other)
     return found

@@ -101,6 +101,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("parameters", "Parameters", "parameters", "none", "si", "trainable elements; scope `dense` and `tables` apart where given", _TAG),
     # quality
     ("auc", "AUC", "ratio", "up", "auc", "probability that a positive outranks a negative over the whole test split, ties half", _SCORES),
+    ("valid_auc", "Validation AUC", "ratio", "up", "auc", "AUC of the validation rows at the best look of one tuning trial; chooses the trial, enters no comparison", "scores of the validation rows"),
     ("gauc", "GAUC", "ratio", "up", "auc", "AUC per user weighted by impressions; users of one class dropped", "Zhou et al. 2018 (DIN)"),
     ("logloss", "Log loss", "nat", "down", "auc", "mean cross-entropy", _SCORES),
     ("ne", "Normalised entropy", "ratio", "down", "auc", "log loss / cross-entropy of the constant train positive rate", "He et al. 2014"),

@@ -52,11 +52,11 @@ def of(model: str, variant: str = "", host: str = "") -> tuple[tuple[str, str], 
 def test_a_tuned_model_pairs_with_the_tuned_reference_and_lum_with_its_host() -> None:
     trained = dict(
         [of("composite"), of("composite", TUNED), of("din"), of("din", TUNED), of("fat"), of("lum", "host=fat", "fat"),
-         of("lum", TUNED, "fat")]
+         of("lum", f"{TUNED},host=fat", "fat")]
     )  # fmt: skip
     pairs = {who: references(who, runs, trained, "sequence") for who, runs in trained.items()}
     assert pairs["din", ""] == [("composite", "")]
     assert pairs["din", TUNED] == [("composite", TUNED)]
     assert pairs["composite", ""] == pairs["composite", TUNED] == []
     assert pairs["lum", "host=fat"] == [("composite", ""), ("fat", "")]
-    assert pairs["lum", TUNED] == [("composite", TUNED), ("fat", "")]  # no tuned host ran
+    assert pairs["lum", f"{TUNED},host=fat"] == [("composite", TUNED), ("fat", "")]  # no tuned host ran
