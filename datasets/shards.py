@@ -38,10 +38,10 @@ class Vocabulary:
         """Table rows, the reserved ones included; at least one for a value."""
         return FIRST_ID + max(1, self.table.height)
 
-    def encode(self, column: str) -> pl.Expr:
-        """Ids of a text column: missing, out of vocabulary or the value's own."""
+    def encode(self, column: str, missing: int = MISSING) -> pl.Expr:
+        """Ids of a text column: `missing`, out of vocabulary or the value's own."""
         known = pl.col(column).cast(self._enum, strict=False).to_physical().cast(pl.Int32) + FIRST_ID
-        ids = pl.when(pl.col(column).is_null()).then(MISSING).otherwise(known.fill_null(OOV))
+        ids = pl.when(pl.col(column).is_null()).then(missing).otherwise(known.fill_null(OOV))
         return ids.cast(pl.Int32).alias(column)
 
 

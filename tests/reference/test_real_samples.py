@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ctrbench.datasets import criteo, movielens_1m
+from ctrbench.datasets import criteo_text, movielens_1m
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import SPLITS, Prepared
@@ -32,7 +32,7 @@ def sample() -> Path:
 
 def test_criteo_sample_counts(sample: Path) -> None:
     account = Account(sample)
-    rows = pl.concat(list(criteo.read(sample, account)))
+    rows = pl.concat(list(criteo_text.read(sample, account)))
     account.close()
     assert (account.read, account.kept, rows.height) == (4584, 4584, 4584)
     assert not account.skipped
@@ -42,7 +42,7 @@ def test_criteo_sample_counts(sample: Path) -> None:
     assert rows["I1"].null_count() == 2093
     assert rows["C26"].null_count() == 2018
     assert not rows.is_duplicated().any()
-    looks_like_number = pl.any_horizontal(pl.col(criteo.CATEGORIES).str.contains("^[0-9]+(e[0-9]+)?$"))
+    looks_like_number = pl.any_horizontal(pl.col(criteo_text.CATEGORIES).str.contains("^[0-9]+(e[0-9]+)?$"))
     assert rows.filter(looks_like_number).height == 1897
 
 
@@ -54,7 +54,7 @@ def test_criteo_sample_prepared(sample: Path, tmp_path: Path) -> None:
 
 
 def test_published_bounds_of_distinct_rows_hold_on_the_sample(sample: Path) -> None:
-    rows = pl.concat(list(criteo.read(sample, Account(sample)))).sample(fraction=1.0, shuffle=True, seed=0)
+    rows = pl.concat(list(criteo_text.read(sample, Account(sample)))).sample(fraction=1.0, shuffle=True, seed=0)
     for field in criteo_x1().categorical:
         for batch, share in field.unique_rows:
             for start in range(0, rows.height - batch + 1, batch):
