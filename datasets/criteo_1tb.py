@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw
 
+LAYOUT = replace(TSV, negative="I8")
 DAYS = 24
 TRAIN_ROWS, LAST_ROWS = 4_195_197_692, 178_274_637
 """Published rows of days 0-22 and of day 23."""
@@ -63,7 +65,7 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     rows = 0
     for file in files:
         part = account.part(file)
-        rows = parts.add(read(file, part, layout=TSV, most=cap))
+        rows = parts.add(read(file, part, layout=LAYOUT, most=cap))
         account.absorb(part)
     valid = parts.rows - rows
     test = valid + rows // 2

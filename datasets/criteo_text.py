@@ -45,6 +45,8 @@ class Layout:
     """Line 1 names the columns, in any order and letter case; else they are `COLUMNS`, in that order."""
     encoded: bool = False
     """I1..I13 are decimals and C1..C26 whole numbers; else integers and text."""
+    negative: str = "I2"
+    """Column whose negative integers are the publisher's; those elsewhere are noted."""
     remedy: str
     """What to do with a file of another form."""
 
@@ -229,7 +231,7 @@ def _note_oddities(table: pl.DataFrame, layout: Layout, account: Account) -> Non
     if layout.encoded:
         return
     negative = table.select(
-        pl.sum_horizontal((pl.col([f"{c}_number" for c in INTEGERS if c != "I2"]) < 0).sum())
+        pl.sum_horizontal((pl.col([f"{c}_number" for c in INTEGERS if c != layout.negative]) < 0).sum())
     ).item()
     if negative:
-        account.notes["negative integers outside I2"] += int(negative)
+        account.notes[f"negative integers outside {layout.negative}"] += int(negative)
