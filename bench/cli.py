@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", help="directory of the prepared shards (default: the cache)")
     prepare.add_argument("--split")
     prepare.add_argument("--policy", choices=["strict", "skip"], default="strict")
+    prepare.add_argument("--schema", help="YAML file with the columns of your own table (table)")
+    prepare.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     generate = data.add_parser("generate")
     generate.add_argument("name")
     generate.add_argument("--rows", type=int, default=400_000)
@@ -109,10 +111,12 @@ def _data(options: argparse.Namespace) -> int:
             write_form(options.form, parameters, Path(options.out), options.days)
         print(options.out)
         return 0
+    from ctrbench.bench.config import data_options
     from ctrbench.datasets.prepare import prepare
 
+    chosen = data_options([*options.option, *([f"schema={options.schema}"] if options.schema else [])])
     try:
-        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
+        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy, **chosen)
     except DataUnavailable as error:
         return _wrong(str(error))
     print(

@@ -133,7 +133,7 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
 
 
 def _skipped_job(job: Job, reason: str) -> list[Measurement]:
-    track = dataset_spec(job.data).track
+    track = dataset_spec(job.data).track or ""
     rows = [r for f in job.floors for r in _skipped(job.data, track, f, "floor", ("floor",), reason)]
     for model in job.models:
         rows += _skipped(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason)
@@ -152,8 +152,15 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
                 unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
                 continue
             made = _model_specs(plan, item, model)
-            if model in plan.model_options:
-                _check_options(made[0], item.prepared)
+            options = model in plan.model_options
+            # A user's own model that cannot be built is a failed run, not one that the data does not suit.
+            wrong = _unbuildable(made[0], item.prepared) if options or not registry.own_file(model) else None
+            if wrong is not None and options:  # options of the command line must not cost a suite
+                typed = " ".join(f"{model}.{k}={v}" for k, v in made[0].config.items())
+                raise BadInput(f"{typed}: {wrong}")
+            if isinstance(wrong, ValueError):
+                unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, str(wrong))
+                continue
             specs += made
         for floor in item.job.floors:
             missing = floors.skip_reason(floor, item.prepared.schema)
@@ -168,15 +175,16 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
     return specs + published, unsupported
 
 
-def _check_options(spec: RunSpec, prepared: Prepared) -> None:
-    """Builds the model without memory: options of the command line that do not fit must not cost a suite."""
+def _unbuildable(spec: RunSpec, prepared: Prepared) -> TypeError | ValueError | None:
+    """Why the model cannot be built on this schema, found out without memory; None if it can."""
     model_spec = lookup(spec)
+    schema = prepared.schema_for(spec.history_length)
     try:
         with torch.device("meta"):
-            model_spec.build(model_config(spec, model_spec), prepared.schema_for(spec.history_length))
+            model_spec.build(model_config(spec, model_spec), schema)
     except (TypeError, ValueError) as error:
-        options = " ".join(f"{spec.model}.{k}={v}" for k, v in spec.config.items())
-        raise BadInput(f"{options}: {error}") from None
+        return error
+    return None
 
 
 def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str], reason: str) -> list[Measurement]:

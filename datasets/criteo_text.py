@@ -6,34 +6,21 @@ text, integers may be negative; in the encoded form (Criteo_x1) both are numbers
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from ctrbench.datasets.account import Account
+from ctrbench.datasets.numbers import Number, number, wrong_number
 from ctrbench.datasets.textfile import CHUNK, Lines, read_lines
 
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = ("label", *INTEGERS, *CATEGORIES)
-
-Number = Literal["integer", "decimal", "id"]
-_PATTERNS: dict[Number, str] = {
-    "integer": r"-?[0-9]+(\.0+)?",
-    "decimal": r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?",
-    "id": r"[0-9]+(\.0+)?",
-}
-"""ASCII digits only; `1.0`, which data frames write for 1, is accepted as an integer and noted."""
-_NOT: dict[Number, str] = {"integer": "not an integer", "decimal": "not a number", "id": "not an id"}
-_INTEGER_BOUND = 2**63
-_ID_BOUND = 2**53
-"""Ids of the encoded form are read as floats by its publishers: from here on two of them would meet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,20 +71,8 @@ def explain(line: str, layout: Layout = TSV, columns: tuple[str, ...] = COLUMNS)
     if row["label"] not in ("0", "1"):
         return ("label is not 0 or 1" if row["label"] else "label is empty"), "label", row["label"]
     for name, kind in layout.numbers.items():
-        if row[name] and (reason := _wrong_number(row[name], kind)):
+        if row[name] and (reason := wrong_number(row[name], kind)):
             return reason, name, row[name]
-    return None
-
-
-def _wrong_number(value: str, kind: Number) -> str | None:
-    if not re.fullmatch(_PATTERNS[kind], value):
-        return _NOT[kind]
-    if kind == "integer" and not -_INTEGER_BOUND <= int(value.split(".")[0]) < _INTEGER_BOUND:
-        return "integer beyond 64 bits"
-    if kind == "decimal" and not math.isfinite(float(value)):
-        return "number beyond double precision"
-    if kind == "id" and int(value.split(".")[0]) > _ID_BOUND:
-        return "id beyond 2^53"
     return None
 
 
@@ -175,11 +150,11 @@ def _parse(lines: Lines, layout: Layout, columns: tuple[str, ...], account: Acco
             lines.only(ends, whole), has_header=False, separator=layout.delimiter, quote_char=None, schema=schema
         )
     numbers = layout.numbers
-    table = table.with_columns(_number(name, kind).alias(f"{name}_number") for name, kind in numbers.items())
+    table = table.with_columns(number(pl.col(name), kind).alias(f"{name}_number") for name, kind in numbers.items())
     good = table.select(
         pl.all_horizontal(
             pl.col("label").is_in(["0", "1"]).fill_null(False),
-            *(pl.col(name).is_null() | _fits(name, kind) for name, kind in numbers.items()),
+            *(pl.col(name).is_null() | pl.col(f"{name}_number").is_not_null() for name in numbers),
         )
     ).to_series()
     bad = np.sort(np.concatenate([np.flatnonzero(~whole), np.flatnonzero(whole)[~good.to_numpy()]]))
@@ -190,21 +165,6 @@ def _parse(lines: Lines, layout: Layout, columns: tuple[str, ...], account: Acco
     return table.select(
         pl.col("label").cast(pl.Int8), *(pl.col(f"{c}_number").alias(c) for c in INTEGERS), *ids
     )  # fmt: skip
-
-
-def _number(name: str, kind: Number) -> pl.Expr:
-    """The column as a number, null where that fails."""
-    if kind == "decimal":
-        return pl.col(name).cast(pl.Float64, strict=False)
-    return pl.col(name).str.replace(r"\.0+$", "").cast(pl.Int64, strict=False)
-
-
-def _fits(name: str, kind: Number) -> pl.Expr:
-    """Whether a present value is what `_wrong_number` lets pass."""
-    value = pl.col(f"{name}_number")
-    matches = pl.col(name).str.contains(f"^(?:{_PATTERNS[kind]})$")
-    inside = {"integer": value.is_not_null(), "decimal": value.is_finite(), "id": value <= _ID_BOUND}[kind]
-    return (matches & inside).fill_null(False)
 
 
 def _report(
