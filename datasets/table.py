@@ -137,7 +137,8 @@ def _events(
     empty = log.select(pl.sum_horizontal(pl.col(names).null_count())).item()
     if empty:
         account.notes[f"history {history}: empty items, kept as missing"] += empty
-    log = log.filter(pl.int_range(pl.len()).over(".row") >= pl.len().over(".row") - fields[0].max_length)
+    age = pl.len().cast(pl.Int64).over(".row") - pl.int_range(pl.len(), dtype=pl.Int64).over(".row")  # 1 = the newest
+    log = log.filter(age <= fields[0].max_length)
     count_N = np.bincount(log[".row"].to_numpy(), minlength=rows.height)
     end_N = np.cumsum(count_N)
     return log, [pl.Series(f"{history}_begin", end_N - count_N), pl.Series(f"{history}_end", end_N)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ import yaml  # type: ignore[import-untyped]
 from ctrbench.datasets.errors import BadInput, nearest
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no key twice: YAML itself would take the last one in silence."""
+class _Loader(yaml.BaseLoader):
+    """Text, lists and mappings only: a plain `no`, `007` or `12:30:00` stays what is written.
+
+    YAML itself would make other values of these, and take the last of two equal keys in silence.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
-            if isinstance(name, (dict, list)):
+            if not isinstance(name, str):
                 raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key.start_mark)
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {name!r} twice", key.start_mark)
@@ -52,11 +56,11 @@ class Node:
                 raise BadInput(f"{self.file}: {self.key}{key}: unknown key {nearest(str(key), keys)}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
-        return self.body.get(key) is not None
+        """Whether the key is there."""
+        return key in self.body
 
     def text(self, key: str, default: str | None = None) -> str:
-        """Text, or a number as it would be written in the table."""
+        """Text as it is written; without a default the key is required."""
         return self._scalar(key, self._get(key, default))
 
     def texts(self, key: str, default: Sequence[str] | None) -> tuple[str, ...]:
@@ -67,22 +71,22 @@ class Node:
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
+        value = self.text(key, str(default).lower())
+        if value not in ("true", "false"):
             self.fail(key, repr(value), "write true or false")
-        return value
+        return value == "true"
 
     def whole(self, key: str, default: int, low: int, high: int) -> int:
         """An integer within low..high."""
-        value = self._get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        value = self.text(key, str(default))
+        if not re.fullmatch(r"-?[0-9]{1,18}", value) or not low <= int(value) <= high:
             self.fail(key, repr(value), f"give a whole number within {low}..{high}")
-        return value
+        return int(value)
 
     def share(self, key: str, default: float) -> float:
         """A number between 0 and 1, both excluded."""
-        value = self._get(key, default)
-        if not isinstance(value, (int, float)) or not 0 < value < 1:
+        value = self.text(key, str(default))
+        if not re.fullmatch(r"0?\.[0-9]+", value) or not float(value) > 0:
             self.fail(key, repr(value), "give a share between 0 and 1, e.g. 0.2")
         return float(value)
 
@@ -106,17 +110,15 @@ class Node:
         return [Node(self.file, f"{self.key}{p}.", self._mapping(p, v)) for p, v in zip(places, value, strict=True)]
 
     def _get(self, key: str, default: Any) -> Any:
-        value = self.body.get(key)
-        if value is None:
-            value = default
+        value = self.body.get(key, default)
         if value is None:
             self.fail(key, "required and absent", "add it")
         return value
 
     def _scalar(self, key: str, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            self.fail(key, f"{value!r} is no text", "write it in quotes as it stands in the table")
-        return str(value)
+        if not isinstance(value, str):
+            self.fail(key, f"{str(value)[:40]!r} is no text", "give one text")
+        return value
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
