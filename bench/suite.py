@@ -124,6 +124,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
             f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
             f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"
         )
+        for note, count in prepared.manifest["rows"]["notes"].items():
+            console.print(f"  note: {note} ({count:,})", markup=False)
         if prepared.rows("train") < plan.run.batch:
             raise BadInput(
                 f"run.batch={plan.run.batch}: {job.data} has {prepared.rows('train')} train rows; use a smaller batch"

@@ -146,7 +146,12 @@ def _typed(cells: _Cells, schema: TableSchema, account: Account) -> pl.DataFrame
     for line, reason, column, value in sorted(problems):
         cut = "truncated last line, " if line == cells.last else ""
         account.bad(line, cut + reason, column, value)
-    return table.filter(good).select(named)
+    table = table.filter(good)
+    if schema.time is not None:
+        decimals = int(table[schema.time.column].str.contains(".", literal=True).sum())
+        if decimals:
+            account.notes["times written as decimals (1.0)"] += decimals
+    return table.select(named)
 
 
 def _columns(schema: TableSchema) -> tuple[list[pl.Expr], list[pl.Expr]]:

@@ -258,7 +258,9 @@ def _name(node: Node, key: str, default: str | None) -> str:
 
 def _character(node: Node, key: str, default: str, *, empty: bool = False) -> str:
     text = node.text(key, default)
-    if (len(text) != 1 and not (empty and not text)) or not text.isascii() or text in "\r\n\0":
+    if text == "" and empty:
+        return text
+    if len(text) != 1 or not text.isascii() or text in "\r\n\0":
         node.fail(key, repr(text), 'give one ASCII character, e.g. "," or "\\t" in double quotes')
     return text
 
