@@ -250,3 +250,20 @@ def test_files_that_prepare_refuses(tmp_path: Path, good: list[bytes], policy: s
         with pytest.raises(BadInput, match=reason):
             prepare("criteo", path, tmp_path / "out", policy=policy)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.txt"], "something half-written was left behind"
+
+
+def test_tokens_that_are_not_hex_are_one_note_a_column(tmp_path: Path, good: list[bytes], form: str) -> None:
+    lines = list(good)
+    for i, token in enumerate([b"re-hashed", b"re-hashed", b"68FD1E64", b"68fd1e6"]):
+        lines = _with(lines, 1 + i, 14, token)
+    path = _file(tmp_path, form, b"\n".join(lines * 3) + b"\n")
+    notes = prepare("criteo", path, tmp_path / "out").manifest["rows"]["notes"]
+    assert notes == {"C1: values that are not 8 hex digits, kept as text": 3}
+
+
+@pytest.mark.parametrize("policy", ["strict", "skip"])
+def test_repeated_rows_are_kept(tmp_path: Path, good: list[bytes], form: str, policy: str) -> None:
+    """Criteo rows have no key: an equal row is another impression."""
+    rows, account = _read(_file(tmp_path, form, b"\n".join([*good, *good[:7]]) + b"\n"), policy)
+    assert (account.read, account.kept) == (ROWS + 7, ROWS + 7)
+    assert rows.tail(7).equals(rows.head(7))

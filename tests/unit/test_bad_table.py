@@ -256,6 +256,14 @@ def test_broken_gzip(tmp_path: Path, policy: str) -> None:
     assert _read(path, policy)[1].kept == ROWS
 
 
+@pytest.mark.parametrize("policy", ["strict", "skip"])
+def test_repeated_rows_are_kept(tmp_path: Path, form: str, policy: str) -> None:
+    good = _good()
+    rows, account = _read(_file(tmp_path, form, "\n".join([*good, *good[1:8]]) + "\n"), policy)
+    assert (account.read, account.kept) == (ROWS + 8, ROWS + 7)
+    assert rows.tail(7).equals(rows.head(7))
+
+
 def test_truncated_last_line(tmp_path: Path, form: str) -> None:
     good = _good()
     path = _file(tmp_path, form, "\n".join(good[:-1]) + "\n" + good[-1][:12])
