@@ -33,12 +33,13 @@ def fetch(path: Path | None, options: Mapping[str, Any]) -> Raw:
     if not options["schema"]:
         raise BadInput("table: no schema given; pass a YAML file (data.schema=FILE, --schema FILE), see docs/table.md")
     file = Path(options["schema"])
-    digests = {"schema_sha256": sha256_file(file), "table_sha256": sha256_file(path)}
+    digests = {"schema_sha256": sha256_file(file)}
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8 text") from None
     parse(file, text)  # what is wrong with it shows before the table is read
+    digests["table_sha256"] = sha256_file(path)
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
     detail = {**digests, "schema_file": str(file), "schema_text": text}
     return Raw(path=path, sha256=whole, bytes=path.stat().st_size, detail=detail)
