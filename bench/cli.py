@@ -54,11 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", help="directory of the prepared shards (default: the cache)")
     prepare.add_argument("--split")
     prepare.add_argument("--policy", choices=["strict", "skip"], default="strict")
+    prepare.add_argument("--schema", help="YAML file with the columns of your own table (table)")
+    prepare.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     generate = data.add_parser("generate")
     generate.add_argument("name")
     generate.add_argument("--rows", type=int, default=400_000)
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--cap", type=int, default=200_000, help="largest number of distinct values a column")
+    generate.add_argument("--form", default="tsv", help="of Criteo rows: tsv (a file), x4, x1 or 1tb (a folder)")
+    generate.add_argument("--days", type=int, default=2, help="files of the form 1tb")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
@@ -97,15 +101,22 @@ def _data(options: argparse.Namespace) -> int:
     if options.action == "generate":
         if options.name != "criteo_synthetic":
             raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
+        from ctrbench.datasets.criteo_forms import write_form
         from ctrbench.datasets.criteo_synthetic import Parameters, write
 
-        write(Parameters(rows=options.rows, seed=options.seed, cap=options.cap), Path(options.out))
+        parameters = Parameters(rows=options.rows, seed=options.seed, cap=options.cap)
+        if options.form == "tsv":
+            write(parameters, Path(options.out))
+        else:
+            write_form(options.form, parameters, Path(options.out), options.days)
         print(options.out)
         return 0
+    from ctrbench.bench.config import data_options
     from ctrbench.datasets.prepare import prepare
 
+    chosen = data_options([*options.option, *([f"schema={options.schema}"] if options.schema else [])])
     try:
-        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
+        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy, **chosen)
     except DataUnavailable as error:
         return _wrong(str(error))
     print(

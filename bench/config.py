@@ -185,9 +185,18 @@ def _split(argument: str) -> tuple[str, str]:
     return key.lstrip("+"), value
 
 
+def data_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Options of a data set from `key=value` arguments, typed as `data.options.` are.
+
+    Raises:
+        UnknownName: an argument of another form.
+    """
+    return {key: _value(f"data.options.{key}", text) for key, text in map(_split, arguments)}
+
+
 def _value(key: str, text: str) -> Any:
     """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
-    if key in ("data.path", "data.split", "data.policy", "run.out"):
+    if key in ("data.path", "data.schema", "data.options.schema", "data.split", "data.policy", "run.out"):
         return None if text == "null" else text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]
@@ -266,6 +275,8 @@ def _jobs(
     user = cast(dict[str, Any], OmegaConf.to_container(base.data))
     user.update({k[5:]: v for k, v in given.items() if k in ("data.path", "data.split", "data.policy")})
     options = {k[13:]: v for k, v in given.items() if k.startswith("data.options.")}
+    if given.get("data.schema") is not None:
+        options["schema"] = given["data.schema"]
     with_floors = given.get("floors", base.floors)
     if not isinstance(with_floors, bool):
         raise UnknownName(f"floors={with_floors}: must be true or false")

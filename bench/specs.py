@@ -48,8 +48,19 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 )
                 continue
             made = _model_specs(plan, item, entry)
-            if entry.options or model in plan.model_options or item.job.preset != "small" or plan.run.l2:
-                _check_options(made[0], item.prepared)
+            options = (
+                bool(entry.options) or model in plan.model_options or item.job.preset != "small" or plan.run.l2 > 0
+            )
+            # A user's own model that cannot be built is a failed run, not one that the data does not suit.
+            wrong = _unbuildable(made[0], item.prepared) if options or not registry.own_file(model) else None
+            if wrong is not None and options:  # options of the command line must not cost a suite
+                given = " ".join(f"{model}.{k}={v}" for k, v in made[0].config.items())
+                raise BadInput(f"{given}: {wrong}")
+            if isinstance(wrong, ValueError):
+                unsupported += skipped_rows(
+                    item.job.data, track, model, model_spec.family, PROCESSES, str(wrong), item.prepared.split
+                )
+                continue
             specs += made
         for floor in item.job.floors:
             missing = floors.skip_reason(floor, item.prepared.schema)
@@ -69,9 +80,8 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
 def trial_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     """The tuning trials of an entry, the default first; none without `run.trials`."""
     default = _spec(plan, item, "quality", entry)
-    penalised = _fits(
-        _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": 1e-6})), item
-    )
+    probe = _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
+    penalised = _unbuildable(probe, item.prepared) is None
     made = []
     for trial, draw in enumerate(tuning.draws(plan.run.trials) if plan.run.trials > 1 else []):
         drawn = tuning.trial_entry(entry, draw, plan.run, "", penalised)
@@ -87,9 +97,8 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
     points = tuning.draws(plan.run.trials)
     for item in ready:
         for entry in item.job.models:
-            if item.prepared.schema.track not in registry.model_spec(entry.model).tracks:
-                continue
-            trials = [t for t in trial_specs(plan, item, entry) if t.key in done]
+            suits = item.prepared.schema.track in registry.model_spec(entry.model).tracks
+            trials = [t for t in trial_specs(plan, item, entry) if t.key in done] if suits else []
             if not trials:
                 continue
             runs = [
@@ -110,24 +119,16 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
     return specs, chosen
 
 
-def _fits(spec: RunSpec, item: Ready) -> bool:
-    """Whether the model can be built with the options of a spec."""
-    try:
-        _check_options(spec, item.prepared)
-    except BadInput:
-        return False
-    return True
-
-
-def _check_options(spec: RunSpec, prepared: Prepared) -> None:
-    """Builds the model without memory: options of the command line that do not fit must not cost a suite."""
+def _unbuildable(spec: RunSpec, prepared: Prepared) -> TypeError | ValueError | None:
+    """Why the model cannot be built on this schema, found out without memory; None if it can."""
     model_spec = lookup(spec)
+    schema = prepared.schema_for(spec.history_length)
     try:
         with torch.device("meta"):
-            model_spec.build(model_config(spec, model_spec), prepared.schema_for(spec.history_length))
+            model_spec.build(model_config(spec, model_spec), schema)
     except (TypeError, ValueError) as error:
-        options = " ".join(f"{spec.model}.{k}={v}" for k, v in spec.config.items())
-        raise BadInput(f"{options}: {error}") from None
+        return error
+    return None
 
 
 def skipped_rows(

@@ -125,6 +125,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
             f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
             f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"
         )
+        for note, count in prepared.manifest["rows"]["notes"].items():
+            console.print(f"  note: {note} ({count:,})", markup=False)
         if prepared.rows("train") < plan.run.batch:
             raise BadInput(
                 f"run.batch={plan.run.batch}: {job.data} has {prepared.rows('train')} train rows; use a smaller batch"
@@ -134,7 +136,7 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
 
 
 def _skipped_job(job: Job, reason: str) -> list[Measurement]:
-    track = dataset_spec(job.data).track
+    track = dataset_spec(job.data).track or ""
     rows = [r for f in job.floors for r in skipped_rows(job.data, track, f, "floor", ("floor",), reason)]
     for model in dict.fromkeys(e.model for e in job.models):
         rows += skipped_rows(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason, job.split)

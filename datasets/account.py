@@ -28,6 +28,7 @@ class Account:
         skipped: reason -> rows dropped.
         places: reason -> the first `PLACES` messages.
         notes: harmless oddities -> how often.
+        files: name -> its lines by fate, where the rows come from several files.
     """
 
     def __init__(self, path: Path, policy: str = "strict", max_bad_fraction: float = 0.001) -> None:
@@ -40,6 +41,26 @@ class Account:
         self.skipped: Counter[str] = Counter()
         self.places: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
+        self.files: dict[str, dict[str, int]] = {}
+
+    def part(self, path: Path) -> Account:
+        """An account of one of several files under the same policy: its lines are numbered from 1."""
+        return Account(path, self.policy, self.max_bad_fraction)
+
+    def absorb(self, part: Account) -> None:
+        """Adds the closed account of one file."""
+        part.close()
+        self.read += part.read
+        self.header += part.header
+        self.kept += part.kept
+        self.skipped += part.skipped
+        self.notes += part.notes
+        for reason, places in part.places.items():
+            self.places[reason] = [*self.places.get(reason, []), *places][:PLACES]
+        dropped = part.skipped.total()
+        self.files[part.path.name] = {
+            "read": part.read, "header": part.header, "kept": part.kept, "skipped": dropped,
+        }  # fmt: skip
 
     def fail(self, line: int, reason: str, what: str = "", remedy: str = "", *, file: str = "") -> NoReturn:
         """Raises: the whole file cannot be used."""
@@ -78,6 +99,7 @@ class Account:
         return {
             "policy": self.policy, "max_bad_fraction": self.max_bad_fraction, "read": self.read, "header": self.header,
             "kept": self.kept, "skipped": dict(self.skipped), "places": self.places, "notes": dict(self.notes),
+            "files": self.files,
         }  # fmt: skip
 
     def _message(self, line: int, reason: str, what: str, remedy: str, file: str = "") -> str:

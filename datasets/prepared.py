@@ -100,7 +100,7 @@ class Prepared:
         if not 1 <= history_length <= longest:
             raise BadInput(
                 f"history_length={history_length}: {schema.name} was prepared with 1..{longest}; "
-                "prepare it again with a longer `history`"
+                "use run.history_length within that, or prepare it with longer histories"
             )
         fields = tuple(replace(f, max_length=history_length) if f.kind == "sequence" else f for f in schema.fields)
         return replace(schema, fields=fields)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ class Vocabulary:
     Args:
         counts: `value` (text) and `count` of the train rows; null values are left out: they are missing, not a value.
         min_count: rarer values are out of vocabulary.
+        values: all values in the order of their ids, whatever the train rows hold; empty = by count.
     """
 
-    def __init__(self, counts: pl.DataFrame, min_count: int) -> None:
-        kept = counts.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
-        kept = kept.sort(["count", "value"], descending=[True, False])
+    def __init__(self, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> None:
+        if values:
+            listed = pl.DataFrame({"value": list(values)})
+            kept = listed.join(counts, on="value", how="left", maintain_order="left").with_columns(
+                pl.col("count").fill_null(0)
+            )
+        else:
+            kept = counts.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
+            kept = kept.sort(["count", "value"], descending=[True, False])
         self.table = kept.select(
             "value", pl.int_range(FIRST_ID, FIRST_ID + pl.len(), dtype=pl.Int32).alias("id"), "count"
         )
@@ -38,10 +45,10 @@ class Vocabulary:
         """Table rows, the reserved ones included; at least one for a value."""
         return FIRST_ID + max(1, self.table.height)
 
-    def encode(self, column: str) -> pl.Expr:
-        """Ids of a text column: missing, out of vocabulary or the value's own."""
+    def encode(self, column: str, missing: int = MISSING) -> pl.Expr:
+        """Ids of a text column: `missing`, out of vocabulary or the value's own."""
         known = pl.col(column).cast(self._enum, strict=False).to_physical().cast(pl.Int32) + FIRST_ID
-        ids = pl.when(pl.col(column).is_null()).then(MISSING).otherwise(known.fill_null(OOV))
+        ids = pl.when(pl.col(column).is_null()).then(missing).otherwise(known.fill_null(OOV))
         return ids.cast(pl.Int32).alias(column)
 
 
@@ -60,9 +67,9 @@ class Shards:
         self._oov: dict[str, Counter[str]] = {s: Counter() for s in SPLITS}
         self._missing: dict[str, Counter[str]] = {s: Counter() for s in SPLITS}
 
-    def vocabulary(self, column: str, counts: pl.DataFrame, min_count: int) -> Vocabulary:
+    def vocabulary(self, column: str, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> Vocabulary:
         """Makes and stores the vocabulary of a column."""
-        vocabulary = Vocabulary(counts, min_count)
+        vocabulary = Vocabulary(counts, min_count, values)
         vocabulary.table.write_parquet(self.folder / f"vocabulary-{column}.parquet")
         seen = counts.filter(pl.col("value").is_not_null()).height
         self.vocabularies[column] = {"kept": vocabulary.table.height, "seen_in_train": seen, "min_count": min_count}

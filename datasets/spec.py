@@ -54,7 +54,8 @@ class DataSpec:
 
     name: str
     title: str
-    track: Track
+    track: Track | None
+    """None: the user's schema decides."""
     description: str
     terms: str
     """Under which terms the rows may be used."""
