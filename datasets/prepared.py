@@ -125,6 +125,11 @@ class Prepared:
         """Size of everything that the loader reads."""
         return sum(size for name, size in self.manifest["files"].items() if not name.startswith("vocabulary"))
 
+    @property
+    def sampler(self) -> Mapping[str, Any] | None:
+        """How negatives were sampled; None where every label was observed."""
+        return self.manifest.get("sampler")
+
     def rows(self, split: str) -> int:
         """Rows of a split."""
         return int(self._split(split)["rows"])
