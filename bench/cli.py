@@ -7,11 +7,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
+
+if TYPE_CHECKING:  # commands that read no data start without torch
+    from ctrbench.datasets.prepared import Prepared
+
+CONTROL_ROWS = 200_000
+"""Latest rows of train and of test for the control that judges sampled negatives after `data prepare`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,11 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", help="directory of the prepared shards (default: the cache)")
     prepare.add_argument("--split")
     prepare.add_argument("--policy", choices=["strict", "skip"], default="strict")
+    prepare.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     generate = data.add_parser("generate")
     generate.add_argument("name")
-    generate.add_argument("--rows", type=int, default=400_000)
+    generate.add_argument("--rows", type=int, default=400_000, help="of criteo_synthetic")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--cap", type=int, default=200_000, help="largest number of distinct values a column")
+    generate.add_argument("--users", type=int, default=2_000, help="of taobao_synthetic")
+    generate.add_argument("--pool", help="of taobao_synthetic: also this file, of more users, to draw negatives from")
+    generate.add_argument("--pool-users", type=int, help="users of the pool (default: four times --users)")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
@@ -95,23 +106,75 @@ def _data(options: argparse.Namespace) -> int:
     if options.name not in registry.dataset_names():
         raise UnknownName(f"unknown data set {nearest(options.name, registry.dataset_names())}")
     if options.action == "generate":
-        if options.name != "criteo_synthetic":
-            raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
-        from ctrbench.datasets.criteo_synthetic import Parameters, write
-
-        write(Parameters(rows=options.rows, seed=options.seed, cap=options.cap), Path(options.out))
-        print(options.out)
-        return 0
+        return _generate(options)
     from ctrbench.datasets.prepare import prepare
 
+    chosen = _data_options(options.name, options.option)
     try:
-        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
+        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy, **chosen)
     except DataUnavailable as error:
         return _wrong(str(error))
-    print(
-        json.dumps({"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}, indent=1)
-    )
+    shown = {"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}
+    if done.sampler is not None:
+        shown |= {"sampler": done.sampler, "control": _judge_pool(done)}
+    print(json.dumps(shown, indent=1))
     return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    if options.name == "criteo_synthetic":
+        from ctrbench.datasets import criteo_synthetic
+
+        parameters = criteo_synthetic.Parameters(rows=options.rows, seed=options.seed, cap=options.cap)
+        criteo_synthetic.write(parameters, Path(options.out))
+    elif options.name == "taobao_synthetic":
+        from ctrbench.datasets import taobao_synthetic
+
+        files = {options.out: options.users}
+        if options.pool:
+            files[options.pool] = options.pool_users if options.pool_users is not None else 4 * options.users
+        made = {f: taobao_synthetic.Parameters(users=users, seed=options.seed) for f, users in files.items()}
+        for file, wanted in made.items():
+            taobao_synthetic.write(wanted, Path(file))
+    else:
+        raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
+    print(options.out)
+    return 0
+
+
+def _data_options(name: str, given: Sequence[str]) -> dict[str, Any]:
+    """`--option` values as the types of the data set's defaults; a wrong key or type is left for `prepare` to name."""
+    from ctrbench.datasets.registry import dataset_spec
+
+    kinds = {key: type(value) for key, value in dataset_spec(name).options.items()}
+    out: dict[str, Any] = {}
+    for pair in given:
+        key, found, text = pair.partition("=")
+        if not found:
+            raise BadInput(f"--option {pair}: options have the form KEY=VALUE, e.g. pool=FILE")
+        kind = kinds.get(key, str)
+        out[key] = text
+        if kind is bool and text in ("true", "false"):
+            out[key] = text == "true"
+        elif kind is int and text.removeprefix("-").isdecimal():
+            out[key] = int(text)
+    return out
+
+
+def _judge_pool(prepared: Prepared) -> dict[str, Any]:
+    """Trains the target-ids-only control on the latest rows; says on stderr if the pool gives labels away."""
+    from ctrbench.bench.floors import judge_pool, run_floor
+
+    most = {"train_rows": CONTROL_ROWS, "valid_rows": CONTROL_ROWS // 10, "test_rows": CONTROL_ROWS}
+    try:
+        result = run_floor("target_ids", prepared, history_length=1, seed=0, **most)
+    except ValueError as error:
+        return {"leaking_pool": f"not judged: {error}"}
+    label_N = prepared.frame("test", last=CONTROL_ROWS, columns=["label"])["label"].to_numpy()
+    judged = judge_pool(label_N, result)
+    if judged["leaking_pool"]:
+        print(f"warning: {judged['leaking_pool']}", file=sys.stderr)
+    return {**judged, **most}
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
 CONF = Path(__file__).resolve().parent / "conf"
-FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,8 +76,10 @@ def run_suite(plan: Plan, console: Console) -> int:
     for outcome in failures:
         _write_failure(outcome, runs_dir)
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
-    _summarise(specs, plan, runs_dir)
+    leaks = _summarise(specs, plan, runs_dir)
     _draw(runs_dir, console)
+    for text in leaks:
+        console.print(f"[bold red]NO AUC CAN BE CLAIMED[/] {text}")
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
     return 1 if failures else 0
@@ -155,7 +157,9 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
             if model in plan.model_options:
                 _check_options(made[0], item.prepared)
             specs += made
-        for floor in item.job.floors:
+        # Sampled negatives are judged in every run, wanted or not: a small pool makes wrong results look excellent.
+        control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None else ()
+        for floor in dict.fromkeys((*item.job.floors, *control)):
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
                 specs.append(_spec(plan, item, "floor", floor, threads=1))
@@ -315,7 +319,8 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
                 yield Measurement(**row)
 
 
-def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
+def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> list[str]:
+    """Writes the summary's record; returns, for each data set with doubtful negatives, the reason."""
     done = records.finished(runs_dir)
     runs = [
         summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
@@ -330,6 +335,8 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
         RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS),
         runs_dir,
     )
+    doubtful = [f"{r.data}: {r.reason}" for r in rows if r.metric == "auc" and r.status == "unstable"]
+    return list(dict.fromkeys(doubtful))
 
 
 def _draw(runs_dir: Path, console: Console) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def build_from(
     name: str = "taobao_behaviour",
 ) -> dict[str, Any]:  # fmt: skip
     """As `build`, with the pool's file; None draws from the file's own events."""
-    task, sampler = (kind(**{f.name: options[f.name] for f in fields(kind)}) for kind in (Task, Sampler))
+    task = Task(**{f.name: options[f.name] for f in fields(Task)})
+    sampler = Sampler(**{f.name: options[f.name] for f in fields(Sampler)})
     pool, pool_account = Pool(), None
     if pool_path is not None:
         pool_account = Account(pool_path, account.policy, account.max_bad_fraction)
@@ -178,7 +180,7 @@ class _Parts:
 def _rows_of_bucket(
     parts: _Parts, bucket: int, task: Task, sampler: Sampler, pool: Pool, rule: str, account: Account
 ) -> np.ndarray:
-    """Sorts the events of a bucket of users, finds histories and positives, draws negatives; leaves rows and log on disk.
+    """Sorts the events of a bucket of users, finds histories and positives, draws negatives; rows and log go to disk.
 
     Returns:
         count_T: positives of each second of the period, int64.
@@ -263,7 +265,7 @@ def _write_rows(
     bounds = np.unique([0, *edges, len(rows_T)]) + START
     every = _all_rows(parts)
     for name in SPLITS:
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds):
             inside = pl.col("time").is_between(int(begin), int(end), closed="left")
             rows = every.filter(inside & (split == name)).collect(engine="streaming")
             rows = rows.sort("time", "shuffle", "position", "label").with_columns(pl.col("user_id").alias("user"))

@@ -128,7 +128,7 @@ class Generator:
     ) -> np.ndarray:
         """An earlier item of the category, recent ones more likely, or any of the category; never the previous item."""
         count, t = items_KT.shape
-        item_K = self._catalogue.item(category_K, rng.random(count))
+        item_K = self._catalogue.item(category_K, rng.random((count,)))
         again = np.flatnonzero(rng.random(count) < taobao_law.AGAIN)
         if not t:
             return item_K
