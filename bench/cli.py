@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--cap", type=int, default=200_000, help="largest number of distinct values a column")
     generate.add_argument("--users", type=int, default=2_000, help="of taobao_synthetic")
     generate.add_argument("--pool", help="of taobao_synthetic: also this file, of more users, to draw negatives from")
+    generate.add_argument("--defect", action="append", default=[], metavar="NAME", help="spoil taobao_synthetic's file")
     generate.add_argument("--pool-users", type=int, help="users of the pool (default: four times --users)")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
@@ -130,11 +132,12 @@ def _generate(options: argparse.Namespace) -> int:
     elif options.name == "taobao_synthetic":
         from ctrbench.datasets import taobao_synthetic
 
-        files = {options.out: options.users}
+        make = partial(taobao_synthetic.Parameters, seed=options.seed)
+        files = {options.out: make(users=options.users, defects=tuple(options.defect))}
         if options.pool:
-            files[options.pool] = options.pool_users if options.pool_users is not None else 4 * options.users
-        made = {f: taobao_synthetic.Parameters(users=users, seed=options.seed) for f, users in files.items()}
-        for file, wanted in made.items():
+            pool_users = options.pool_users if options.pool_users is not None else 4 * options.users
+            files[options.pool] = make(users=pool_users)
+        for file, wanted in files.items():
             taobao_synthetic.write(wanted, Path(file))
     else:
         raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")

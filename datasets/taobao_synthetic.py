@@ -25,6 +25,7 @@ import polars as pl
 from ctrbench.datasets import taobao_behaviour, taobao_law
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_synthetic import sidecar, write_text
+from ctrbench.datasets.defects import check, spoil
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw, cache_dir, sha256_file
@@ -44,8 +45,11 @@ class Parameters:
 
     users: int = 2_000
     seed: int = 0
+    defects: tuple[str, ...] = ()
+    """Names of `defects.DEFECTS`; such a file is made in memory."""
 
     def __post_init__(self) -> None:
+        check(self.defects)
         if not 1 <= self.users <= taobao_law.USERS or self.seed < 0:
             raise BadInput(f"taobao_synthetic: {self}: 1 <= users <= {taobao_law.USERS}, seed >= 0")
 
@@ -198,12 +202,13 @@ def write(parameters: Parameters, path: Path) -> dict[str, Any]:
         with partial.open("wb") as raw:
             # No name and no time in the header: same parameters, same bytes.
             out = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.suffix == ".gz" else raw
-            for number in range(generator.chunks):
-                out.write(generator.table(number).write_csv(include_header=False).encode())
+            texts = (generator.table(n).write_csv(include_header=False).encode() for n in range(generator.chunks))
+            for text in [spoil(b"".join(texts), parameters.defects)] if parameters.defects else texts:
+                out.write(text)
             if out is not raw:
                 out.close()
-        known = {"generator": "taobao_synthetic", "version": VERSION, **asdict(parameters)}
-        body = {**known, "sha256": sha256_file(partial)}
+        known = {**asdict(parameters), "defects": list(parameters.defects)}
+        body = {"generator": "taobao_synthetic", "version": VERSION, **known, "sha256": sha256_file(partial)}
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from ctrbench.bench.cli import main
 from ctrbench.datasets import taobao_reader
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_synthetic import sidecar
+from ctrbench.datasets.defects import DEFECTS, spoil
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.taobao_law import CATEGORIES, ITEMS, USERS, catalogue
 from ctrbench.datasets.taobao_reader import END, START
@@ -119,6 +120,61 @@ def test_wrong_parameters(wrong: dict[str, int]) -> None:
         Parameters(**wrong)
 
 
+OUTCOMES = {
+    "short_line": "wrong field count", "long_line": "wrong field count", "empty_field": "item is empty",
+    "negative_id": "item is not a whole number", "fraction": "time is not a whole number",
+    "beyond_64_bits": "item is beyond 64 bits", "other_behaviour": "behaviour is not one of", "nul": "NUL byte",
+    "milliseconds": "another unit than seconds", "header": "header where none belongs", "not_utf8": "not UTF-8",
+    "cut_last_line": "truncated last line", "empty": "empty file",
+}  # fmt: skip
+"""Defect -> what the strict reader says; the others are legal, with these notes, rows left out and rows added:"""
+LEGAL: dict[str, tuple[dict[str, int], int, int]] = {
+    "decimal": ({"integers written as decimals (1.0)": 1}, 0, 0), "out_of_period": ({}, 1, 0), "duplicate": ({}, 0, 1),
+    "unsorted": ({}, 0, 0), "crlf": ({"lines ended by CRLF": -1}, 0, 0),
+    "bom": ({"byte order mark at the start removed": 1}, 0, 0),
+    "no_final_newline": ({"last line without newline": 1}, 0, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("good") / "u.csv"
+    write(Parameters(users=20), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["plain", "gz"])
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_switch_for_every_defect(tmp_path: Path, good: bytes, defect: str, form: str) -> None:
+    assert set(OUTCOMES) | set(LEGAL) == set(DEFECTS)
+    path = tmp_path / "u.csv"
+    spoilt = spoil(good, [defect])
+    assert spoilt != good
+    path.write_bytes(gzip.compress(spoilt) if form == "gz" else spoilt)
+    account = Account(path)
+    if defect in OUTCOMES:
+        with pytest.raises(BadInput, match=OUTCOMES[defect]):
+            list(taobao_reader.read(path, account))
+        return
+    kept = sum(rows.height for rows in taobao_reader.read(path, account))
+    notes, left_out, added = LEGAL[defect]
+    lines = good.count(b"\n")
+    assert dict(account.notes) == {n: lines if count < 0 else count for n, count in notes.items()}
+    assert (account.left_out.total(), account.read) == (left_out, lines + added)
+    assert kept == account.kept == lines + added - left_out
+
+
+def test_defects_combine_and_unknown_ones_are_named(tmp_path: Path, good: bytes) -> None:
+    path, several = tmp_path / "u.csv", ("bom", "crlf", "out_of_period", "no_final_newline")
+    assert write(Parameters(users=20, defects=several), path)["defects"] == list(several)
+    assert path.read_bytes() == spoil(good, several)
+    account = Account(path)
+    assert sum(rows.height for rows in taobao_reader.read(path, account)) == account.read - 1
+    assert len(account.notes) == 3
+    with pytest.raises(BadInput, match="unknown defect 'clrf': did you mean 'crlf'"):
+        Parameters(defects=("clrf",))
+
+
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, pool = tmp_path / "u.csv", tmp_path / "pool.csv.gz"
     argv = ["data", "generate", "taobao_synthetic", "--users", "20", "--seed", "5", "--out", str(out)]
@@ -128,5 +184,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.read_bytes() == (tmp_path / "same.csv").read_bytes()
     assert gzip.decompress(pool.read_bytes()).startswith(out.read_bytes())
     assert json.loads(sidecar(pool).read_text())["users"] == 80
+    assert main([*argv, "--defect", "header"]) == 0
+    assert out.read_bytes().startswith(b"user_id,item_id")
+    assert main([*argv, "--defect", "heder"]) == 2
+    assert "did you mean 'header'" in capsys.readouterr().err
     assert main([*argv[:4], "0", *argv[5:]]) == 2
     assert "1 <= users" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_generated_data_is_a_data_set(tmp_path: Path, monkeypatch: pytest.Monkey
     out = prepare("taobao_synthetic", **options)  # type: ignore[arg-type]
     assert out.schema.name == "taobao_synthetic"
     assert out.manifest["synthetic"] is True
-    assert out.manifest["raw"]["parameters"] == {"users": 30, "seed": 0}
+    assert out.manifest["raw"]["parameters"] == {"users": 30, "seed": 0, "defects": []}
     assert out.sampler is not None
     assert out.sampler["pool_rows"]["kept"] > out.manifest["rows"]["kept"]
     assert prepare("taobao_synthetic", **options).path == out.path  # type: ignore[arg-type]
