@@ -66,7 +66,8 @@ def run_suite(plan: Plan, console: Console) -> int:
     specs, unsupported = _specs(plan, ready)
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
-    _write_skips(runs_dir, rows + unsupported, skipped, plan)
+    samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
+    _write_skips(runs_dir, rows + unsupported, skipped, plan, samplers)
     done = records.finished(runs_dir)
     todo = [s for s in specs if s.key not in done]
     if len(todo) < len(specs):
@@ -276,12 +277,15 @@ class _progress:
             sys.stdout.flush()
 
 
-def _write_skips(runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan) -> None:
+def _write_skips(
+    runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan, samplers: dict[str, dict[str, Any]]
+) -> None:
     spec = {
         "kind": "prepare",
         "suite": plan.suite,
         "level": plan.level,
         "skipped": skipped,
+        "samplers": samplers,
         "run": asdict(plan.run),
         "tuned": False,
     }

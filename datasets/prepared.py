@@ -147,7 +147,7 @@ class Prepared:
         return pl.read_parquet(self.path / f"vocabulary-{name}.parquet")
 
     def events(self, history: str) -> pl.DataFrame:
-        """The event log of a history, sorted by (user, time, file order): its fields' ids and `time`."""
+        """The event log of a history, a user's events together by (time, file order): its fields' ids and `time`."""
         return pl.read_parquet(self.path / f"events-{history}.parquet")
 
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:

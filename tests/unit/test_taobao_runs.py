@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pandas as pd
@@ -78,8 +79,10 @@ def test_a_run_on_its_own_events_claims_no_auc(folder: Path, tmp_path: Path, cap
     assert quality.reason.str.startswith("leaking pool: ").all()
     assert quality.value.notna().all()
     assert set(table[table.metric.isin(["step_time", "rss_peak"])].status) == {"ok"}, "times have nothing to do with it"
-    page = (tmp_path / "runs" / "latest" / "report.html").read_text()
-    assert "leaking pool" in page
+    page = html.unescape((tmp_path / "runs" / "latest" / "report.html").read_text())
+    assert "taobao_behaviour: every negative is sampled (1 a positive, by popularity, own items excluded" in page
+    assert "taobao_behaviour: leaking pool: target ids alone reach AUC" in page
+    assert "No quality number of it is a result." in page
 
 
 @pytest.mark.usefixtures("cache")
@@ -91,6 +94,9 @@ def test_a_run_with_a_large_pool_is_not_flagged(
     assert set(table.model) - {""} == {"deepfm", "lr", "target_ids"}
     quality = table[table.metric.isin(TRAINED)]
     assert set(quality.status) == {"ok"}
+    page = html.unescape((tmp_path / "runs" / "latest" / "report.html").read_text())
+    assert "from pool.csv: " in page
+    assert "leaking pool" not in page
     control = float(table[(table.model == "target_ids") & (table.metric == "auc")].value.item())
     assert 0.45 <= control <= 0.60
 
