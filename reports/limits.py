@@ -135,8 +135,8 @@ def _sampled(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> li
     for data, s in sorted(samplers.items()):
         own = "own items excluded" if s["exclude_own"] else "own items allowed"
         out.append(
-            f"{data}: every negative is sampled ({s['ratio']} a positive, by {s['weighting']}, {own}, seed {s['seed']}, "
-            f"from {s['pool']}: {s['pool_events']:,} events for {s['positive_events']:,} positives). An AUC holds "
+            f"{data}: every negative is sampled ({s['ratio']} a positive, by {s['weighting']}, {own}, seed {s['seed']},"
+            f" from {s['pool']}: {s['pool_events']:,} events for {s['positive_events']:,} positives). An AUC holds "
             "against this sampler only."
         )
         doubt = where(frame, data=data, metric="auc", status="unstable")["reason"]
