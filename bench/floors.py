@@ -53,6 +53,9 @@ class Source(Protocol):
     @property
     def schema(self) -> FeatureSchema: ...
 
+    @property
+    def aside(self) -> tuple[str, ...]: ...
+
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame: ...
 
 
@@ -128,7 +131,7 @@ def run_floor(
     if (reason := skip_reason(name, schema)) is not None:
         raise ValueError(reason)
     layout = Layout.of(schema)
-    columns = ["label", "time", *(f.name for f in (*schema.categorical, *schema.dense))]
+    columns = ["label", "time", *(f.name for f in (*schema.categorical, *schema.dense)), *prepared.aside]
     sees = name == "lightgbm_history"
     if sees:
         longest = min(f.max_length for f in schema.histories[str(layout.history)])
@@ -255,10 +258,13 @@ def _target_ids(
 ) -> dict[str, Floats]:
     """Scores of LR and LightGBM that see the target's item and category and nothing else.
 
-    The two find different leaks, and LR often ranks the wrong way round; `notes["model"]` names the one whose AUC on
-    validation rows is farther from .5.
+    Ids are those of the file where the rows have them (`raw_<field>`): rare items that are hidden from the models still
+    leak through what is counted of them, and a control without them finds nothing. The two models find different
+    leaks, and LR often ranks the wrong way round; `notes["model"]` names the one whose AUC on validation rows is
+    farther from .5.
     """
     targets = [f for f in (layout.item, layout.category) if f is not None]
+    targets = [replace(f, name=f"raw_{f.name}") if f"raw_{f.name}" in rows.train.columns else f for f in targets]
     keys: list[Key] = [(f.name,) for f in targets]
     only = replace(schema, fields=tuple(targets))
     each: dict[str, dict[str, Any]] = {"lr": {}, "lightgbm": {}}

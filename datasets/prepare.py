@@ -111,7 +111,7 @@ def _build(
         "events": shards.events, "raw": {"file": raw.path.name, "bytes": raw.bytes, "sha256": raw.sha256, **raw.detail},
         "files": shards.files(),
     }  # fmt: skip
-    body |= {key: built[key] for key in ("sampler",) if key in built}
+    body |= {key: built[key] for key in ("sampler", "aside") if key in built}
     (folder / MANIFEST).write_text(json.dumps(body, indent=1), encoding="utf-8")
 
 

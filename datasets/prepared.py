@@ -130,6 +130,11 @@ class Prepared:
         """How negatives were sampled; None where every label was observed."""
         return self.manifest.get("sampler")
 
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """Columns that rows have beside their features, for controls; no model gets them."""
+        return tuple(self.manifest.get("aside", ()))
+
     def rows(self, split: str) -> int:
         """Rows of a split."""
         return int(self._split(split)["rows"])
@@ -156,7 +161,7 @@ class Prepared:
         Args:
             split: train, valid or test.
             last: only that many most recent rows.
-            columns: which ones; None for all.
+            columns: which ones, `aside` included; None for all but `aside`.
 
         Returns:
             label, user_id, time (int64), categorical ids (int32), dense (float32, null = missing), and for each
@@ -167,6 +172,7 @@ class Prepared:
         owner = {f.name: h for h, fields in schema.histories.items() for f in fields}
         owner |= {f"{h}_time": h for h in schema.histories}
         wanted = list(columns) if columns is not None else [*plain, *owner]
+        plain += self.aside
         for name in wanted:
             if name not in plain and name not in owner:
                 raise BadInput(f"{schema.name}: unknown column {nearest(name, [*plain, *owner])}")

@@ -45,6 +45,8 @@ WINDOW_ROWS = 4_000_000
 """Rows that are in memory while they are brought into time order."""
 CATEGORICAL = {"user": "user", "item": "item", "category": "item"}
 """Categorical field -> role."""
+ASIDE = ("raw_item", "raw_category")
+"""Target ids of the file: the control must see items that `min_count` hides from models, or it misses leaks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +136,8 @@ def build_from(
     }  # fmt: skip
     return {
         "schema": schema(name, {c: v.cardinality for c, v in vocabularies.items()}, task.history), "split": cuts,
-        "sampler": described, "history_only": account.kept - positives, "sampled": positives * sampler.ratio,
+        "aside": ASIDE, "sampler": described, "history_only": account.kept - positives,
+        "sampled": positives * sampler.ratio,
     }  # fmt: skip
 
 
@@ -268,10 +271,13 @@ def _write_rows(
         for begin, end in pairwise(bounds):
             inside = pl.col("time").is_between(int(begin), int(end), closed="left")
             rows = every.filter(inside & (split == name)).collect(engine="streaming")
-            rows = rows.sort("time", "shuffle", "position", "label").with_columns(pl.col("user_id").alias("user"))
+            rows = rows.sort("time", "shuffle", "position", "label").with_columns(
+                pl.col("user_id").alias("user"), pl.col("item", "category").name.prefix("raw_")
+            )
             if rows.height:
                 encoded = _encoded(rows, vocabularies, ("user", "item", "category"))
-                shards.write(name, encoded.select("label", "user_id", "time", *CATEGORICAL, "hist_begin", "hist_end"))
+                fixed = ("label", "user_id", "time", "hist_begin", "hist_end")
+                shards.write(name, encoded.select(*fixed, *CATEGORICAL, *ASIDE))
 
 
 def _all_rows(parts: _Parts) -> pl.LazyFrame:

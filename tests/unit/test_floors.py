@@ -48,6 +48,7 @@ class Memory:
 
     schema: FeatureSchema
     frames: dict[str, pl.DataFrame]
+    aside: tuple[str, ...] = ()
 
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
         rows = self.frames[split]
@@ -315,6 +316,21 @@ def test_the_control_sees_target_ids_and_nothing_else(planted: Memory) -> None:
     for model in ("lr", "lightgbm"):
         np.testing.assert_array_equal(a.parts[model], b.parts[model])
     np.testing.assert_array_equal(a.scores, a.parts[a.notes["model"]])
+
+
+def test_the_control_sees_ids_that_models_do_not() -> None:
+    """A leak through items that are all out of vocabulary for the models."""
+    data = _sampled(np.random.default_rng(0), 0.6)
+    for split, rows in data.frames.items():
+        hidden = pl.lit(OOV, pl.Int32).alias("item"), pl.lit(OOV, pl.Int32).alias("genre")
+        data.frames[split] = rows.with_columns(pl.col("item").cast(pl.Int64).alias("raw_item"), *hidden)
+    label = data.frames["test"]["label"].to_numpy()
+    blind, seeing = data, replace(data, aside=("raw_item",))
+    found = [judge_pool(label, run_floor("target_ids", d, train_rows=None, history_length=1, seed=0))
+             for d in (blind, seeing)]  # fmt: skip
+    assert set(found[0]["target_ids_auc"].values()) == {0.5}
+    assert found[0]["leaking_pool"] == ""
+    assert found[1]["leaking_pool"].startswith("leaking pool")
 
 
 def test_test_rows_can_be_limited(planted: Memory) -> None:
