@@ -17,7 +17,6 @@ from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
 CONF = Path(__file__).resolve().parent / "conf"
-FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,9 +193,14 @@ def data_options(arguments: Sequence[str]) -> dict[str, Any]:
     return {key: _value(f"data.options.{key}", text) for key, text in map(_split, arguments)}
 
 
+_AS_TYPED = (
+    "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy", "run.out",
+)  # fmt: skip
+
+
 def _value(key: str, text: str) -> Any:
     """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
-    if key in ("data.path", "data.schema", "data.options.schema", "data.split", "data.policy", "run.out"):
+    if key in _AS_TYPED:
         return None if text == "null" else text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]

@@ -158,7 +158,7 @@ def _step_one(
 
 
 def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
-    """One floor (popularity, LR, LightGBM, LightGBM-history) on the very rows that the models get."""
+    """One floor or control of `floors.FLOORS` on the very rows that the models get."""
     from ctrbench.bench import floors
 
     prepared = Prepared.open(Path(spec.prepared))
@@ -176,7 +176,8 @@ def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
     label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     np.savez(folder / SCORES, score=np.asarray(result.scores, dtype=np.float32))
     rows = quality_rows(base, label, np.asarray(result.scores), user, prepared.positive_rate("train"), spec.seed)
-    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes})
+    judged = floors.judge_pool(label, result) if result.parts and prepared.sampler is not None else {}
+    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes, **judged})
 
 
 def _stream(spec: RunSpec, prepared: Prepared) -> tuple[Loader, Iterator[Batch]]:

@@ -62,7 +62,9 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 )
                 continue
             specs += made
-        for floor in item.job.floors:
+        # Sampled negatives are judged in every run, wanted or not: a small pool makes wrong results look excellent.
+        control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None else ()
+        for floor in dict.fromkeys((*item.job.floors, *control)):
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
                 specs.append(_spec(plan, item, "floor", Entry(model=floor), threads=1))

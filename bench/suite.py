@@ -58,7 +58,8 @@ def run_suite(plan: Plan, console: Console) -> int:
     specs, unsupported = suite_specs(plan, ready)
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
-    _write_skips(runs_dir, rows + unsupported, skipped, plan)
+    samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
+    _write_skips(runs_dir, rows + unsupported, skipped, plan, samplers)
     done = records.finished(runs_dir)
     todo = [s for s in specs if s.key not in done]
     if len(todo) < len(specs):
@@ -75,10 +76,13 @@ def run_suite(plan: Plan, console: Console) -> int:
     for outcome in failures:
         _write_failure(outcome, runs_dir)
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
-    judged = _summarise(specs, plan, runs_dir, chosen)
+    rows = _summarise(specs, plan, runs_dir, chosen)
+    judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
     for line in bands.lines(judged):
         console.print(line, markup=False)
+    for text in _doubts(rows):
+        console.print(f"[bold red]NO AUC CAN BE CLAIMED[/] {text}")
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
     return 1 if failures or bands.outside(judged) else 0
@@ -201,12 +205,15 @@ class _progress:
             sys.stdout.flush()
 
 
-def _write_skips(runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan) -> None:
+def _write_skips(
+    runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan, samplers: dict[str, dict[str, Any]]
+) -> None:
     spec = {
         "kind": "prepare",
         "suite": plan.suite,
         "level": plan.level,
         "skipped": skipped,
+        "samplers": samplers,
         "run": asdict(plan.run),
         "tuned": False,
     }
@@ -245,7 +252,7 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
 
 
 def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[dict[str, Any]]) -> list[Measurement]:
-    """Writes the summary record; returns the rows that judge an AUC by a published one."""
+    """Writes the summary record; returns its rows."""
     done = records.finished(runs_dir)
     runs = [
         summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
@@ -255,8 +262,7 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[di
     rows = summary.summarise(runs, runs_dir, "summary")
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
-    judged = published_bands(plan, runs, rows, "summary")
-    rows += judged
+    rows += published_bands(plan, runs, rows, "summary")
     spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": bool(chosen)}
     records.save(
         RunRecord(
@@ -269,7 +275,12 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[di
         ),
         runs_dir,
     )
-    return judged
+    return rows
+
+
+def _doubts(rows: Iterable[Measurement]) -> list[str]:
+    """For each data set with doubtful negatives, the reason."""
+    return list(dict.fromkeys(f"{r.data}: {r.reason}" for r in rows if r.metric == "auc" and r.status == "unstable"))
 
 
 def _draw(runs_dir: Path, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +42,7 @@ OWED = {
 }
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
 HISTORY_FLOOR = "lightgbm_history"
+POOL_CONTROL = "target_ids"
 PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
 
 Body = Mapping[str, Any]
@@ -209,7 +210,18 @@ def quality_summary(
             rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
         if runs[0].spec.kind == "quality":
             rows += _budget(base, runs, counted.get(who))
-    return rows + _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
+    rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
+    doubt = pool_doubt(trained) if prepared.sampler is not None else ""
+    known = ("ok", "unstable")
+    return [replace(r, status="unstable", reason=doubt) if doubt and r.status in known else r for r in rows]
+
+
+def pool_doubt(trained: Mapping[Who, list[Run]]) -> str:
+    """Why no quality of data with sampled negatives can be believed; empty if the control found nothing."""
+    control = trained.get((POOL_CONTROL, ""))
+    if not control:
+        return f"pool not judged: the {POOL_CONTROL} control did not finish, so the negatives may give labels away"
+    return str(control[0].body["extra"]["leaking_pool"])
 
 
 def _budget(base: Mapping[str, Any], runs: list[Run], counted: Body | None) -> list[Measurement]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import SPLITS
@@ -88,8 +89,21 @@ class Shards:
 
     def write_events(self, history: str, log: pl.DataFrame) -> None:
         """Stores the event log of a history."""
-        log.write_parquet(self.folder / f"events-{history}.parquet", compression="zstd", statistics=False)
-        self.events[history] = log.height
+        self.write_event_parts(history, [log])
+
+    def write_event_parts(self, history: str, parts: Iterable[pl.DataFrame]) -> None:
+        """Stores an event log that comes in parts, one part in memory at a time."""
+        writer: pq.ParquetWriter | None = None
+        self.events[history] = 0
+        for part in parts:
+            table = part.to_arrow()
+            if writer is None:
+                path = self.folder / f"events-{history}.parquet"
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", write_statistics=False)
+            writer.write_table(table)
+            self.events[history] += part.height
+        if writer is not None:
+            writer.close()
 
     def rates(self) -> dict[str, dict[str, dict[str, float]]]:
         """split -> column -> share of its rows that are out of vocabulary, and missing."""

@@ -177,6 +177,8 @@ def test_names_and_options() -> None:
         "criteo_x4",
         "movielens_1m",
         "table",
+        "taobao_behaviour",
+        "taobao_synthetic",
     ]
     for name in dataset_names():
         spec = dataset_spec(name)
