@@ -1,0 +1,66 @@
+"""kill -9 at random moments of `suite=ci`: what finished is kept and not repeated, no half record is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ctrbench.reports import records
+
+ARGUMENTS = ["suite=ci", "floors=true", "run.trials=2"]
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ctrbench.bench.cli", "run", *ARGUMENTS, f"run.out={out}", "run.resume=true"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def stamps(out: Path) -> dict[str, int]:
+    """Record key -> time of writing, of every finished run; each must read whole."""
+    found = {}
+    for folder in (p.parent for p in out.glob("*/plan.sha256") if not p.parent.is_symlink()):
+        for key in records.finished(folder):
+            file = folder / "records" / key / "record.json"
+            json.loads(file.read_text())
+            pd.read_parquet(folder / "records" / key / "measurements.parquet")
+            found[key] = file.stat().st_mtime_ns
+    return found
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing_that_finished(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    kept: dict[str, int] = {}
+    kills = 0
+    while kills < 10:
+        process = start(tmp_path)
+        time.sleep(moments.uniform(1.0, 14.0))
+        if process.poll() is not None:  # finished before the kill came: begin another suite
+            assert process.returncode == 0
+            for folder in tmp_path.iterdir():
+                if folder.is_dir() and not folder.is_symlink() and (folder / "plan.sha256").exists():
+                    (folder / "plan.sha256").write_text("done")
+            kept = {}
+            continue
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1.5)  # children notice within a second that the suite is gone
+        kills += 1
+        now = stamps(tmp_path)
+        again = [k for k, stamp in kept.items() if k not in ("prepare", "summary") and now.get(k) != stamp]
+        assert not again, f"written again or lost: {again}"
+        kept |= now
+    assert start(tmp_path).wait() == 0
+    now = stamps(tmp_path)
+    assert all(now[k] == stamp for k, stamp in kept.items() if k not in ("prepare", "summary"))
+    table, _ = records.load(tmp_path / "latest")
+    assert {"deepfm", "fat"} <= set(table[(table.metric == "auc") & table.value.notna()].model)
