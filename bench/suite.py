@@ -65,6 +65,9 @@ def run_suite(plan: Plan, console: Console) -> int:
     Raises:
         BadInput: the data of a job is wrong, or a model cannot be built with its options; nothing was run.
     """
+    for job in plan.jobs:  # a model without the preset fails before any work
+        for model in job.models:
+            preset_options(model, job.preset)
     ready, rows, skipped = _prepare(plan, console)
     specs, unsupported = _specs(plan, ready)
     runs_dir = _run_dir(plan)

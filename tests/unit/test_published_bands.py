@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from ctrbench.bench import bars
 from ctrbench.bench.bars import protocol_of, published_bands
@@ -14,7 +17,7 @@ from ctrbench.bench.config import Plan, build_plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run
-from ctrbench.datasets.errors import BadInput, UnknownName
+from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName
 from ctrbench.legacy_baselines import dcn_v2, deepfm, dnn
 from ctrbench.reports import bands
 from ctrbench.reports.bands import Band, departures, judge, published_band
@@ -124,8 +127,6 @@ def test_more_seeds_are_no_departure_and_options_read_back_from_a_record_are_not
 
 
 def _json(body: dict[str, Any]) -> dict[str, Any]:
-    import json
-
     back: dict[str, Any] = json.loads(json.dumps(body))
     return back
 
@@ -202,10 +203,37 @@ def test_table_options_are_in_the_run_only_where_they_leave_the_defaults() -> No
     assert {f: v for f, (_, v) in table_options(run).items()} == {"impl": "per_table", "optimizer": "sgd", "l2": 1e-4}
 
 
-def test_a_suite_with_presets_and_options_runs_and_says_what_it_did(tmp_path: Path, capsys: Any) -> None:
-    """The machinery of suite=bars on a small generated set: trained at the published size, and not judged."""
-    from rich.console import Console
+def test_a_suite_without_its_files_ends_well_and_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ctrbench.bench import suite
 
+    def absent(*_: object, **__: object) -> None:
+        raise DataUnavailable("no such folder")
+
+    monkeypatch.setattr(suite, "prepare", absent)
+    plan = build_plan(["suite=bars", "model=dnn", f"run.out={tmp_path}"])
+    plan = replace(plan, jobs=(replace(plan.jobs[0], data="criteo_synthetic"),))
+    assert suite.run_suite(plan, Console(width=200)) == 0
+    table = pd.read_parquet(tmp_path / "latest" / "measurements.parquet")
+    (row,) = table[table.metric == bands.METRIC].itertuples()
+    assert (row.status, row.preset) == ("skipped", "criteo_x1")
+    assert "reczoo/Criteo_x1" in row.reason
+    assert "dnn on criteo_synthetic: skipped: the data does not ship" in capsys.readouterr().out
+    assert "reczoo/Criteo_x1" in (tmp_path / "latest" / "report.html").read_text()
+
+
+def test_a_model_without_the_preset_fails_before_any_work(tmp_path: Path) -> None:
+    from ctrbench.bench.suite import run_suite
+
+    plan = build_plan(["suite=bars", "model=din", f"run.out={tmp_path}"])
+    with pytest.raises(BadInput, match=r"din has taobao_ad, taobao_ad_split; .* model=deepfm"):
+        run_suite(plan, Console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_with_presets_and_options_runs_and_says_what_it_did(tmp_path: Path) -> None:
+    """The machinery of suite=bars on a small generated set: trained at the published size, and not judged."""
     from ctrbench.bench.suite import run_suite
 
     plan = build_plan(
@@ -215,8 +243,6 @@ def test_a_suite_with_presets_and_options_runs_and_says_what_it_did(tmp_path: Pa
     (job,) = plan.jobs
     job = replace(job, data="criteo_synthetic", options={"rows": 3000, "cap": 100})
     assert run_suite(replace(plan, jobs=(job,)), Console(width=200)) == 0
-    import pandas as pd
-
     table = pd.read_parquet(tmp_path / "latest" / "measurements.parquet")
     mine = table[(table.model == "dnn") & (table.data == "criteo_synthetic")]
     assert set(mine.preset) == {"criteo_x1"}
