@@ -38,7 +38,7 @@ def published_bands(
         _row(job, model, trained.get((job.data, model), []), rows, run_id)
         for job in plan.jobs
         if job.judged
-        for model in job.models
+        for model in dict.fromkeys(e.model for e in job.models)
     ]
 
 

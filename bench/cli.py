@@ -6,12 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
+
+if TYPE_CHECKING:  # commands that read no data start without torch
+    from ctrbench.datasets.prepared import Prepared
+
+CONTROL_ROWS = 200_000
+"""Latest rows of train and of test for the control that judges sampled negatives after `data prepare`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,11 +62,19 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--out", help="directory of the prepared shards (default: the cache)")
     prepare.add_argument("--split")
     prepare.add_argument("--policy", choices=["strict", "skip"], default="strict")
+    prepare.add_argument("--schema", help="YAML file with the columns of your own table (table)")
+    prepare.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
     generate = data.add_parser("generate")
     generate.add_argument("name")
-    generate.add_argument("--rows", type=int, default=400_000)
+    generate.add_argument("--rows", type=int, default=400_000, help="of criteo_synthetic")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--cap", type=int, default=200_000, help="largest number of distinct values a column")
+    generate.add_argument("--form", default="tsv", help="of Criteo rows: tsv (a file), x4, x1 or 1tb (a folder)")
+    generate.add_argument("--days", type=int, default=2, help="files of the form 1tb")
+    generate.add_argument("--users", type=int, default=2_000, help="of taobao_synthetic")
+    generate.add_argument("--pool", help="of taobao_synthetic: also this file, of more users, to draw negatives from")
+    generate.add_argument("--defect", action="append", default=[], metavar="NAME", help="spoil taobao_synthetic's file")
+    generate.add_argument("--pool-users", type=int, help="users of the pool (default: four times --users)")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
@@ -95,23 +111,62 @@ def _data(options: argparse.Namespace) -> int:
     if options.name not in registry.dataset_names():
         raise UnknownName(f"unknown data set {nearest(options.name, registry.dataset_names())}")
     if options.action == "generate":
-        if options.name != "criteo_synthetic":
-            raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
-        from ctrbench.datasets.criteo_synthetic import Parameters, write
-
-        write(Parameters(rows=options.rows, seed=options.seed, cap=options.cap), Path(options.out))
-        print(options.out)
-        return 0
+        return _generate(options)
+    from ctrbench.bench.config import data_options
     from ctrbench.datasets.prepare import prepare
 
+    chosen = data_options([*options.option, *([f"schema={options.schema}"] if options.schema else [])])
     try:
-        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy)
+        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy, **chosen)
     except DataUnavailable as error:
         return _wrong(str(error))
-    print(
-        json.dumps({"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}, indent=1)
-    )
+    shown = {"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}
+    if done.sampler is not None:
+        shown |= {"sampler": done.sampler, "control": _judge_pool(done)}
+    print(json.dumps(shown, indent=1))
     return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    if options.name == "criteo_synthetic":
+        from ctrbench.datasets import criteo_synthetic
+        from ctrbench.datasets.criteo_forms import write_form
+
+        parameters = criteo_synthetic.Parameters(rows=options.rows, seed=options.seed, cap=options.cap)
+        if options.form == "tsv":
+            criteo_synthetic.write(parameters, Path(options.out))
+        else:
+            write_form(options.form, parameters, Path(options.out), options.days)
+    elif options.name == "taobao_synthetic":
+        from ctrbench.datasets import taobao_synthetic
+
+        make = partial(taobao_synthetic.Parameters, seed=options.seed)
+        files = {options.out: make(users=options.users, defects=tuple(options.defect))}
+        if options.pool:
+            pool_users = options.pool_users if options.pool_users is not None else 4 * options.users
+            files[options.pool] = make(users=pool_users)
+        for file, wanted in files.items():
+            taobao_synthetic.write(wanted, Path(file))
+    else:
+        raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
+    print(options.out)
+    return 0
+
+
+def _judge_pool(prepared: Prepared) -> dict[str, Any]:
+    """Trains the target-ids-only control on the latest rows; says on stderr if the pool gives labels away."""
+    from ctrbench.bench.floors import judge_pool, run_floor
+
+    most = {"train_rows": CONTROL_ROWS, "valid_rows": CONTROL_ROWS // 10, "test_rows": CONTROL_ROWS}
+    try:
+        result = run_floor("target_ids", prepared, history_length=1, seed=0, **most)
+    except ValueError as error:
+        return {"leaking_pool": f"not judged: {error}"}
+    label_N = prepared.frame("test", last=CONTROL_ROWS, columns=["label"])["label"].to_numpy()
+    judged = judge_pool(label_N, result)
+    if judged["leaking_pool"]:
+        print(f"warning: {judged['leaking_pool']}", file=sys.stderr)
+    return {**judged, **most}
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
 CONF = Path(__file__).resolve().parent / "conf"
-FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +45,7 @@ class RunOptions:
     l2: float
     l2_rows: Literal["batch_rows", "full_table"]
     plateau: float
+    trials: int
     timeout_s: int
     out: str
     resume: bool
@@ -72,6 +72,8 @@ class RunOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
+        if self.trials < 0:
+            raise UnknownName(f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws")
         if self.train_rows < self.batch:
             raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
@@ -89,11 +91,24 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model of a job, with options of its own: two entries of one model are two variants."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config; the command line's win."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
+    label: str = ""
+    """Name of the variant; its options if empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One data set of a suite and who runs on it."""
 
     data: str
-    models: tuple[str, ...]
+    models: tuple[Entry, ...]
     floors: tuple[str, ...]
     path: str | None = None
     split: str | None = None
@@ -119,7 +134,7 @@ class Plan:
     @property
     def models(self) -> tuple[str, ...]:
         """Every model of the plan, in order of first use."""
-        return tuple(dict.fromkeys(m for j in self.jobs for m in j.models))
+        return tuple(dict.fromkeys(e.model for j in self.jobs for e in j.models))
 
 
 def suite_names() -> list[str]:
@@ -169,9 +184,23 @@ def _split(argument: str) -> tuple[str, str]:
     return key.lstrip("+"), value
 
 
+def data_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Options of a data set from `key=value` arguments, typed as `data.options.` are.
+
+    Raises:
+        UnknownName: an argument of another form.
+    """
+    return {key: _value(f"data.options.{key}", text) for key, text in map(_split, arguments)}
+
+
+_AS_TYPED = (
+    "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy", "run.out",
+)  # fmt: skip
+
+
 def _value(key: str, text: str) -> Any:
     """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
-    if key in ("data.path", "data.split", "data.policy", "run.out"):
+    if key in _AS_TYPED:
         return None if text == "null" else text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]
@@ -236,19 +265,29 @@ def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str,
     return RunOptions(**values)
 
 
+def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
+    """Entries of a suite's list of names and `{model, options}`; with `only`, those models, listed or not."""
+    every = [Entry(model=m) if isinstance(m, str) else Entry(**m) for m in listed]
+    if not only:
+        return tuple(every)
+    return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
     user = cast(dict[str, Any], OmegaConf.to_container(base.data))
     user.update({k[5:]: v for k, v in given.items() if k in ("data.path", "data.split", "data.policy")})
     options = {k[13:]: v for k, v in given.items() if k.startswith("data.options.")}
+    if given.get("data.schema") is not None:
+        options["schema"] = given["data.schema"]
     with_floors = given.get("floors", base.floors)
     if not isinstance(with_floors, bool):
         raise UnknownName(f"floors={with_floors}: must be true or false")
     listed = suite["jobs"]
     if data:
         by_name = {j["data"]: j for j in listed}
-        every = list(dict.fromkeys(m for j in listed for m in j["models"]))
+        every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
         listed = [by_name.get(d, {"data": d, "models": every, "floors": floors}) for d in data]
     elif user["path"] is not None:
@@ -256,10 +295,10 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=only or tuple(j["models"]),
+            models=_entries(j["models"], only),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
-            split=user["split"],
+            split=user["split"] or j.get("split"),
             policy=user["policy"],
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),

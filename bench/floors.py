@@ -1,17 +1,18 @@
 """Floors: simple models on the very rows that the models get (data.md, section 7).
 
 A model below a floor is reported as such. The floor that matters on the sequence track is `lightgbm_history`: six
-counts of exactly the events and actions that the sequence models see. Floors sample neither rows nor features, so
+counts of exactly the events and actions that the sequence models see. `target_ids` is no floor but a control: where
+negatives are sampled, the target's ids alone must tell next to nothing. Floors sample neither rows nor features, so
 another seed gives the same scores.
 
-Dims: N rows, E events of their histories, F features, K one-hot columns
+Dims: N rows, F features, K one-hot columns
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import lightgbm
@@ -22,17 +23,18 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from ctrbench.bench.history_counts import Layout, history_counts
 from ctrbench.bench.quality import auc, checked_labels
 from ctrbench.datasets.errors import UnknownName, nearest
-from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
+from ctrbench.datasets.schema import FeatureSchema
 
 Floats = npt.NDArray[np.float32]
 Key = tuple[str, ...]
 """Columns that together are one categorical value: a field, or a cross of two."""
 
-FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history")
-LIKED = FIRST_ID + 1
-"""Encoded action of a positive event; FIRST_ID is the negative one, and an action field has no third."""
+FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history", "target_ids")
+HONEST_AUC = (0.45, 0.60)
+"""AUC that target ids alone may have where negatives are sampled; a low one tells of the pool as much as a high one."""
 SMOOTHING = 10.0
 """Rows at the train rate that every target statistic starts from."""
 LR_C = (0.03, 0.1, 0.3, 1.0)
@@ -43,17 +45,6 @@ MISSING_BIN = -1_000_000
 """Bin of a missing dense value, far from any real one."""
 LEAVES, RATE, ROUNDS, PATIENCE = 15, 0.05, 2000, 50
 """LightGBM of data.md, section 7; training ends after `PATIENCE` rounds without a gain on validation rows."""
-CHUNK = 50_000
-"""Rows whose histories are unrolled at a time: bounds memory at some 100 bytes an event."""
-LAST_EVENTS = 5
-COUNTS = (
-    "events",
-    "like_rate",
-    "category_like_rate",
-    "category_events",
-    f"last_{LAST_EVENTS}_like_rate",
-    "gap_seconds",
-)
 
 
 class Source(Protocol):
@@ -61,6 +52,9 @@ class Source(Protocol):
 
     @property
     def schema(self) -> FeatureSchema: ...
+
+    @property
+    def aside(self) -> tuple[str, ...]: ...
 
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame: ...
 
@@ -75,6 +69,8 @@ class FloorResult:
     """Features, tuning, fit and scoring; reading apart."""
     notes: Mapping[str, Any]
     """What was chosen and how; JSON values."""
+    parts: Mapping[str, Floats] = field(default_factory=dict)
+    """Of a control of several models: the scores of each; `scores` are those of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,46 +91,6 @@ class Rows:
         return self.train["label"].to_numpy().astype(np.float32), self.valid["label"].to_numpy().astype(np.float32)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """Which fields of a schema play which part."""
-
-    item: Field | None
-    user: Field | None
-    history: str | None
-    category: Field | None
-    mirror: Field | None
-    """The history's field that mirrors `category`."""
-    action: Field | None
-
-    @classmethod
-    def of(cls, schema: FeatureSchema) -> Layout:
-        """Reads the parts off the first history.
-
-        Of the target fields that it mirrors the largest is the item and the smallest the category; its field that
-        mirrors none is the action. The user is the largest categorical field of that role.
-        """
-        users = sorted((f for f in schema.categorical if f.role == "user"), key=lambda f: f.cardinality)
-        history, fields = next(iter(schema.histories.items()), (None, ()))
-        mirrors = sorted((f for f in fields if f.target), key=lambda f: schema[f.table].cardinality)
-        mirror = mirrors[0] if len(mirrors) > 1 else None
-        return cls(
-            item=schema[mirrors[-1].table] if mirrors else None,
-            user=users[-1] if users else None,
-            history=history,
-            category=schema[mirror.table] if mirror else None,
-            mirror=mirror,
-            action=next((f for f in fields if f.target is None), None),
-        )
-
-    def keys(self, schema: FeatureSchema) -> list[Key]:
-        """Every categorical field, and user x category where there are both."""
-        keys: list[Key] = [(f.name,) for f in schema.categorical]
-        if self.user is not None and self.category is not None:
-            keys.append((self.user.name, self.category.name))
-        return keys
-
-
 def skip_reason(name: str, schema: FeatureSchema) -> str | None:
     """Why a floor does not exist on data of this schema; None if it does.
 
@@ -144,18 +100,16 @@ def skip_reason(name: str, schema: FeatureSchema) -> str | None:
     if name not in FLOORS:
         raise UnknownName(f"unknown floor {nearest(name, FLOORS)}")
     layout = Layout.of(schema)
-    if name == "popularity" and layout.item is None:
+    if name in ("popularity", "target_ids") and layout.item is None:
         return f"field_missing: {schema.name} has no item field"
     if name == "lightgbm_history" and (layout.action is None or layout.category is None):
         return f"field_missing: {schema.name} has no history with actions and categories"
-    if name == "lightgbm_history" and layout.action is not None and layout.action.cardinality != LIKED + 1:
-        return f"field_missing: actions of {schema.name} are not liked / not liked, so no event can be counted as liked"
     return None
 
 
 def run_floor(
     name: str, prepared: Source, *, train_rows: int | None, history_length: int, seed: int, threads: int = 1,
-    valid_rows: int | None = None,
+    valid_rows: int | None = None, test_rows: int | None = None,
 ) -> FloorResult:  # fmt: skip
     """Trains a floor on the last `train_rows` rows of train and scores the whole test split.
 
@@ -167,6 +121,7 @@ def run_floor(
         seed: handed to LightGBM.
         threads: of LightGBM and of LR's linear algebra.
         valid_rows: most recent rows of validation; None for all.
+        test_rows: most recent rows of test; None for all.
 
     Raises:
         UnknownName: for a name that is no floor.
@@ -176,7 +131,7 @@ def run_floor(
     if (reason := skip_reason(name, schema)) is not None:
         raise ValueError(reason)
     layout = Layout.of(schema)
-    columns = ["label", "time", *(f.name for f in (*schema.categorical, *schema.dense))]
+    columns = ["label", "time", *(f.name for f in (*schema.categorical, *schema.dense)), *prepared.aside]
     sees = name == "lightgbm_history"
     if sees:
         longest = min(f.max_length for f in schema.histories[str(layout.history)])
@@ -188,12 +143,13 @@ def run_floor(
     rows = Rows(
         train=prepared.frame("train", last=train_rows, columns=columns),
         valid=prepared.frame("valid", last=valid_rows, columns=columns),
-        test=prepared.frame("test", columns=columns),
+        test=prepared.frame("test", last=test_rows, columns=columns),
     )
     for label_N in rows.labels:
         checked_labels(label_N, label_N)
     start = time.perf_counter()
     notes: dict[str, Any] = {"train_rows": len(rows.train), "valid_rows": len(rows.valid)}
+    parts: dict[str, Floats] = {}
     if name == "popularity":
         assert layout.item is not None
         scores = _popularity(rows, layout.item.name)
@@ -201,12 +157,14 @@ def run_floor(
         with threadpool_limits(threads):  # BLAS threads that outnumber free cores made this ten times slower
             scores = _lr(rows, schema, layout.keys(schema), notes)
     elif name == "lightgbm":
-        parts, names = _statistics(rows, schema, layout.keys(schema))
-        scores = _lightgbm(rows, parts, names, notes, seed, threads)
+        scores = _lightgbm(rows, *_statistics(rows, schema, layout.keys(schema)), notes, seed, threads)
+    elif name == "target_ids":
+        parts = _target_ids(rows, schema, layout, notes, seed, threads)
+        scores = parts[notes["model"]]
     else:
         notes["history_length"] = history_length
         scores = _lightgbm_history(rows, schema, layout, notes, seed, threads)
-    return FloorResult(scores=scores, fit_seconds=time.perf_counter() - start, notes=notes)
+    return FloorResult(scores=scores, fit_seconds=time.perf_counter() - start, notes=notes, parts=parts)
 
 
 def _rates(train: pl.DataFrame, key: Key, rate: float) -> pl.DataFrame:
@@ -251,44 +209,6 @@ def _statistics(rows: Rows, schema: FeatureSchema, keys: Sequence[Key]) -> tuple
     return [np.hstack([f.to_numpy().astype(np.float32) for f in part]) for part in parts], names
 
 
-def history_counts(part: pl.DataFrame, layout: Layout, length: int) -> Floats:
-    """The six counts [N, 6] of the last `length` stored events, which are strictly earlier than the row.
-
-    Columns are `COUNTS`; a rate of no event and the gap of an empty history are NaN.
-    """
-    return np.vstack([_counts(chunk, layout, length) for chunk in part.iter_slices(CHUNK)])
-
-
-def _counts(rows: pl.DataFrame, layout: Layout, length: int) -> Floats:
-    assert layout.action is not None
-    assert layout.mirror is not None
-    assert layout.category is not None
-    lists = rows.select(pl.col(layout.action.name, layout.mirror.name, f"{layout.history}_time").list.tail(length))
-    action_E, category_E, time_E = (column.to_arrow().flatten().to_numpy() for column in lists)
-    n_N = lists.to_series().list.len().to_numpy().astype(np.int64)
-    end_N = np.cumsum(n_N)
-    row_E = np.repeat(np.arange(len(n_N)), n_N)
-    liked_E = action_E == LIKED
-    same_E = category_E == rows[layout.category.name].to_numpy()[row_E]
-    late_E = end_N[row_E] - np.arange(len(row_E)) <= LAST_EVENTS
-
-    def count(mask_E: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        return np.bincount(row_E[mask_E], minlength=len(n_N))
-
-    def share(mask_E: npt.NDArray[np.bool_], of_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        with np.errstate(invalid="ignore"):  # 0 / 0: no event, no rate
-            return np.asarray(count(liked_E & mask_E) / of_N)
-
-    every_E = np.ones(len(row_E), dtype=np.bool_)
-    gap_N = np.full(len(n_N), np.nan)
-    gap_N[n_N > 0] = rows["time"].to_numpy()[n_N > 0] - time_E[end_N[n_N > 0] - 1]
-    same_N = count(same_E)
-    columns = [
-        n_N, share(every_E, n_N), share(same_E, same_N), same_N, share(late_E, np.minimum(n_N, LAST_EVENTS)), gap_N
-    ]  # fmt: skip
-    return np.column_stack(columns).astype(np.float32)
-
-
 def _lightgbm(
     rows: Rows, parts: Sequence[Floats], names: Sequence[str], notes: dict[str, Any], seed: int, threads: int
 ) -> Floats:
@@ -327,10 +247,54 @@ def _lightgbm_history(
         parts, names = _statistics(rows, schema, keys)
         parts = [np.hstack(pair) for pair in zip(parts, counted, strict=True)]
         found: dict[str, Any] = {"user_statistics": tag}
-        fits[tag] = _lightgbm(rows, parts, [*names, *COUNTS], found, seed, threads), found
+        fits[tag] = _lightgbm(rows, parts, [*names, *layout.counts], found, seed, threads), found
     scores, found = max(fits.values(), key=lambda fit: fit[1]["valid_auc"])
     notes |= found | {"valid_auc_by_user_statistics": {tag: fit[1]["valid_auc"] for tag, fit in fits.items()}}
     return scores
+
+
+def _target_ids(
+    rows: Rows, schema: FeatureSchema, layout: Layout, notes: dict[str, Any], seed: int, threads: int
+) -> dict[str, Floats]:
+    """Scores of LR and LightGBM that see the target's item and category and nothing else.
+
+    Ids are those of the file where the rows have them (`raw_<field>`): rare items that are hidden from the models still
+    leak through what is counted of them, and a control without them finds nothing. The two models find different
+    leaks, and LR often ranks the wrong way round; `notes["model"]` names the one whose AUC on validation rows is
+    farther from .5.
+    """
+    targets = [f for f in (layout.item, layout.category) if f is not None]
+    targets = [replace(f, name=f"raw_{f.name}") if f"raw_{f.name}" in rows.train.columns else f for f in targets]
+    keys: list[Key] = [(f.name,) for f in targets]
+    only = replace(schema, fields=tuple(targets))
+    each: dict[str, dict[str, Any]] = {"lr": {}, "lightgbm": {}}
+    with threadpool_limits(threads):
+        parts = {"lr": _lr(rows, only, keys, each["lr"])}
+    parts["lightgbm"] = _lightgbm(rows, *_statistics(rows, only, keys), each["lightgbm"], seed, threads)
+    notes |= {"fields": [f.name for f in targets], **each}
+    notes["model"] = max(each, key=lambda model: abs(each[model]["valid_auc"] - 0.5))
+    return parts
+
+
+def judge_pool(label_N: Floats, result: FloorResult) -> dict[str, Any]:
+    """What the `target_ids` control says of the pool that negatives were drawn from.
+
+    Args:
+        label_N: of the rows that were scored.
+        result: of the control.
+
+    Returns:
+        `target_ids_auc`: model -> AUC; `leaking_pool`: why the data's AUCs are invalid, empty if they are not.
+    """
+    found = {model: auc(label_N, score_N) for model, score_N in result.parts.items()}
+    low, high = HONEST_AUC
+    shown = ", ".join(f"{model} {value:.3f}" for model, value in found.items())
+    leaks = any(not low <= value <= high for value in found.values())
+    reason = (
+        f"leaking pool: target ids alone reach AUC {shown}, outside {low:.2f}-{high:.2f}; draw negatives from a pool "
+        "of far more events of the whole period"
+    )
+    return {"target_ids_auc": found, "leaking_pool": reason if leaks else ""}
 
 
 def _lr(rows: Rows, schema: FeatureSchema, keys: Sequence[Key], notes: dict[str, Any]) -> Floats:
@@ -382,6 +346,6 @@ def _codes(rows: Rows, schema: FeatureSchema, keys: Sequence[Key]) -> Iterator[l
         for name in key:
             code = code * schema[name].cardinality + pl.col(name)
         yield [part.select(code.alias("code"))["code"].to_numpy() for part in rows.parts]
-    for field in schema.dense:
-        code = (pl.col(field.name) * 2).floor().cast(pl.Int64).fill_null(MISSING_BIN)
+    for dense in schema.dense:
+        code = (pl.col(dense.name) * 2).floor().cast(pl.Int64).fill_null(MISSING_BIN)
         yield [part.select(code.alias("code"))["code"].to_numpy() for part in rows.parts]

@@ -6,7 +6,7 @@ Timing, counting, tracing and training are separate processes: a number never ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import chain, pairwise, repeat
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 from ctrbench.bench import proc, registry
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.pretrain import pretrain
 from ctrbench.bench.quality import evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
@@ -26,6 +27,7 @@ from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
+from ctrbench.models.lum import LumRanker
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, RunRecord
@@ -108,15 +110,16 @@ def quality_rows(
 
 def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     """Process Q: one training to the budget, scored on the whole test split."""
-    model_spec, _, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
+    before, rows = _step_one(model, config, prepared, spec, base)
     start = time.perf_counter()
     looks = train(model, prepared, budget_of(spec), spec.seed)
     trained = time.perf_counter()
     score, label, user = scores(model, prepared, "test", budget_of(spec))
     np.savez(folder / SCORES, score=score.astype(np.float32))
-    rows = quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
-    extra = {
+    rows += quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
+    extra = before | {
         "looks": [asdict(look) for look in looks],
         "train_seconds": trained - start,
         "score_seconds": time.perf_counter() - trained,
@@ -125,8 +128,37 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, rows, extra)
 
 
+def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
+    """One tuning trial: a training judged by validation rows; the test split is never scored."""
+    model_spec, config, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    start = time.perf_counter()
+    before, _ = _step_one(model, config, prepared, spec, base)
+    looks = train(model, prepared, budget_of(spec), spec.seed)
+    best = max(look.valid_auc for look in looks)
+    rows = [make(base, "valid_auc", best, "measured", phase="train", scope=f"trial:{spec.trial}", seed=spec.seed)]
+    extra = {"valid_auc": best, "looks": [asdict(look) for look in looks], "seconds": time.perf_counter() - start}
+    return _record(spec, rows, before | extra)
+
+
+def _step_one(
+    model: nn.Module, config: Any, prepared: Prepared, spec: RunSpec, base: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Measurement]]:
+    """Pre-training of a model that has any (LUM), and what it retrieves: each user's last train event, held out."""
+    if not isinstance(model, LumRanker):
+        return {}, []
+    done, found = pretrain(model, prepared, config, spec.train_rows, spec.seed)
+    rows = []
+    for metric, values in (("recall_at_k", found.recall), ("ndcg_at_k", found.ndcg)):
+        rows += [
+            make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found.users)
+            for who, v in values.items()
+        ]
+    return {"pretraining": asdict(done), "host": config.host}, rows
+
+
 def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
-    """One floor (popularity, LR, LightGBM, LightGBM-history) on the very rows that the models get."""
+    """One floor or control of `floors.FLOORS` on the very rows that the models get."""
     from ctrbench.bench import floors
 
     prepared = Prepared.open(Path(spec.prepared))
@@ -144,7 +176,8 @@ def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
     label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     np.savez(folder / SCORES, score=np.asarray(result.scores, dtype=np.float32))
     rows = quality_rows(base, label, np.asarray(result.scores), user, prepared.positive_rate("train"), spec.seed)
-    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes})
+    judged = floors.judge_pool(label, result) if result.parts and prepared.sampler is not None else {}
+    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes, **judged})
 
 
 def _stream(spec: RunSpec, prepared: Prepared) -> tuple[Loader, Iterator[Batch]]:
@@ -265,7 +298,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published,
+    "published": run_published, "tune": run_tune,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]

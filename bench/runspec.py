@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Kind = Literal["time", "count", "trace", "quality", "floor", "published"]
-"""Which process it is: timing, counting, tracing, training to a quality, a floor, or the meta-device sweep."""
+Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune"]
+"""Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -55,6 +55,10 @@ class RunSpec:
     repeat: int = 0
     """Number of the process among its repeats."""
     seed: int = 0
+    trial: int = -1
+    """Number of the tuning trial, 0 is the default; -1 for other processes."""
+    tuned: bool = False
+    """Whether the options are those of a best trial."""
     tracer: str = "none"
     level: str = "smoke"
     timeout_s: int = 1800

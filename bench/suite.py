@@ -8,22 +8,21 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ctrbench.bench import floors, registry, summary
+from ctrbench.bench import registry, summary
 from ctrbench.bench.bars import published_bands
-from ctrbench.bench.config import Job, Plan, RunOptions
+from ctrbench.bench.config import Job, Plan
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
-from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.bench.specs import PROCESSES, Ready, skipped_rows, suite_specs, tuned_specs
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -32,28 +31,18 @@ from ctrbench.reports import bands, records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality")
+SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune")
 """Kinds that are not timed: they share the cores, one thread each."""
 IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
 """Columns that tell the rows of one suite apart."""
-PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
-"""What every model of a job owes."""
 DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
     "auc_delta": {"auc": "measured"},
+    "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},
     "auc_vs_published": {"auc": "measured", "auc_published": "cited"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A job whose data is there."""
-
-    job: Job
-    prepared: Prepared
-    path: Path
 
 
 def run_suite(plan: Plan, console: Console) -> int:
@@ -69,23 +58,34 @@ def run_suite(plan: Plan, console: Console) -> int:
         for model in job.models:
             preset_options(model, job.preset)
     ready, rows, skipped = _prepare(plan, console)
-    specs, unsupported = _specs(plan, ready)
+    specs, unsupported = suite_specs(plan, ready)
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
-    _write_skips(runs_dir, rows + unsupported, skipped, plan)
+    samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
+    _write_skips(runs_dir, rows + unsupported, skipped, plan, samplers)
     done = records.finished(runs_dir)
     todo = [s for s in specs if s.key not in done]
     if len(todo) < len(specs):
         console.print(f"resuming: {len(specs) - len(todo)} of {len(specs)} runs are already recorded")
     outcomes = _run(todo, runs_dir, console)
+    tuned, chosen = tuned_specs(plan, ready, runs_dir) if plan.run.trials > 1 else ([], [])
+    if tuned:
+        console.print(
+            f"tuned variants: {len(tuned)} trainings with the options of the best of {plan.run.trials} trials"
+        )
+        outcomes += _run([s for s in tuned if s.key not in done], runs_dir, console)
+        specs += tuned
     failures = [o for o in outcomes if o.status != "ok"]
     for outcome in failures:
         _write_failure(outcome, runs_dir)
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
-    judged = _summarise(specs, plan, runs_dir)
+    rows = _summarise(specs, plan, runs_dir, chosen)
+    judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
     for line in bands.lines(judged):
         console.print(line, markup=False)
+    for text in _doubts(rows):
+        console.print(f"[bold red]NO AUC CAN BE CLAIMED[/] {text}")
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
     return 1 if failures or bands.outside(judged) else 0
@@ -132,6 +132,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
             f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
             f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"
         )
+        for note, count in prepared.manifest["rows"]["notes"].items():
+            console.print(f"  note: {note} ({count:,})", markup=False)
         if prepared.rows("train") < plan.run.batch:
             raise BadInput(
                 f"run.batch={plan.run.batch}: {job.data} has {prepared.rows('train')} train rows; use a smaller batch"
@@ -141,85 +143,11 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
 
 
 def _skipped_job(job: Job, reason: str) -> list[Measurement]:
-    track = dataset_spec(job.data).track
-    rows = [r for f in job.floors for r in _skipped(job.data, track, f, "floor", ("floor",), reason)]
-    for model in job.models:
-        rows += _skipped(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason)
+    track = dataset_spec(job.data).track or ""
+    rows = [r for f in job.floors for r in skipped_rows(job.data, track, f, "floor", ("floor",), reason)]
+    for model in dict.fromkeys(e.model for e in job.models):
+        rows += skipped_rows(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason, job.split)
     return rows
-
-
-def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurement]]:
-    specs: list[RunSpec] = []
-    unsupported: list[Measurement] = []
-    for item in ready:
-        track = item.prepared.schema.track
-        for model in item.job.models:
-            model_spec = registry.model_spec(model)
-            if track not in model_spec.tracks:
-                reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
-                unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
-                continue
-            made = _model_specs(plan, item, model)
-            if model in plan.model_options or item.job.preset != "small" or plan.run.l2:
-                _check_options(made[0], item.prepared)
-            specs += made
-        for floor in item.job.floors:
-            missing = floors.skip_reason(floor, item.prepared.schema)
-            if missing is None:
-                specs.append(_spec(plan, item, "floor", floor, threads=1))
-            else:
-                unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), missing)
-    published = [
-        RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
-        for m in plan.models
-    ]
-    return specs + published, unsupported
-
-
-def _check_options(spec: RunSpec, prepared: Prepared) -> None:
-    """Builds the model without memory: options of the command line that do not fit must not cost a suite."""
-    model_spec = lookup(spec)
-    try:
-        with torch.device("meta"):
-            model_spec.build(model_config(spec, model_spec), prepared.schema_for(spec.history_length))
-    except (TypeError, ValueError) as error:
-        options = " ".join(f"{spec.model}.{k}={v}" for k, v in spec.config.items())
-        raise BadInput(f"{options}: {error}") from None
-
-
-def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str], reason: str) -> list[Measurement]:
-    base = {"run": f"skipped-{data}-{model}", "model": model, "family": family, "data": data, "track": track}
-    return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
-
-
-def _model_specs(plan: Plan, item: Ready, model: str) -> list[RunSpec]:
-    run = plan.run
-    made = [_spec(plan, item, "count", model, threads=1)]
-    made += [_spec(plan, item, "quality", model, threads=1, seed=s) for s in range(run.seeds)]
-    made += [_spec(plan, item, "time", model, repeat=r) for r in range(run.processes)]
-    made.append(replace(_spec(plan, item, "trace", model, tracer="torch.profiler"), steps=min(run.steps, 20)))
-    return made
-
-
-def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> RunSpec:
-    run: RunOptions = plan.run
-    typed = plan.model_options.get(model, {})
-    tables = table_options(run) if kind != "floor" else {}
-    config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **typed}
-    if tables:
-        config["tables"] = {field: value for field, (_, value) in tables.items()}
-    variant = ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
-    values: dict[str, Any] = {
-        "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
-        "preset": item.job.preset if kind != "floor" else "small",
-        "data": item.job.data, "split": item.prepared.split, "fingerprint": item.prepared.fingerprint,
-        "prepared": str(item.path.resolve()), "history_length": run.history_length,
-        "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,
-        "epochs": run.epochs, "evaluations": run.evaluations, "patience": run.patience, "batch": run.batch,
-        "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "dtype": run.dtype, "threads": run.threads,
-        "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
-    }  # fmt: skip
-    return RunSpec(**(values | changes))
 
 
 def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
@@ -229,7 +157,7 @@ def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 def _work(spec: RunSpec) -> float:
     """FLOPs of a training, to order the side-by-side runs by; the other kinds are short and come last."""
-    if spec.kind != "quality":
+    if spec.kind not in ("quality", "tune"):
         return 0.0
     model = lookup(spec)
     schema = Prepared.open(Path(spec.prepared)).schema_for(spec.history_length)
@@ -280,12 +208,15 @@ class _progress:
             sys.stdout.flush()
 
 
-def _write_skips(runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan) -> None:
+def _write_skips(
+    runs_dir: Path, rows: list[Measurement], skipped: list[str], plan: Plan, samplers: dict[str, dict[str, Any]]
+) -> None:
     spec = {
         "kind": "prepare",
         "suite": plan.suite,
         "level": plan.level,
         "skipped": skipped,
+        "samplers": samplers,
         "run": asdict(plan.run),
         "tuned": False,
     }
@@ -323,8 +254,8 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
                 yield Measurement(**row)
 
 
-def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> list[Measurement]:
-    """Writes the summary record; returns the rows that judge an AUC by a published one."""
+def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[dict[str, Any]]) -> list[Measurement]:
+    """Writes the summary record; returns its rows."""
     done = records.finished(runs_dir)
     runs = [
         summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
@@ -334,14 +265,25 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> list[Measure
     rows = summary.summarise(runs, runs_dir, "summary")
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
-    judged = published_bands(plan, runs, rows, "summary")
-    rows += judged
-    spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": False}
+    rows += published_bands(plan, runs, rows, "summary")
+    spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": bool(chosen)}
     records.save(
-        RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS),
+        RunRecord(
+            key="summary",
+            spec=spec,
+            rows=tuple(rows),
+            environment=this_machine(),
+            inputs=DERIVED_INPUTS,
+            extra={"tuning": chosen},
+        ),
         runs_dir,
     )
-    return judged
+    return rows
+
+
+def _doubts(rows: Iterable[Measurement]) -> list[str]:
+    """For each data set with doubtful negatives, the reason."""
+    return list(dict.fromkeys(f"{r.data}: {r.reason}" for r in rows if r.metric == "auc" and r.status == "unstable"))
 
 
 def _draw(runs_dir: Path, console: Console) -> None:

@@ -25,9 +25,11 @@ class Account:
         read: lines read, headers included.
         header: header lines.
         kept: rows that went on.
-        skipped: reason -> rows dropped.
+        skipped: reason -> rows dropped, bad and left out together.
+        left_out: the part of `skipped` that the data set's definition or a stated choice leaves out; none of it is bad.
         places: reason -> the first `PLACES` messages.
         notes: harmless oddities -> how often.
+        files: name -> its lines by fate, where the rows come from several files.
     """
 
     def __init__(self, path: Path, policy: str = "strict", max_bad_fraction: float = 0.001) -> None:
@@ -38,8 +40,29 @@ class Account:
         self.path, self.policy, self.max_bad_fraction = path, cast(Policy, policy), max_bad_fraction
         self.read = self.header = self.kept = 0
         self.skipped: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
         self.places: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
+        self.files: dict[str, dict[str, int]] = {}
+
+    def part(self, path: Path) -> Account:
+        """An account of one of several files under the same policy: its lines are numbered from 1."""
+        return Account(path, self.policy, self.max_bad_fraction)
+
+    def absorb(self, part: Account) -> None:
+        """Adds the closed account of one file."""
+        part.close()
+        self.read += part.read
+        self.header += part.header
+        self.kept += part.kept
+        self.skipped += part.skipped
+        self.notes += part.notes
+        for reason, places in part.places.items():
+            self.places[reason] = [*self.places.get(reason, []), *places][:PLACES]
+        dropped = part.skipped.total()
+        self.files[part.path.name] = {
+            "read": part.read, "header": part.header, "kept": part.kept, "skipped": dropped,
+        }  # fmt: skip
 
     def fail(self, line: int, reason: str, what: str = "", remedy: str = "", *, file: str = "") -> NoReturn:
         """Raises: the whole file cannot be used."""
@@ -51,9 +74,12 @@ class Account:
         if self.policy == "strict":
             remedy = "correct the line, or drop and count bad rows with policy=skip"
             raise BadInput(self._message(line, reason, what, remedy, file))
-        self.skipped[reason] += 1
-        if len(self.places.setdefault(reason, [])) < PLACES:
-            self.places[reason].append(self._message(line, reason, what, "", file))
+        self._skip(line, reason, what, file)
+
+    def leave_out(self, line: int, reason: str, field: str, value: str, *, file: str = "") -> None:
+        """One row that is not part of the data set: counted under every policy, never an error by itself."""
+        self.left_out[reason] += 1
+        self._skip(line, reason, f"{field} {value[:40]!r}", file)
 
     def close(self) -> None:
         """Checks that nothing got lost and that not too much was dropped.
@@ -64,10 +90,11 @@ class Account:
         dropped = self.skipped.total()
         if self.read != self.header + self.kept + dropped:
             raise AssertionError(f"{self.path}: read {self.read} != {self.header} + {self.kept} + {dropped}")
-        shown = "; ".join(m for places in self.places.values() for m in places[:1])
-        if dropped > self.max_bad_fraction * (self.read - self.header):
+        shown = "; ".join(places[0] for reason, places in self.places.items() if reason not in self.left_out)
+        bad = dropped - self.left_out.total()
+        if bad > self.max_bad_fraction * (self.read - self.header):
             raise BadInput(
-                f"{self.path}: {dropped} of {self.read - self.header} rows are bad, more than max_bad_fraction="
+                f"{self.path}: {bad} of {self.read - self.header} rows are bad, more than max_bad_fraction="
                 f"{self.max_bad_fraction}; first: {shown}; correct the file or raise max_bad_fraction"
             )
         if self.kept == 0:
@@ -77,8 +104,14 @@ class Account:
         """For the manifest."""
         return {
             "policy": self.policy, "max_bad_fraction": self.max_bad_fraction, "read": self.read, "header": self.header,
-            "kept": self.kept, "skipped": dict(self.skipped), "places": self.places, "notes": dict(self.notes),
+            "kept": self.kept, "skipped": dict(self.skipped), "left_out": dict(self.left_out), "places": self.places,
+            "notes": dict(self.notes), "files": self.files,
         }  # fmt: skip
+
+    def _skip(self, line: int, reason: str, what: str, file: str) -> None:
+        self.skipped[reason] += 1
+        if len(self.places.setdefault(reason, [])) < PLACES:
+            self.places[reason].append(self._message(line, reason, what, "", file))
 
     def _message(self, line: int, reason: str, what: str, remedy: str, file: str = "") -> str:
         place = f"{self.path}{'/' + file if file else ''}:{line}"

@@ -171,11 +171,11 @@ def integer_values(law: Integer, u_R: np.ndarray) -> np.ndarray:
     return out_R
 
 
-def copula() -> np.ndarray:
+def copula(correlations: Mapping[tuple[str, str], float] = RANK_CORRELATIONS) -> np.ndarray:
     """[13, 13] correlation of the normals below the integers: r = 2 sin(pi rho / 6), made positive definite."""
     names = list(INTEGERS)
     matrix = np.eye(len(names))
-    for (a, b), rho in RANK_CORRELATIONS.items():
+    for (a, b), rho in correlations.items():
         i, j = names.index(a), names.index(b)
         matrix[i, j] = matrix[j, i] = 2 * np.sin(np.pi * rho / 6)
     values, vectors = np.linalg.eigh(matrix)
@@ -185,9 +185,33 @@ def copula() -> np.ndarray:
     return normed
 
 
-def score_weights(correlation: np.ndarray) -> np.ndarray:
+def score_weights(correlation: np.ndarray, integers: Mapping[str, Integer] = INTEGERS) -> np.ndarray:
     """[13] weights of the unit-variance integer score: (R + .3 I)^-1 sqrt(2) Phi^-1(AUC)."""
-    target = np.sqrt(2) * ndtri(np.array([law.auc for law in INTEGERS.values()]))
+    target = np.sqrt(2) * ndtri(np.array([law.auc for law in integers.values()]))
     weights = np.linalg.solve(correlation + 0.3 * np.eye(len(target)), target)
     unit: np.ndarray = weights / np.sqrt(weights @ correlation @ weights)
     return unit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Law:
+    """Everything that the generator follows."""
+
+    integers: Mapping[str, Integer]
+    categories: Mapping[str, Category]
+    masks: tuple[tuple[str, ...], ...]
+    """Columns that are missing together."""
+    correlations: Mapping[tuple[str, str], float]
+    """Rank correlations of pairs of integers; others are independent."""
+    linked: bool
+    """Columns decide one another as `CHAINS` says."""
+    dominant: tuple[str, ...] = ()
+    """Columns whose first value comes in the same rows, `dominant_share` of all."""
+    dominant_share: float = 0.0
+    salt: int = 0
+    """Added to a column's number in its hash: another salt, other tokens and effects."""
+
+
+def kaggle(cap: int = 0) -> Law:
+    """The law of the Kaggle rows; `cap` as in `categories`."""
+    return Law(integers=INTEGERS, categories=categories(cap), masks=MASKS, correlations=RANK_CORRELATIONS, linked=True)

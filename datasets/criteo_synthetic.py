@@ -29,12 +29,12 @@ from ctrbench.datasets import criteo
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_law import (
     CHAINS,
-    INTEGERS,
-    MASKS,
     Category,
+    Law,
     categories,
     copula,
     integer_values,
+    kaggle,
     score_weights,
 )
 from ctrbench.datasets.errors import BadInput
@@ -90,19 +90,21 @@ class Chunk:
 
 
 class Generator:
-    """Rows by the law of `criteo_law`.
+    """Rows by a law of `criteo_law`.
 
     Args:
         parameters: what decides the bytes.
+        law: of another data set than Kaggle's.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, law: Law | None = None) -> None:
         self.parameters = parameters
-        self.laws = categories(parameters.cap)
-        correlation = copula()
+        self.law = law or kaggle(parameters.cap)
+        self.laws = self.law.categories
+        correlation = copula(self.law.correlations)
         self._root = np.linalg.cholesky(correlation)
-        self._weights = score_weights(correlation)
-        self._links = _link(self.laws, parameters.seed)
+        self._weights = score_weights(correlation, self.law.integers)
+        self._links = _link(self.laws, parameters.seed) if self.law.linked else None
         picks = np.random.default_rng([parameters.seed, 1])
         names = list(self.laws)
         self._pairs = [tuple(names[i] for i in picks.choice(len(names), 2, replace=False)) for _ in range(PAIRS)]
@@ -132,16 +134,17 @@ class Generator:
         return pl.DataFrame(columns)
 
     def _draw(self, rng: np.random.Generator, size: int) -> Chunk:
-        normal_RI = rng.standard_normal((size, len(INTEGERS))) @ self._root.T
+        known = self.law.integers
+        normal_RI = rng.standard_normal((size, len(known))) @ self._root.T
         score_R = normal_RI @ self._weights
-        integers = {n: integer_values(law, ndtr(normal_RI[:, i])) for i, (n, law) in enumerate(INTEGERS.items())}
+        integers = {n: integer_values(law, ndtr(normal_RI[:, i])) for i, (n, law) in enumerate(known.items())}
         missing: dict[str, np.ndarray] = {}
-        for group in MASKS:
+        for group in self.law.masks:
             first = group[0]
-            share = INTEGERS[first].missing if first in INTEGERS else self.laws[first].missing
+            share = known[first].missing if first in known else self.laws[first].missing
             missing |= dict.fromkeys(group, rng.random(size) < share)
         never_R = np.zeros(size, bool)
-        missing = {n: missing.get(n, never_R) for n in (*INTEGERS, *self.laws)}
+        missing = {n: missing.get(n, never_R) for n in (*known, *self.laws)}
         ranks = self._ranks(rng, score_R)
         logit_R = score_R + 0.8 * sum(effect * missing[n] for n, effect in MISSING_EFFECT.items())
         single_R, pairs_R = self._category_parts(ranks, missing)
@@ -153,17 +156,26 @@ class Generator:
         out: dict[str, np.ndarray] = {}
         for name in TIED:
             out[name] = self.laws[name].rank(ndtr(TIE * score_R + np.sqrt(1 - TIE**2) * rng.standard_normal(size)))
+        decided = {*self._links.maps, "C11"} if self._links else set()
         for name, law in self.laws.items():
-            if name not in out and name not in self._links.maps and name != "C11":
+            if name not in out and name not in decided:
                 out[name] = law.rank(rng.random(size))
-        for name, (source, map_N) in self._links.maps.items():
+        if self._links:
+            self._follow(self._links, rng, out)
+        if self.law.dominant:
+            joint_R = rng.random(size) < self.law.dominant_share
+            out |= {name: np.where(joint_R, 0, out[name]) for name in self.law.dominant}
+        return {name: out[name] for name in self.laws}
+
+    def _follow(self, links: _Links, rng: np.random.Generator, out: dict[str, np.ndarray]) -> None:
+        """Adds the columns that others decide."""
+        for name, (source, map_N) in links.maps.items():
             out[name] = map_N[out[source]]
-        first_R, last_R = self._links.first_N[out["C13"]], self._links.last_N[out["C13"]]
+        first_R, last_R = links.first_N[out["C13"]], links.last_N[out["C13"]]
         law = self.laws["C11"]
         low_R = np.where(first_R > 0, law.cdf_N[first_R - 1], 0.0)
-        drawn_R = law.rank(low_R + rng.random(size) * (law.cdf_N[last_R] - low_R))
+        drawn_R = law.rank(low_R + rng.random(len(low_R)) * (law.cdf_N[last_R] - low_R))
         out["C11"] = np.clip(drawn_R, first_R, last_R)
-        return {name: out[name] for name in self.laws}
 
     def _category_parts(
         self, ranks: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray]
@@ -202,7 +214,7 @@ class Generator:
         self._intercept = float(brentq(lambda b: expit(logit_R + b).mean() - self.parameters.ctr, -20, 20))
 
     def _key(self, name: str, use: int) -> int:
-        return hash_key(self.parameters.seed, int(name[1:]), use)
+        return hash_key(self.parameters.seed, self.law.salt + int(name[1:]), use)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +360,14 @@ SPEC = DataSpec(
     description="generated, seeded: marginals, dependencies and missing patterns of real rows, labels of a known law",
     terms="generated by ctrbench; no one's data",
     splits=("file_order",),
-    options={"rows": 400_000, "seed": 0, "cap": 200_000, "min_count": 2, "full_tables": False},
+    options={
+        "rows": 400_000,
+        "seed": 0,
+        "cap": 200_000,
+        "min_count": 2,
+        "integers": "signed_log",
+        "full_tables": False,
+    },
     fetch=fetch,
     build=build,
     fetch_options=("rows", "seed"),

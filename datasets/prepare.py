@@ -101,8 +101,9 @@ def _build(
     account.close()
     shards.check(raw.path)
     stored = sum(body["rows"] for body in shards.splits.values())
-    if stored != account.kept:
-        raise AssertionError(f"{raw.path}: kept {account.kept} rows but stored {stored}")
+    expected = account.kept - built.get("history_only", 0) + built.get("sampled", 0)
+    if stored != expected:
+        raise AssertionError(f"{raw.path}: kept {account.kept} rows, {expected} to be stored, but stored {stored}")
     body = {
         **head, "title": spec.title, "synthetic": raw.synthetic, "terms": spec.terms,
         "schema": schema_json(built["schema"]), "split": {"rule": rule, **built["split"]}, "splits": shards.splits,
@@ -110,6 +111,7 @@ def _build(
         "events": shards.events, "raw": {"file": raw.path.name, "bytes": raw.bytes, "sha256": raw.sha256, **raw.detail},
         "files": shards.files(),
     }  # fmt: skip
+    body |= {key: built[key] for key in ("sampler", "aside") if key in built}
     (folder / MANIFEST).write_text(json.dumps(body, indent=1), encoding="utf-8")
 
 

@@ -100,7 +100,7 @@ class Prepared:
         if not 1 <= history_length <= longest:
             raise BadInput(
                 f"history_length={history_length}: {schema.name} was prepared with 1..{longest}; "
-                "prepare it again with a longer `history`"
+                "use run.history_length within that, or prepare it with longer histories"
             )
         fields = tuple(replace(f, max_length=history_length) if f.kind == "sequence" else f for f in schema.fields)
         return replace(schema, fields=fields)
@@ -125,6 +125,16 @@ class Prepared:
         """Size of everything that the loader reads."""
         return sum(size for name, size in self.manifest["files"].items() if not name.startswith("vocabulary"))
 
+    @property
+    def sampler(self) -> Mapping[str, Any] | None:
+        """How negatives were sampled; None where every label was observed."""
+        return self.manifest.get("sampler")
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """Columns that rows have beside their features, for controls; no model gets them."""
+        return tuple(self.manifest.get("aside", ()))
+
     def rows(self, split: str) -> int:
         """Rows of a split."""
         return int(self._split(split)["rows"])
@@ -142,7 +152,7 @@ class Prepared:
         return pl.read_parquet(self.path / f"vocabulary-{name}.parquet")
 
     def events(self, history: str) -> pl.DataFrame:
-        """The event log of a history, sorted by (user, time, file order): its fields' ids and `time`."""
+        """The event log of a history, a user's events together by (time, file order): its fields' ids and `time`."""
         return pl.read_parquet(self.path / f"events-{history}.parquet")
 
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -151,7 +161,7 @@ class Prepared:
         Args:
             split: train, valid or test.
             last: only that many most recent rows.
-            columns: which ones; None for all.
+            columns: which ones, `aside` included; None for all but `aside`.
 
         Returns:
             label, user_id, time (int64), categorical ids (int32), dense (float32, null = missing), and for each
@@ -162,6 +172,7 @@ class Prepared:
         owner = {f.name: h for h, fields in schema.histories.items() for f in fields}
         owner |= {f"{h}_time": h for h in schema.histories}
         wanted = list(columns) if columns is not None else [*plain, *owner]
+        plain += self.aside
         for name in wanted:
             if name not in plain and name not in owner:
                 raise BadInput(f"{schema.name}: unknown column {nearest(name, [*plain, *owner])}")

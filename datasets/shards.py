@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import SPLITS
@@ -23,11 +24,18 @@ class Vocabulary:
     Args:
         counts: `value` (text) and `count` of the train rows; null values are left out: they are missing, not a value.
         min_count: rarer values are out of vocabulary.
+        values: all values in the order of their ids, whatever the train rows hold; empty = by count.
     """
 
-    def __init__(self, counts: pl.DataFrame, min_count: int) -> None:
-        kept = counts.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
-        kept = kept.sort(["count", "value"], descending=[True, False])
+    def __init__(self, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> None:
+        if values:
+            listed = pl.DataFrame({"value": list(values)})
+            kept = listed.join(counts, on="value", how="left", maintain_order="left").with_columns(
+                pl.col("count").fill_null(0)
+            )
+        else:
+            kept = counts.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
+            kept = kept.sort(["count", "value"], descending=[True, False])
         self.table = kept.select(
             "value", pl.int_range(FIRST_ID, FIRST_ID + pl.len(), dtype=pl.Int32).alias("id"), "count"
         )
@@ -38,10 +46,10 @@ class Vocabulary:
         """Table rows, the reserved ones included; at least one for a value."""
         return FIRST_ID + max(1, self.table.height)
 
-    def encode(self, column: str) -> pl.Expr:
-        """Ids of a text column: missing, out of vocabulary or the value's own."""
+    def encode(self, column: str, missing: int = MISSING) -> pl.Expr:
+        """Ids of a text column: `missing`, out of vocabulary or the value's own."""
         known = pl.col(column).cast(self._enum, strict=False).to_physical().cast(pl.Int32) + FIRST_ID
-        ids = pl.when(pl.col(column).is_null()).then(MISSING).otherwise(known.fill_null(OOV))
+        ids = pl.when(pl.col(column).is_null()).then(missing).otherwise(known.fill_null(OOV))
         return ids.cast(pl.Int32).alias(column)
 
 
@@ -60,9 +68,9 @@ class Shards:
         self._oov: dict[str, Counter[str]] = {s: Counter() for s in SPLITS}
         self._missing: dict[str, Counter[str]] = {s: Counter() for s in SPLITS}
 
-    def vocabulary(self, column: str, counts: pl.DataFrame, min_count: int) -> Vocabulary:
+    def vocabulary(self, column: str, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> Vocabulary:
         """Makes and stores the vocabulary of a column."""
-        vocabulary = Vocabulary(counts, min_count)
+        vocabulary = Vocabulary(counts, min_count, values)
         vocabulary.table.write_parquet(self.folder / f"vocabulary-{column}.parquet")
         seen = counts.filter(pl.col("value").is_not_null()).height
         self.vocabularies[column] = {"kept": vocabulary.table.height, "seen_in_train": seen, "min_count": min_count}
@@ -81,8 +89,21 @@ class Shards:
 
     def write_events(self, history: str, log: pl.DataFrame) -> None:
         """Stores the event log of a history."""
-        log.write_parquet(self.folder / f"events-{history}.parquet", compression="zstd", statistics=False)
-        self.events[history] = log.height
+        self.write_event_parts(history, [log])
+
+    def write_event_parts(self, history: str, parts: Iterable[pl.DataFrame]) -> None:
+        """Stores an event log that comes in parts, one part in memory at a time."""
+        writer: pq.ParquetWriter | None = None
+        self.events[history] = 0
+        for part in parts:
+            table = part.to_arrow()
+            if writer is None:
+                path = self.folder / f"events-{history}.parquet"
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", write_statistics=False)
+            writer.write_table(table)
+            self.events[history] += part.height
+        if writer is not None:
+            writer.close()
 
     def rates(self) -> dict[str, dict[str, dict[str, float]]]:
         """split -> column -> share of its rows that are out of vocabulary, and missing."""

@@ -54,7 +54,8 @@ class DataSpec:
 
     name: str
     title: str
-    track: Track
+    track: Track | None
+    """None: the user's schema decides."""
     description: str
     terms: str
     """Under which terms the rows may be used."""
@@ -66,6 +67,8 @@ class DataSpec:
     """(path of the user or None, options) -> the raw file. Raises DataUnavailable or BadInput."""
     build: Callable[[Raw, str, Mapping[str, Any], Account, Shards], Mapping[str, Any]]
     """(raw, split rule, options, account, shards) fills account and shards; returns `schema` (a FeatureSchema) and
-    `split` (rule and cuts as JSON)."""
+    `split` (rule and cuts as JSON). Where labels are made by sampling negatives it also returns `sampler` (for the
+    manifest), `history_only` (kept rows that are events but no row of a split), `sampled` (rows added) and `aside`
+    (columns of the shards that controls may read and models never get)."""
     fetch_options: tuple[str, ...] = ()
     """Options that only decide the raw bytes; the raw sha256 stands for them in the fingerprint."""

@@ -39,9 +39,29 @@ class Lines:
         at = np.flatnonzero(np.frombuffer(self.text, np.uint8) == ord(delimiter))
         return np.diff(np.searchsorted(at, ends), prepend=0)
 
+    def line(self, ends: np.ndarray, i: int) -> str:
+        """Line i of the chunk, 0-based, without its newline; `ends` are the `bounds`."""
+        return self.text[ends[i - 1] + 1 if i else 0 : ends[i]].decode("utf-8")
 
-def read_lines(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[Lines]:
+    def only(self, ends: np.ndarray, keep: np.ndarray) -> bytes:
+        """Text of the lines that a boolean array marks."""
+        if keep.all():
+            return self.text
+        return b"".join(self.text[ends[i - 1] + 1 if i else 0 : ends[i] + 1] for i in np.flatnonzero(keep))
+
+    def after_first(self) -> Lines:
+        """The lines below the first one, which was a header."""
+        return Lines(self.text[self.text.find(b"\n") + 1 :], self.first + 1, self.unterminated)
+
+
+def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0) -> Iterator[Lines]:
     """Chunks of whole lines; counts them in `account.read`.
+
+    Args:
+        path: plain or gzipped text.
+        account: of this file alone.
+        chunk: bytes of text held at a time.
+        most: lines after which the rest of the file is not read; 0 reads all.
 
     Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members.
 
@@ -54,7 +74,7 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[Lin
         with path.open("rb") as raw:
             gz = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            yield from _chunks(gzip.GzipFile(fileobj=raw) if gz else raw, account, chunk)
+            yield from _chunks(gzip.GzipFile(fileobj=raw) if gz else raw, account, chunk, most)
     except OSError as error:
         account.fail(0, f"cannot be read: {error.strerror or error}", remedy="check the path")
 
@@ -72,7 +92,7 @@ def lines_of(text: bytes, account: Account, file: str) -> Lines:
     return _clean(text.removeprefix(_BOM), len(text) - len(text.removeprefix(_BOM)), account, file)
 
 
-def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int) -> Iterator[Lines]:
+def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int, most: int) -> Iterator[Lines]:
     rest, offset, done = b"", 0, False
     while not done:
         pieces, have, error = _fill(stream, chunk)
@@ -86,6 +106,9 @@ def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: 
             account.fail(reached, error, f"after {offset + len(text)} bytes of text", _REFETCH)
         cut = len(text) if done else text.rfind(b"\n") + 1
         whole, rest = text[:cut], text[cut:]
+        if most and account.read + whole.count(b"\n") >= most:
+            ends = np.flatnonzero(np.frombuffer(whole, np.uint8) == ord("\n"))
+            whole, done = whole[: ends[most - account.read - 1] + 1], True
         if whole:
             yield _clean(whole, offset, account)
             offset += len(whole)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,13 @@ TEXT = ("run", "model", "variant", "preset", "family", "data", "split", "track",
 NUMBERS = ("value", "sd", "p10", "p50", "p90", "p99", "ci_low", "ci_high", "seed", "threads", "batch", "n")
 
 
+def data_labels(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(data, split) -> how tables name it: the split is said where one data set ran under several."""
+    known = set(pairs)
+    splits = {d: {s for e, s in known if e == d and s} for d, _ in known}
+    return {(d, s): f"{d} · {s}" if s and len(splits[d]) > 1 else d for d, s in known}
+
+
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
@@ -149,6 +156,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     text = frame[list(TEXT)].astype(object)
     text = text.where(text.notna(), "").map(str)
     text.loc[text["preset"] == "", "preset"] = "small"
+    pairs = list(zip(text["data"], text["split"], strict=True))
+    labels = data_labels(pairs)
+    text["data"] = [labels[p] for p in pairs]
     numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
     body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)

@@ -63,7 +63,7 @@ def limits(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Limi
     if len(where(known, metric="auc_delta")):
         can.append("Models are compared only by the paired difference on the same rows and seeds; an interval that "
                    "includes 0 is a tie, and overlap of separate intervals decides nothing.")  # fmt: skip
-    cannot += _data(known)
+    cannot += _data(known) + _sampled(frame, bodies)
     skipped = tuple(f"{track} track, {data}: {reason}" for track, data, reason in skipped_tracks(frame))
     if skipped:
         cannot.append(f"Nothing is said of {len(skipped)} skipped data set(s); see the notice below.")
@@ -124,4 +124,23 @@ def _data(known: pd.DataFrame) -> list[str]:
                        "show that training works and support no claim about models.")  # fmt: skip
         elif data.startswith("movielens"):
             out.append(f"{data} holds ratings, not impressions: a verdict on click-through needs a real log.")
+    return out
+
+
+def _sampled(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What sampled negatives are, and where their pool spoils the numbers."""
+    samplers: dict[str, Mapping[str, Any]] = {}
+    for body in bodies.values():
+        samplers |= body.get("spec", {}).get("samplers", {})
+    out = []
+    for data, s in sorted(samplers.items()):
+        own = "own items excluded" if s["exclude_own"] else "own items allowed"
+        out.append(
+            f"{data}: every negative is sampled ({s['ratio']} a positive, by {s['weighting']}, {own}, seed {s['seed']},"
+            f" from {s['pool']}: {s['pool_events']:,} events for {s['positive_events']:,} positives). An AUC holds "
+            "against this sampler only."
+        )
+        doubt = where(frame, data=data, metric="auc", status="unstable")["reason"]
+        if len(doubt):
+            out.append(f"{data}: {doubt.iloc[0]}. No quality number of it is a result.")
     return out

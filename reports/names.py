@@ -23,6 +23,7 @@ TITLES: Mapping[str, str] = {
     "lr": "Logistic regression",
     "lightgbm": "LightGBM",
     "lightgbm_history": "LightGBM-history",
+    "target_ids": "Target ids only (control)",
 }
 """Fallback where no record carries a title."""
 CONTROLS = frozenset({"gpt_block", "shared_fields"})

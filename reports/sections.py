@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, costs, drawing, figures, tables
+from ctrbench.reports import bands, costs, drawing, figures, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
@@ -382,7 +382,9 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     speed,
     split,
     memory,
+    tuning.pretraining,
     pairing,
+    tuning.tuning,
     bands.section,
     anchors,
 )

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import KNOWN, Cell, absent, pick, tidy, where
+from ctrbench.reports.cells import KNOWN, Cell, absent, data_labels, pick, tidy, where
 from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 
@@ -56,11 +56,16 @@ def verdict(delta: Cell) -> str:
     return "better" if delta.low > 0 else "worse" if delta.high < 0 else "tied"
 
 
+def is_reference(model: str, variant: str, other: str) -> bool:
+    """Whether a row is what others are compared with: the reference as it is, and tuned among the tuned."""
+    return model == other and variant in ("", "tuned")
+
+
 def delta_of(frame: pd.DataFrame, data: str, model: str, variant: str, other: str) -> Cell:
     """Paired difference of AUC against another model."""
     if not other:
         return absent("auc_delta", "no reference ran")
-    if model == other and not variant:
+    if is_reference(model, variant, other):
         return absent("auc_delta", "reference")
     return pick(frame, "auc_delta", scope=f"vs:{other}", data=data, model=model, variant=variant, signed=True)
 
@@ -79,7 +84,7 @@ def headline(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             "Parameters": pick(mine, "parameters"),
             "AUC": pick(mine, "auc"),
             f"ΔAUC vs {names.title(other)}" if other else "ΔAUC": delta,
-            "Paired verdict": "reference" if model == other and not variant else verdict(delta),
+            "Paired verdict": "reference" if is_reference(model, variant, other) else verdict(delta),
             "Log loss": pick(mine, "logloss"),
             "Forward FLOPs / sample": pick(mine, "flops_fwd_per_sample"),
             "Training FLOPs / sample": pick(train, "flops_train_per_sample"),
@@ -116,7 +121,7 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             "AUC": auc,
             "Each seed": _seeds(mine),
             f"ΔAUC vs {names.title(other)}" if other else "ΔAUC": delta,
-            "Paired verdict": "reference" if model == other and not variant else verdict(delta),
+            "Paired verdict": "reference" if is_reference(model, variant, other) else verdict(delta),
             "GAUC": pick(mine, "gauc"),
             "Log loss": pick(mine, "logloss"),
             "Normalised entropy": pick(mine, "ne"),
@@ -175,11 +180,14 @@ def pairing(bodies: Bodies, names: Names) -> pd.DataFrame:
     shared = {"Fingerprint": "fingerprint", "Split": "split", "History length": "history_length",
               "Training rows": "train_rows", "Dtype": "dtype", "Threads": "threads"}  # fmt: skip
     runs: dict[tuple[str, str, str], dict[str, set[str]]] = {}
+    specs = [b.get("spec", {}) for b in bodies.values()]
+    labels = data_labels((str(s["data"]), str(s.get("split", ""))) for s in specs if s.get("data"))
     for body in bodies.values():
         spec = body.get("spec", {})
         if not spec.get("model") or not spec.get("data") or spec.get("kind", "quality") not in ("quality", "floor"):
             continue
-        key = str(spec["data"]), str(spec["model"]), str(spec.get("variant", ""))
+        label = labels[str(spec["data"]), str(spec.get("split", ""))]
+        key = label, str(spec["model"]), str(spec.get("variant", ""))
         mine = runs.setdefault(key, {"seeds": set(), "tuned": set(), **{h: set() for h in shared}})
         mine["seeds"].add(str(spec.get("seed", "")))
         mine["tuned"].add("yes" if spec.get("tuned") else "no")

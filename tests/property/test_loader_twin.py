@@ -19,16 +19,25 @@ from ctrbench.datasets.schema import Batch
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
 criteo_file, movielens_folder, random_events = (_tiny["criteo_file"], _tiny["movielens_folder"], _tiny["random_events"])
+_table = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_table.py"))
+shop, LONGER = _table["shop"], _table["SEQUENCE"].replace("max_length: 6", "max_length: 9")
 
 
-@pytest.fixture(scope="module", params=["criteo", "movielens_1m"])
+@pytest.fixture(scope="module", params=["criteo", "movielens_1m", "table"])
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("loader")
-    make = criteo_file if request.param == "criteo" else lambda f: movielens_folder(f / "raw", random_events(3, 900))
+    options = {}
+    if request.param == "criteo":
+        raw = criteo_file(folder)
+    elif request.param == "movielens_1m":
+        raw = movielens_folder(folder / "raw", random_events(3, 900))
+    else:
+        raw, schema = shop(folder, 900, LONGER)
+        options["schema"] = str(schema)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD_ROWS", 217)  # many shards
-        return prepare(request.param, make(folder), folder / "out")
+        return prepare(request.param, raw, folder / "out", **options)
 
 
 def _rows_of(batch: Batch, prepared: Prepared, length: int | None) -> list[dict[str, object]]:

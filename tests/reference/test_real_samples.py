@@ -11,12 +11,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ctrbench.datasets import criteo, movielens_1m
+from ctrbench.datasets import criteo_text, movielens_1m, table_reader
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.spec import Raw, cache_dir, sha256_file
+from ctrbench.datasets.table_schema import parse
 
 SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "criteo_kaggle_sample_4584.tsv.gz"
 
@@ -32,7 +33,7 @@ def sample() -> Path:
 
 def test_criteo_sample_counts(sample: Path) -> None:
     account = Account(sample)
-    rows = pl.concat(list(criteo.read(sample, account)))
+    rows = pl.concat(list(criteo_text.read(sample, account)))
     account.close()
     assert (account.read, account.kept, rows.height) == (4584, 4584, 4584)
     assert not account.skipped
@@ -42,7 +43,7 @@ def test_criteo_sample_counts(sample: Path) -> None:
     assert rows["I1"].null_count() == 2093
     assert rows["C26"].null_count() == 2018
     assert not rows.is_duplicated().any()
-    looks_like_number = pl.any_horizontal(pl.col(criteo.CATEGORIES).str.contains("^[0-9]+(e[0-9]+)?$"))
+    looks_like_number = pl.any_horizontal(pl.col(criteo_text.CATEGORIES).str.contains("^[0-9]+(e[0-9]+)?$"))
     assert rows.filter(looks_like_number).height == 1897
 
 
@@ -54,11 +55,76 @@ def test_criteo_sample_prepared(sample: Path, tmp_path: Path) -> None:
 
 
 def test_published_bounds_of_distinct_rows_hold_on_the_sample(sample: Path) -> None:
-    rows = pl.concat(list(criteo.read(sample, Account(sample)))).sample(fraction=1.0, shuffle=True, seed=0)
+    rows = pl.concat(list(criteo_text.read(sample, Account(sample)))).sample(fraction=1.0, shuffle=True, seed=0)
     for field in criteo_x1().categorical:
         for batch, share in field.unique_rows:
             for start in range(0, rows.height - batch + 1, batch):
                 assert rows[field.name].slice(start, batch).drop_nulls().n_unique() >= batch * share
+
+
+TABLES = {
+    "taobaoad_tiny_train.csv": "5cd2f94d82b2bd62ff276c501f605d20cedf466de465ebb1358000eea73c443d",
+    "avazu_sample_100.csv": "43daa44dde764bf2c0dacf80002a73da4441088a53d40a3629094d3a2b1592f3",
+}
+"""Name -> sha256, as the README of the samples has it."""
+TAOBAO_AD = """
+name: taobao_ad_tiny
+label: {column: clk}
+user: userid
+time: {column: time_stamp, unit: iso, utc_offset_hours: 8}
+fields:
+  - {name: adgroup_id, kind: categorical, role: item, required: true}
+  - {name: brand, kind: categorical, role: item}
+  - {name: pvalue_level, kind: categorical, role: user}
+  - {name: new_user_class_level, kind: categorical, role: user}
+  - {name: cms_segid, kind: categorical, role: user}
+  - {name: price, kind: dense, role: item}
+  - {name: clicks, column: click_sequence, kind: sequence, target: adgroup_id}
+"""
+AVAZU = """
+name: avazu_100
+label: {column: click}
+split: {rule: random}
+fields:
+  - {name: id, kind: categorical}
+  - {name: device_id, kind: categorical}
+  - {name: C20, kind: categorical}
+"""
+
+
+def _sample_table(name: str, schema: str) -> tuple[pl.DataFrame, Account]:
+    path = SAMPLE.with_name(name)
+    if not path.is_file():
+        pytest.skip(f"{name} is not beside the repository (../shared/data): a real table not tested")
+    assert sha256_file(path) == TABLES[name], f"{name} has changed"
+    account = Account(path)
+    rows = pl.concat(list(table_reader.read(path, account, parse(path, schema))))
+    account.close()
+    assert (account.read, account.header, account.kept) == (101, 1, 100)
+    return rows, account
+
+
+def test_taobao_ad_sample_as_a_table() -> None:
+    """Software-test rows of the publisher: formats and counts only, no result."""
+    rows, _ = _sample_table("taobaoad_tiny_train.csv", TAOBAO_AD)
+    assert rows["label"].sum() == 4
+    missing = rows.select("brand", "cms_segid", "pvalue_level", "new_user_class_level").null_count().row(0)
+    assert missing == (27, 8, 60, 100)
+    assert (rows["clicks"].list.len() == 0).sum() == 75
+    assert set(rows["time"]) <= {1_494_000_000 + s for s in range(3)}  # 2017-05-06 00:00:00 UTC+8 and two seconds more
+    assert rows["time"].n_unique() == 3
+    assert rows["price"].null_count() == 0
+
+
+def test_avazu_sample_as_a_table() -> None:
+    """Row ids beyond 64 bits with sign stay text, whole."""
+    rows, account = _sample_table("avazu_sample_100.csv", AVAZU)
+    assert rows["label"].sum() == 20
+    assert sum(int(x) > 2**63 - 1 for x in rows["id"]) == 93
+    assert (rows["C20"] == "-1").sum() == 55
+    assert (rows["device_id"] == "a99f214a").sum() == 89
+    assert rows.null_count().sum_horizontal().item() == 0
+    assert len(account.notes) == 1  # the columns that the schema does not name
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ctrbench.datasets import criteo
+from ctrbench.datasets import criteo_text
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_synthetic import Generator, Parameters
 from ctrbench.datasets.errors import BadInput
@@ -37,7 +37,7 @@ def _file(folder: Path, form: str, data: bytes) -> Path:
 
 def _read(path: Path, policy: str = "strict", chunk: int = 4096, max_bad: float = 0.5) -> tuple[pl.DataFrame, Account]:
     account = Account(path, policy, max_bad)
-    rows = pl.concat(list(criteo.read(path, account, chunk)))
+    rows = pl.concat(list(criteo_text.read(path, account, chunk)))
     account.close()
     return rows, account
 
@@ -101,7 +101,7 @@ def test_fast_reader_agrees_with_plain_reader(
     path = _file(tmp_path, form, b"\n".join(lines) + b"\n")
     monkeypatch.setattr("ctrbench.datasets.account.PLACES", len(BAD_ROWS))
     _, account = _read(path, "skip", chunk)
-    plain = [(i, found) for i, text in enumerate(lines, 1) if (found := criteo.explain(text.decode()))]
+    plain = [(i, found) for i, text in enumerate(lines, 1) if (found := criteo_text.explain(text.decode()))]
     assert len(plain) == len(BAD_ROWS) == account.skipped.total()
     shown = sorted(p for places in account.places.values() for p in places)
     assert shown == sorted(f"{path}:{i}: {r}: {f} {v[:40]!r}" for i, (r, f, v) in plain)
@@ -135,7 +135,7 @@ def test_unlabelled_test_file(tmp_path: Path, good: list[bytes], form: str, poli
 @pytest.mark.parametrize("policy", ["strict", "skip"])
 @pytest.mark.parametrize("delimiter", ["\t", ","])
 def test_header_where_none_belongs(tmp_path: Path, good: list[bytes], form: str, policy: str, delimiter: str) -> None:
-    head = delimiter.join(["Label", *criteo.COLUMNS[1:]]).encode()
+    head = delimiter.join(["Label", *criteo_text.COLUMNS[1:]]).encode()
     with pytest.raises(BadInput, match=r":1: header where none belongs"):
         _read(_file(tmp_path, form, b"\n".join([head, *good])), policy)
 
@@ -250,3 +250,20 @@ def test_files_that_prepare_refuses(tmp_path: Path, good: list[bytes], policy: s
         with pytest.raises(BadInput, match=reason):
             prepare("criteo", path, tmp_path / "out", policy=policy)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.txt"], "something half-written was left behind"
+
+
+def test_tokens_that_are_not_hex_are_one_note_a_column(tmp_path: Path, good: list[bytes], form: str) -> None:
+    lines = list(good)
+    for i, token in enumerate([b"re-hashed", b"re-hashed", b"68FD1E64", b"68fd1e6"]):
+        lines = _with(lines, 1 + i, 14, token)
+    path = _file(tmp_path, form, b"\n".join(lines * 3) + b"\n")
+    notes = prepare("criteo", path, tmp_path / "out").manifest["rows"]["notes"]
+    assert notes == {"C1: values that are not 8 hex digits, kept as text": 3}
+
+
+@pytest.mark.parametrize("policy", ["strict", "skip"])
+def test_repeated_rows_are_kept(tmp_path: Path, good: list[bytes], form: str, policy: str) -> None:
+    """Criteo rows have no key: an equal row is another impression."""
+    rows, account = _read(_file(tmp_path, form, b"\n".join([*good, *good[:7]]) + b"\n"), policy)
+    assert (account.read, account.kept) == (ROWS + 7, ROWS + 7)
+    assert rows.tail(7).equals(rows.head(7))

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctrbench.bench import floors
-from ctrbench.bench.floors import FLOORS, LIKED, Layout, Rows, history_counts, run_floor, skip_reason
+from ctrbench.bench import floors, history_counts
+from ctrbench.bench.floors import FLOORS, Rows, judge_pool, run_floor, skip_reason
+from ctrbench.bench.history_counts import LIKED, LIKES, RECURRENCES, Layout
 from ctrbench.bench.quality import auc
 from ctrbench.datasets import movielens_1m
 from ctrbench.datasets.errors import UnknownName
-from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
+from ctrbench.datasets.schema import FIRST_ID, OOV, FeatureSchema, Field
 
 ITEMS, GENRES, EVENTS, LIKE, DISLIKE = 30, 4, 40, LIKED, FIRST_ID
 USERS = {"train": 150, "valid": 60, "test": 100}
@@ -47,6 +48,7 @@ class Memory:
 
     schema: FeatureSchema
     frames: dict[str, pl.DataFrame]
+    aside: tuple[str, ...] = ()
 
     def frame(self, split: str, last: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
         rows = self.frames[split]
@@ -100,7 +102,7 @@ def test_planted_history_is_found_by_the_counts_alone(planted: Memory) -> None:
     found = {name: auc(label, score(name, planted)) for name in FLOORS}
     # Knowing the taste gives AUC .90 (likes .9 against .1); early rows have no history, so a little less.
     assert 0.78 < found["lightgbm_history"] < 0.90
-    for blind in ("popularity", "lr", "lightgbm"):
+    for blind in ("popularity", "lr", "lightgbm", "target_ids"):
         assert 0.44 < found[blind] < 0.56, blind  # noise: 4000 rows of 100 users, s.e. about .01 to .02
 
 
@@ -112,7 +114,7 @@ def test_validation_chooses_whether_user_statistics_stay(planted: Memory) -> Non
     assert notes["user_statistics"] == "without"
     assert notes["valid_auc"] == tried["without"] == max(tried.values())
     assert not [f for f in notes["features"] if f.startswith("user")]
-    assert set(floors.COUNTS) <= set(notes["features"])
+    assert set(LIKES) <= set(notes["features"])
 
 
 def test_a_shorter_history_knows_less(planted: Memory) -> None:
@@ -169,9 +171,9 @@ def test_target_statistics_by_hand() -> None:
 
 @pytest.mark.parametrize("length", [1, 7, EVENTS])
 def test_counts_equal_a_plain_loop(planted: Memory, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "CHUNK", 700)  # several chunks
+    monkeypatch.setattr(history_counts, "CHUNK", 700)  # several chunks
     rows = planted.frames["train"].head(1500)
-    got = history_counts(rows, Layout.of(SCHEMA), length)
+    got = history_counts.history_counts(rows, Layout.of(SCHEMA), length)
     for i, row in enumerate(rows.iter_rows(named=True)):
         events = list(zip(row["hist_genre"], row["hist_action"], row["hist_time"], strict=True))[-length:]
         likes = [a == LIKE for _, a, _ in events]
@@ -213,17 +215,127 @@ def test_tabular_data_has_the_floors_it_can_have() -> None:
     oracle = auc(label[5000:], (c / 2 + x)[5000:])
     for name in ("lr", "lightgbm"):
         assert auc(label[5000:], score(name, data)) > oracle - 0.02
-    for name, reason in (("popularity", "no item field"), ("lightgbm_history", "no history")):
+    for name, reason in (
+        ("popularity", "no item field"),
+        ("target_ids", "no item field"),
+        ("lightgbm_history", "no history"),
+    ):
         assert reason in str(skip_reason(name, TABULAR))
         with pytest.raises(ValueError, match=reason):
             run_floor(name, data, train_rows=None, history_length=1, seed=0)
 
 
-def test_actions_that_are_not_binary_are_refused() -> None:
-    fields = tuple(replace(f, cardinality=8) if f.name == "hist_action" else f for f in SCHEMA.fields)
-    assert "not liked / not liked" in str(skip_reason("lightgbm_history", replace(SCHEMA, fields=fields)))
-    assert skip_reason("lightgbm_history", SCHEMA) is None
+BEHAVIOURS = replace(
+    SCHEMA, fields=tuple(replace(f, cardinality=FIRST_ID + 4) if f.name == "hist_action" else f for f in SCHEMA.fields)
+)
+
+
+def test_the_kind_of_actions_decides_the_counts() -> None:
+    assert Layout.of(SCHEMA).counts == LIKES
+    assert Layout.of(BEHAVIOURS).counts == RECURRENCES
+    assert skip_reason("lightgbm_history", SCHEMA) is skip_reason("lightgbm_history", BEHAVIOURS) is None
     assert movielens_1m.LIKED == LIKED
+
+
+@pytest.mark.parametrize("length", [1, 12, EVENTS])
+def test_recurrences_equal_a_plain_loop(planted: Memory, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with values out of vocabulary, which recur for no one."""
+    monkeypatch.setattr(history_counts, "CHUNK", 700)  # several chunks
+    monkeypatch.setattr(history_counts, "WINDOW", 30)  # shorter than the longest history
+    rows = planted.frames["train"].head(1500)
+    hidden = [pl.col(c).replace(FIRST_ID + 1, OOV) for c in ("item", "genre")]
+    lists = [pl.col(f"hist_{c}").list.eval(pl.element().replace(FIRST_ID + 1, OOV)) for c in ("item", "genre")]
+    rows = rows.with_columns(*hidden, *lists)
+    got = history_counts.history_counts(rows, Layout.of(BEHAVIOURS), length)
+    hits = 0
+    for i, row in enumerate(rows.iter_rows(named=True)):
+        events = list(zip(row["hist_item"], row["hist_genre"], strict=True))[-length:]
+        newest = events[::-1][:30]
+        genre = [g == row["genre"] != OOV for _, g in newest]
+        items = [n == row["item"] != OOV for n, _ in newest]
+        far = genre.index(True) + 1 if True in genre else np.nan
+        wanted = [sum(genre), sum(genre[:10]), sum(genre[:1]), sum(items), len(events), far]
+        np.testing.assert_array_equal(got[i], wanted)
+        hits += sum(items)
+    assert hits > 100 or length == 1
+
+
+# ------------------------------------------------------------------ target ids as the control of sampled negatives
+
+
+def _sampled(rng: np.random.Generator, known: float, reverse: bool = False) -> Memory:
+    """Rows whose item is of the first half, with probability `known`, where the label is 1, else any of all items."""
+    frames = {}
+    for split, size in (("train", 6000), ("valid", 2000), ("test", 4000)):
+        label = rng.integers(0, 2, size)
+        told = (rng.random(size) < known) & (label == 1)
+        item = np.where(told, rng.integers(0, ITEMS // 2, size), rng.integers(0, ITEMS, size))
+        if reverse and split == "test":
+            label = 1 - label
+        frames[split] = pl.DataFrame({
+            "label": label, "time": np.arange(size), "user": rng.integers(3, 50, size).astype(np.int32),
+            "item": (item + FIRST_ID).astype(np.int32), "genre": (item % GENRES + FIRST_ID).astype(np.int32),
+        })  # fmt: skip
+    return Memory(SCHEMA, frames)
+
+
+@pytest.mark.parametrize(("known", "reverse", "leaks"), [(0.0, False, False), (0.6, False, True), (0.6, True, True)])
+def test_a_pool_that_tells_labels_is_flagged(known: float, reverse: bool, leaks: bool) -> None:
+    """Above .60 and below .45 alike; an honest pool is not flagged."""
+    data = _sampled(np.random.default_rng(0), known, reverse)
+    label = data.frames["test"]["label"].to_numpy()
+    result = run_floor("target_ids", data, train_rows=None, history_length=1, seed=0)
+    judged = judge_pool(label, result)
+    assert set(judged["target_ids_auc"]) == {"lr", "lightgbm"}
+    for model, value in judged["target_ids_auc"].items():
+        assert value == auc(label, result.parts[model])
+        low, high = ((0.2, 0.45) if reverse else (0.6, 0.8)) if leaks else (0.45, 0.55)
+        assert low < value < high
+    assert bool(judged["leaking_pool"]) == leaks
+    if leaks:
+        assert judged["leaking_pool"].startswith("leaking pool: target ids alone reach AUC lr 0.")
+        assert "outside 0.45-0.60; draw negatives from a pool of far more events" in judged["leaking_pool"]
+
+
+def test_one_of_two_models_outside_is_enough() -> None:
+    label = np.array([0.0, 1.0] * 50)
+    scores = {"lr": np.linspace(0, 1, 100), "lightgbm": label}
+    result = floors.FloorResult(scores=label, fit_seconds=0.0, notes={}, parts=scores)
+    assert "lr 0.510, lightgbm 1.000" in judge_pool(label, result)["leaking_pool"]
+
+
+def test_the_control_sees_target_ids_and_nothing_else(planted: Memory) -> None:
+    """The same scores whatever user, history and time are."""
+    blind = replace(planted, frames={
+        s: f.with_columns(pl.lit(7, pl.Int32).alias("user"), pl.lit(0, pl.Int64).alias("user_id"))
+        .drop("hist_item", "hist_genre", "hist_action", "hist_time")
+        for s, f in planted.frames.items()
+    })  # fmt: skip
+    a, b = (run_floor("target_ids", d, train_rows=None, history_length=1, seed=0) for d in (planted, blind))
+    assert a.notes["fields"] == ["item", "genre"]
+    for model in ("lr", "lightgbm"):
+        np.testing.assert_array_equal(a.parts[model], b.parts[model])
+    np.testing.assert_array_equal(a.scores, a.parts[a.notes["model"]])
+
+
+def test_the_control_sees_ids_that_models_do_not() -> None:
+    """A leak through items that are all out of vocabulary for the models."""
+    data = _sampled(np.random.default_rng(0), 0.6)
+    for split, rows in data.frames.items():
+        hidden = pl.lit(OOV, pl.Int32).alias("item"), pl.lit(OOV, pl.Int32).alias("genre")
+        data.frames[split] = rows.with_columns(pl.col("item").cast(pl.Int64).alias("raw_item"), *hidden)
+    label = data.frames["test"]["label"].to_numpy()
+    blind, seeing = data, replace(data, aside=("raw_item",))
+    found = [judge_pool(label, run_floor("target_ids", d, train_rows=None, history_length=1, seed=0))
+             for d in (blind, seeing)]  # fmt: skip
+    assert set(found[0]["target_ids_auc"].values()) == {0.5}
+    assert found[0]["leaking_pool"] == ""
+    assert found[1]["leaking_pool"].startswith("leaking pool")
+
+
+def test_test_rows_can_be_limited(planted: Memory) -> None:
+    few = run_floor("lr", planted, train_rows=None, history_length=1, seed=0, test_rows=300)
+    np.testing.assert_array_equal(few.scores, score("lr", planted)[-300:])
 
 
 def test_wrong_requests_are_named(planted: Memory) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ctrbench.datasets import criteo, movielens_1m
+from ctrbench.datasets import criteo_parts, criteo_text, movielens_1m
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import MANIFEST, SPLITS, Prepared
@@ -49,7 +49,7 @@ def test_criteo_rows_against_a_plain_reader(raw: Path, prepared: Prepared) -> No
     """Encodes every row again with dictionaries and compares ids, dense values and rates."""
     rows = [line.split("\t") for line in raw.read_text().splitlines()]
     train, at = rows[:1440], 0
-    counts = {c: Counter(r[14 + i] for r in train if r[14 + i]) for i, c in enumerate(criteo.CATEGORIES)}
+    counts = {c: Counter(r[14 + i] for r in train if r[14 + i]) for i, c in enumerate(criteo_text.CATEGORIES)}
     known = {}
     for column, count in counts.items():
         ordered = sorted((v for v, n in count.items() if n >= 2), key=lambda v: (-count[v], v))
@@ -60,12 +60,12 @@ def test_criteo_rows_against_a_plain_reader(raw: Path, prepared: Prepared) -> No
         part = rows[at : at + frame.height]
         at += frame.height
         assert frame["label"].to_list() == [int(r[0]) for r in part]
-        for i, column in enumerate(criteo.CATEGORIES):
+        for i, column in enumerate(criteo_text.CATEGORIES):
             ids = [known[column].get(r[14 + i], OOV) if r[14 + i] else MISSING for r in part]
             assert frame[column].to_list() == ids
             rates = prepared.manifest["rates"][split][column]
             assert rates == {"oov": ids.count(OOV) / len(ids), "missing": ids.count(MISSING) / len(ids)}
-        for i, column in enumerate(criteo.INTEGERS):
+        for i, column in enumerate(criteo_text.INTEGERS):
             x = pl.Series([int(r[1 + i]) if r[1 + i] else None for r in part], dtype=pl.Float64)
             expected = (x.sign() * x.abs().log1p()).cast(pl.Float32)
             assert frame[column].equals(expected.alias(column), null_equal=True)
@@ -138,7 +138,7 @@ def test_fingerprint_follows_every_choice(raw: Path, tmp_path: Path, monkeypatch
 
 
 def test_interrupted_preparation_leaves_nothing(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo, "schema", lambda cardinality: 1 / 0)
+    monkeypatch.setattr(criteo_parts, "schema", lambda name, cardinality: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare("criteo", raw, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -169,7 +169,17 @@ def test_damaged_shard_is_refused(raw: Path, tmp_path: Path) -> None:
 
 
 def test_names_and_options() -> None:
-    assert dataset_names() == ["criteo", "criteo_synthetic", "movielens_1m"]
+    assert dataset_names() == [
+        "criteo",
+        "criteo_1tb",
+        "criteo_synthetic",
+        "criteo_x1",
+        "criteo_x4",
+        "movielens_1m",
+        "table",
+        "taobao_behaviour",
+        "taobao_synthetic",
+    ]
     for name in dataset_names():
         spec = dataset_spec(name)
         assert spec.name == name

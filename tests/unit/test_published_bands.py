@@ -97,9 +97,9 @@ def auc_row(model: str, value: float) -> Measurement:
 def test_the_suite_is_the_published_protocol() -> None:
     plan = build_plan(["suite=bars"])
     (job,) = plan.jobs
-    assert job.models == ("deepfm", "dcn_v2", "dnn")
+    assert plan.models == ("deepfm", "dcn_v2", "dnn")
     assert job.judged
-    for model in job.models:
+    for model in plan.models:
         assert departures(protocol_of(job, quality_runs(plan, model))) == []
 
 

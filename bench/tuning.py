@@ -1,0 +1,91 @@
+"""Equal tuning: every model gets the same number of trials, drawn alike, chosen on validation rows alone.
+
+Trial 0 is the default, so that tuning can only be chosen where it gained. A draw that a model cannot take (no dropout
+field, L2 of rows that a pooled history hides) falls back to its default for that option; the draw still counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ctrbench.bench import registry
+from ctrbench.bench.config import Entry, RunOptions
+from ctrbench.bench.summary import TUNED, Run
+
+SEED = 20_25
+LR = (3e-4, 5e-3)
+TABLE_LR = (5e-3, 8e-2)
+DROPOUT = (0.0, 0.1, 0.2)
+L2 = (0.0, 1e-6, 1e-5)
+OPTIMIZERS = ("rowwise_adagrad", "adagrad")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One point of the search space."""
+
+    lr: float
+    table_lr: float
+    dropout: float
+    l2: float
+    table_optimizer: str
+
+
+def draws(trials: int) -> list[Draw | None]:
+    """The default (None), then `trials` - 1 random points; the same for every model."""
+    g = np.random.default_rng(SEED)
+
+    def log_uniform(low: float, high: float) -> float:
+        return float(f"{np.exp(g.uniform(np.log(low), np.log(high))):.3g}")
+
+    points: list[Draw | None] = [None]
+    for _ in range(trials - 1):
+        points.append(
+            Draw(
+                log_uniform(*LR), log_uniform(*TABLE_LR), float(g.choice(DROPOUT)), float(g.choice(L2)),
+                str(g.choice(OPTIMIZERS)),
+            )
+        )  # fmt: skip
+    return points
+
+
+def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, penalised: bool) -> Entry:
+    """The entry with the options of a draw.
+
+    Args:
+        entry: the model as the suite lists it.
+        draw: None is the default.
+        run: options of the suite; a fused embedding is needed for the table optimizers of the space.
+        label: variant of the new entry.
+        penalised: whether the model can take L2 on the rows of a batch.
+    """
+    if draw is None:
+        return Entry(model=entry.model, options=entry.options, run=entry.run, label=label)
+    known = {f.name for f in fields(registry.model_spec(entry.model).config)}
+    options = dict(entry.options)
+    if "dropout" in known:
+        options["dropout"] = draw.dropout
+    own: dict[str, Any] = {"lr": draw.lr, "table_lr": draw.table_lr, "l2": draw.l2 if penalised else run.l2}
+    if run.embedding == "fused":
+        own["table_optimizer"] = draw.table_optimizer
+    return Entry(model=entry.model, options=options, run={**entry.run, **own}, label=label)
+
+
+def changed(entry: Entry) -> dict[str, Any]:
+    """What a trial sets, for records and tables."""
+    return {**entry.options, **{f"run.{k}": v for k, v in entry.run.items()}}
+
+
+def best_trial(runs: Iterable[Run]) -> tuple[int, Mapping[int, float]]:
+    """(number of the best trial, validation AUC of each); ties go to the lower number, so to the default."""
+    scores = {r.spec.trial: float(r.body["extra"]["valid_auc"]) for r in runs}
+    return max(scores, key=lambda t: (scores[t], -t)), scores
+
+
+def tuned_label(entry: Entry) -> str:
+    """Variant name of an entry's best trial; entries with options of their own keep them apart."""
+    return ",".join([TUNED, *(f"{k}={v}" for k, v in entry.options.items())])

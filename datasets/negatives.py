@@ -1,0 +1,129 @@
+"""Negatives for data that holds positives only: items drawn from a pool of events, by popularity or uniformly.
+
+The pool decides what a model can learn from the target's id alone: one that is not much larger than the positives
+leaks the label (data.md, section 4), so the pool is its own file and a control is trained on target ids only.
+
+Dims: N positives, K negatives (N x ratio), J pool rows (item, category), M own events
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ctrbench.datasets.errors import BadInput, nearest
+
+Integers = npt.NDArray[np.int64]
+
+WEIGHTINGS = ("popularity", "uniform")
+REDRAWS = 100
+"""Times that a user's own item is drawn again before the pool is called too small."""
+MERGE_ROWS = 8_000_000
+"""Counts waiting to be merged: bounds memory at some 200 MB beside the pool's distinct items."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    """How negatives are drawn; all of it goes to the manifest."""
+
+    weighting: str = "popularity"
+    """popularity: a random event of the pool, so an item's chance grows with its events; uniform: a random item."""
+    ratio: int = 1
+    """Negatives a positive."""
+    seed: int = 0
+    """Of the draws."""
+    exclude_own: bool = True
+    """Never an item that the user has an event with, at any time of the period."""
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise BadInput(f"option weighting: unknown value {nearest(self.weighting, WEIGHTINGS)}")
+        if self.ratio < 1 or self.seed < 0:
+            raise BadInput(f"options ratio={self.ratio}, seed={self.seed}: ratio must be at least 1, seed at least 0")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Pool:
+    """Distinct items of the pool with their events; filled chunk by chunk, then drawn from.
+
+    An item of several categories is one row a category.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[pl.DataFrame] = []
+        self._table = pl.DataFrame(schema={"item": pl.Int64, "category": pl.Int64, "events": pl.Int64})
+        self._item_J = self._cumulated_J = np.empty(0, np.int64)
+        self.events = 0
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Counts the events of `rows` (columns item and category)."""
+        self._waiting.append(rows.group_by("item", "category").agg(pl.len().cast(pl.Int64).alias("events")))
+        self.events += rows.height
+        if sum(w.height for w in self._waiting) > MERGE_ROWS:
+            self._merge()
+
+    def close(self) -> None:
+        """Ends the counting; from here on rows can be drawn."""
+        self._merge()
+        self._table = self._table.sort("item", "category")
+        self._item_J = self._table["item"].rle_id().to_numpy().astype(np.int64)
+        self._cumulated_J = self._table["events"].cum_sum().to_numpy()
+
+    @property
+    def items(self) -> int:
+        """Distinct items."""
+        return int(self._item_J[-1]) + 1 if len(self._item_J) else 0
+
+    def rows(self, index_K: Integers) -> pl.DataFrame:
+        """item and category of drawn pool rows."""
+        return self._table.select("item", "category")[index_K]
+
+    def draw(self, sampler: Sampler, rng: np.random.Generator, user_N: Integers, own: pl.DataFrame) -> Integers:
+        """`ratio` pool rows for every positive, those of one positive side by side.
+
+        Args:
+            sampler: weighting, ratio, exclusion.
+            rng: its seed is the caller's, one stream a group of users.
+            user_N: user of each positive.
+            own: user_id and item of all events of these users.
+
+        Returns:
+            index_K into the pool.
+
+        Raises:
+            BadInput: a user has events with (nearly) every item of the pool.
+        """
+        user_K = np.repeat(user_N, sampler.ratio)
+        index_K = self._random(sampler, rng, len(user_K))
+        if not sampler.exclude_own:
+            return index_K
+        users = np.unique(own["user_id"].to_numpy())
+        known = own.join(self._table.select("item", pl.Series("rank", self._item_J)).unique(), on="item", how="inner")
+        own_M = np.unique(np.searchsorted(users, known["user_id"].to_numpy()) * self.items + known["rank"].to_numpy())
+        row_K = np.searchsorted(users, user_K) * self.items
+        todo = np.arange(len(user_K))
+        for _ in range(REDRAWS):
+            todo = todo[np.isin(row_K[todo] + self._item_J[index_K[todo]], own_M)]
+            if not len(todo):
+                return index_K
+            index_K[todo] = self._random(sampler, rng, len(todo))
+        raise BadInput(
+            f"pool of {self.items} items: {REDRAWS} draws gave user {user_K[todo[0]]} only own items; "
+            "give a larger pool or set exclude_own=false"
+        )
+
+    def _random(self, sampler: Sampler, rng: np.random.Generator, size: int) -> Integers:
+        if sampler.weighting == "uniform":
+            return rng.integers(0, len(self._item_J), size)
+        event_K = rng.integers(0, self._cumulated_J[-1], size)
+        return np.searchsorted(self._cumulated_J, event_K, side="right")
+
+    def _merge(self) -> None:
+        merged = pl.concat([self._table, *self._waiting]).group_by("item", "category").agg(pl.col("events").sum())
+        self._table, self._waiting = merged, []

@@ -1,0 +1,115 @@
+"""What tuning chose for each model, and LUM's pre-training: two sections about how models came to their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ctrbench.reports.cells import Cell, absent, data_labels, pick, where
+from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
+from ctrbench.reports.tables import models_of
+
+
+def tuning_table(c: Context) -> pd.DataFrame:
+    """One row a model: trials, the chosen one, its gain on validation rows, its options."""
+    found = [t for body in c.bodies.values() for t in body.get("extra", {}).get("tuning", ())]
+    labels = data_labels((t["data"], t["split"]) for t in found)
+    rows, index = [], []
+    for t in sorted(found, key=lambda t: (labels[t["data"], t["split"]], c.names.order(t["model"], t["variant"]))):
+        default = t["valid_auc_default"]
+        gain = (
+            absent("auc_delta", "the default trial failed")
+            if default is None
+            else Cell(t["valid_auc_best"] - default, "auc_delta", "derived", note="one seed, no interval", signed=True)
+        )
+        rows.append({
+            "Data": labels[t["data"], t["split"]], "Model": c.names.title(t["model"], t["variant"]),
+            "Camp": c.names.camp(t["model"]), "Trials": str(t["trials"]),
+            "Chosen": f"trial {t['best']}" if t["best"] else "default",
+            "Validation AUC": Cell(t["valid_auc_best"], "valid_auc", "measured"), "minus default": gain,
+            "Options": ", ".join(f"{k}={v}" for k, v in t["options"].items()) or "—",
+        })  # fmt: skip
+        index.append(t["model"])
+    return pd.DataFrame(rows, index=index)
+
+
+def tuning(c: Context) -> Section | None:
+    """Equal numbers of trials, and whether they changed anything."""
+    table = tuning_table(c)
+    if table.empty:
+        return None
+    kept = int((table["Chosen"] == "default").sum())
+    counts = sorted(set(table["Trials"]), key=int)
+    return Section(
+        id="tuning",
+        title="Tuning: the same number of trials for every model",
+        sentence=f"Every model got {' or '.join(counts)} trials, the default among them, drawn alike; for {kept} of "
+        f"{len(table)} the default was the best on the validation rows.",
+        flags=() if len(counts) == 1 else ("unequal numbers of finished trials: see failed runs",),
+        exhibits=exhibit(table, open=True),
+        caveat="Chosen on validation rows with one seed; test rows were never scored by a trial. Tuned variants are "
+        "rows of their own in the tables of quality, and pair with the tuned reference.",
+    )
+
+
+def pretraining(c: Context) -> Section | None:
+    """LUM: what step 1 retrieves, what both steps cost, and what its answers add to each host."""
+    exhibits: list[Exhibit] = []
+    said = []
+    for track, data in c.data:
+        rows, index = [], []
+        for model, variant in models_of(c.frame, c.names, data=data, metric="recall_at_k"):
+            mine = where(c.frame, data=data, model=model, variant=variant)
+            hosts = [s for s in set(where(mine, metric="auc_delta")["scope"]) if s in _host_scopes(c, model, variant)]
+            row: dict[str, Any] = {
+                "Model": c.names.title(model, variant), "Camp": c.names.camp(model),
+                "Recall@10": pick(mine, "recall_at_k", scope="lum"),
+                "Recall@10, popularity": pick(mine, "recall_at_k", scope="popularity"),
+                "Recall@10, popularity in condition": pick(mine, "recall_at_k", scope="popularity_in_condition"),
+                "NDCG@10": pick(mine, "ndcg_at_k", scope="lum"),
+                "FLOPs of step 1": pick(mine, "budget_flops", scope="step1"),
+                "FLOPs of step 3": pick(mine, "budget_flops", scope="step3"),
+                "Sum": pick(mine, "budget_flops"),
+                "ΔAUC vs its host": pick(mine, "auc_delta", scope=hosts[0], signed=True)
+                if hosts
+                else absent("auc_delta", "the host did not run alone"),
+            }  # fmt: skip
+            rows.append(row)
+            index.append(model)
+            said.append(_sentence(row, data))
+        if rows:
+            exhibits += exhibit(pd.DataFrame(rows, index=index), title=f"{data} ({track} track)", open=True)
+    if not exhibits:
+        return None
+    return Section(
+        id="pretraining",
+        title="LUM: pre-training, retrieval and its hosts",
+        sentence=" ".join(said),
+        exhibits=tuple(exhibits),
+        caveat="Retrieval: each user's last train event, never seen by step 1, over the full catalogue without items "
+        "seen before; asked with that event's condition, which popularity in condition knows as well. The paper's "
+        "gains of AUC in its hosts on MovieLens-1M (DIN .7455 to .7472, DIEN .7527 to .7604, TWIN .7539 to .7675) are "
+        "of its own split and sizes: signs may be compared, sizes may not.",
+    )
+
+
+def _host_scopes(c: Context, model: str, variant: str) -> set[str]:
+    """`vs:<host>` of the trainings of one variant."""
+    return {
+        f"vs:{body['extra']['host']}"
+        for body in c.bodies.values()
+        if (body.get("spec", {}).get("model"), body.get("spec", {}).get("variant")) == (model, variant)
+        and body.get("extra", {}).get("host")
+    }
+
+
+def _sentence(row: dict[str, Any], data: str) -> str:
+    found, plain, known = (row[f"Recall@10{k}"] for k in ("", ", popularity", ", popularity in condition"))
+    if found.value is None or plain.value is None or known.value is None:
+        return ""
+    against = "above" if found.value > known.value else "not above"
+    return (
+        f"On {data} {row['Model']} retrieves {found.text} of held-out items among 10, popularity {plain.text}; "
+        f"that is {against} the {known.text} of popularity inside the asked condition."
+    )

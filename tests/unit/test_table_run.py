@@ -1,0 +1,96 @@
+"""A stranger's CSV through `suite=quick`, as a stranger does it: every model of its track ends in numbers."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+_tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_table.py"))
+shop, loans, SEQUENCE = _tiny["shop"], _tiny["loans"], _tiny["SEQUENCE"]
+SMALL = [
+    "run.train_rows=256", "run.valid_rows=48", "run.batch=64", "run.steps=3", "run.warmup=1", "run.processes=1",
+    "run.seeds=1", "run.threads=1", "run.history_length=5",
+]  # fmt: skip
+EVERYWHERE = ("deepfm", "dcn_v2", "fat", "shared_fields")
+OF_SEQUENCES = ("din", "composite", "onetrans", "gpt_block")
+NUMBERS = ("auc", "logloss", "step_time", "flops_fwd_per_sample", "kernels_per_step")
+
+
+def _run(folder: Path, files: tuple[Path, Path], *more: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("ctrbench")), "run", "data=table"]
+    command += [f"data.path={files[0]}", f"data.schema={files[1]}", f"run.out={folder / 'runs'}", *SMALL, *more]
+    env = {**os.environ, "CTRBENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+
+
+def _table(folder: Path) -> pd.DataFrame:
+    table = pd.read_parquet(folder / "runs" / "latest" / "measurements.parquet")
+    return table[table["data"] == "table"]
+
+
+def _numbers(table: pd.DataFrame, model: str) -> dict[str, float]:
+    rows = table[(table["model"] == model) & table["metric"].isin(NUMBERS)]
+    rows = rows[rows["value"].notna()]
+    assert set(rows["status"]) <= {"ok", "unstable"}  # so few steps may not be steady
+    return dict(zip(rows["metric"], rows["value"], strict=True))
+
+
+@pytest.mark.timeout(900)
+def test_sequence_track(tmp_path: Path) -> None:
+    done = _run(tmp_path, shop(tmp_path), "suite=quick")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "note: history hist: items not earlier than their row, cut (" in done.stdout
+    table = _table(tmp_path)
+    assert set(table["track"]) == {"sequence"}
+    assert not set(table["status"]) & {"failed", "timeout", "oom"}
+    for model in (*EVERYWHERE, *OF_SEQUENCES):
+        numbers = _numbers(table, model)
+        assert set(numbers) == set(NUMBERS), model
+        assert 0.2 < numbers["auc"] < 0.8, "labels are noise here"
+    floors = table[(table["family"] == "floor") & (table["metric"] == "auc") & table["value"].notna()]
+    assert set(floors["model"]) == {"popularity", "lr", "lightgbm", "lightgbm_history"}
+
+
+@pytest.mark.timeout(900)
+def test_tabular_track(tmp_path: Path) -> None:
+    done = _run(tmp_path, loans(tmp_path), "suite=quick")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    table = _table(tmp_path)
+    assert set(table["track"]) == {"tabular"}
+    assert not set(table["status"]) & {"failed", "timeout", "oom"}
+    for model in EVERYWHERE:
+        assert set(_numbers(table, model)) == set(NUMBERS), model
+    for model in OF_SEQUENCES:
+        rows = table[table["model"] == model]
+        assert set(rows["status"]) == {"skipped"}, model
+        assert rows["reason"].str.len().min() > 10
+
+
+def test_a_model_that_the_schema_does_not_suit_is_skipped_with_the_remedy(tmp_path: Path) -> None:
+    """The composite ranker wants to tell liked from disliked; this history does not say."""
+    lines = [line for line in SEQUENCE.splitlines() if "hist_action" not in line]
+    files = shop(tmp_path, schema="\n".join(lines))
+    done = _run(tmp_path, files, "suite=ci", "model=composite", "floors=false")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = _table(tmp_path)
+    rows = rows[rows["model"] == "composite"]
+    assert set(rows["status"]) == {"skipped"}
+    assert set(rows["metric"]) >= {"auc", "step_time"}
+    assert rows["reason"].str.contains("needs event field 'hist_action'").all()
+    assert rows["reason"].str.contains("composite.histories to all,recent").all()
+    done = _run(tmp_path, files, "suite=ci", "model=composite", "floors=false", "composite.histories=[liked]")
+    assert done.returncode == 2
+    assert "needs event field 'hist_action'" in done.stderr
+
+
+def test_longer_histories_than_prepared_are_exit_2_before_any_run(tmp_path: Path) -> None:
+    done = _run(tmp_path, shop(tmp_path), "suite=ci", "model=din", "run.history_length=7")
+    assert done.returncode == 2
+    assert "history_length=7: shop was prepared with 1..6; use run.history_length within that" in done.stderr
+    assert not (tmp_path / "runs").exists()
