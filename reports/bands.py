@@ -138,7 +138,8 @@ def section(c: Context) -> Section | None:
         flags=tuple(f"{r['Model']}: {r['Verdict']} the published band" for _, r in body.iterrows()
                     if r["Verdict"] == "outside"),
         caveat=f"The band is the published mean of five seeds +- {WIDTH:.0f} of their standard deviations, wide for a "
-        "mean of five. Our seeds, start of the dense weights and last batch of an epoch are not the published ones.",
+        "mean of five. Our seeds, start of the dense weights, order of rows and last batch of an epoch are not the "
+        "published ones.",
     )  # fmt: skip
 
 
