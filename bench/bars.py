@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ctrbench.bench import registry
@@ -12,6 +13,7 @@ from ctrbench.bench.jobs import base_columns
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run
+from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_names, dataset_spec
 from ctrbench.models.embedding import TableConfig
 from ctrbench.reports.bands import METRIC, departures, judge, published_band
@@ -19,9 +21,7 @@ from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
 
-def published_bands(
-    plan: Plan, runs: Iterable[Run], rows: Sequence[Measurement], run_id: str
-) -> list[Measurement]:  # fmt: skip
+def published_bands(plan: Plan, runs: Iterable[Run], rows: Sequence[Measurement], run_id: str) -> list[Measurement]:
     """A row a model of every judged job: the distance from the published AUC, or why there is none.
 
     Args:
@@ -33,7 +33,9 @@ def published_bands(
     trained: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if run.spec.kind == "quality":
-            trained.setdefault((run.spec.data, run.spec.model), []).append(run)
+            mine = trained.setdefault((run.spec.data, run.spec.model), [])
+            if not mine or run.spec.variant == mine[0].spec.variant:  # tuned variants come after and are not judged
+                mine.append(run)
     return [
         _row(job, model, trained.get((job.data, model), []), rows, run_id)
         for job in plan.jobs
@@ -49,13 +51,20 @@ def _row(job: Job, model: str, runs: list[Run], rows: Sequence[Measurement], run
     if runs:
         base = base_columns(runs[0].spec, family, base["track"]) | {"run": run_id}
     mine = [r for r in rows if (r.data, r.model, r.metric) == (job.data, model, "auc")]
+    mine = [r for r in mine if not runs or r.variant == runs[0].spec.variant]
     auc = next((r.value for r in mine if r.value is not None), None)
     lost = next((f"no training finished: {r.reason}" for r in mine if r.value is None), "")
-    departed = departures(protocol_of(job, runs)) if runs else []
+    departed = departures(protocol_of(job, runs)) + other_files(runs[0].spec) if runs else []
     verdict = judge(auc, published_band(model), departed, lost)
     if verdict.distance is None:
         return withheld(base, METRIC, verdict.reason, phase="train", scope="bars")
     return make(base, METRIC, verdict.distance, "derived", phase="train", scope="bars", n=len(runs))
+
+
+def other_files(spec: RunSpec) -> list[str]:
+    """How the prepared files differ from the published ones, as noted when they were read."""
+    notes = Prepared.open(Path(spec.prepared)).manifest["rows"].get("notes", {}) if spec.prepared else {}
+    return [note for note in notes if "published file" in note]
 
 
 def protocol_of(job: Job, runs: Sequence[Run]) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ from ctrbench.bench.config import Job, Plan
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
+from ctrbench.bench.presets import preset_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.specs import PROCESSES, Ready, skipped_rows, suite_specs, tuned_specs
 from ctrbench.datasets.errors import BadInput, DataUnavailable
@@ -54,6 +55,9 @@ def run_suite(plan: Plan, console: Console) -> int:
     Raises:
         BadInput: the data of a job is wrong, or a model cannot be built with its options; nothing was run.
     """
+    for job in plan.jobs:  # a model without the preset fails before any work
+        for entry in job.models:
+            preset_options(entry.model, job.preset)
     ready, rows, skipped = _prepare(plan, console)
     specs, unsupported = suite_specs(plan, ready)
     runs_dir = _run_dir(plan)
@@ -109,6 +113,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
         console.print(f"preparing {job.data} ...")
         start = time.perf_counter()
         try:
+            if job.judged and job.path is None:
+                raise DataUnavailable(bands.how_to_get())
             prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, **job.options)
         except DataUnavailable as error:
             skipped.append(f"{job.data}: {error}")

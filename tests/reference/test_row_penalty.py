@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.step import TrainStep
 from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
 from ctrbench.legacy_baselines.deepfm import DeepFM, DeepFMConfig
@@ -165,10 +166,18 @@ def test_mba_reg_turns_its_row_of_the_card_and_off_is_plain_din(sequence_schema:
     assert row_on.switch == "mba_reg=true, mba_l2=0.01"
 
 
-@pytest.mark.parametrize("options", [{"l2": 0.1}, {"l2": 0.1, "l2_by_count": True}])
-def test_a_step_with_a_penalty_can_be_traced_on_meta(options: dict[str, Any], sequence_schema: FeatureSchema) -> None:
-    model = DIN(DINConfig(tables=TableConfig(**options)), sequence_schema, "meta").train()
-    assert TrainStep(model)(synthetic_batch(sequence_schema, 8, device="meta")).is_meta
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_penalised_step_is_counted_without_unknown_operators_and_has_no_flops(
+    device: str, sequence_schema: FeatureSchema
+) -> None:
+    batch, counts = synthetic_batch(sequence_schema, 8, device=device), []
+    for config in (DINConfig(), DINConfig(mba_reg=True)):
+        with torch.device(device):
+            model = DIN(config, sequence_schema)
+        counts.append(count_step(model, batch, train=True))
+    assert [c.unknown for c in counts] == [{}, {}]
+    assert counts[1].flops() == counts[0].flops()
+    assert counts[1].flops_elementwise() > counts[0].flops_elementwise()
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from ctrbench.bench import bars
 from ctrbench.bench.bars import protocol_of, published_bands
+from ctrbench.bench.cli import main
 from ctrbench.bench.config import Plan, build_plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run
+from ctrbench.datasets.criteo_forms import write_form
+from ctrbench.datasets.criteo_synthetic import Parameters
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.legacy_baselines import dcn_v2, deepfm, dnn
 from ctrbench.reports import bands
@@ -124,8 +130,6 @@ def test_more_seeds_are_no_departure_and_options_read_back_from_a_record_are_not
 
 
 def _json(body: dict[str, Any]) -> dict[str, Any]:
-    import json
-
     back: dict[str, Any] = json.loads(json.dumps(body))
     return back
 
@@ -202,32 +206,52 @@ def test_table_options_are_in_the_run_only_where_they_leave_the_defaults() -> No
     assert {f: v for f, (_, v) in table_options(run).items()} == {"impl": "per_table", "optimizer": "sgd", "l2": 1e-4}
 
 
-def test_a_suite_with_presets_and_options_runs_and_says_what_it_did(tmp_path: Path, capsys: Any) -> None:
-    """The machinery of suite=bars on a small generated set: trained at the published size, and not judged."""
-    from rich.console import Console
+def test_a_suite_without_its_files_ends_well_and_says_how_to_get_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "suite=bars", "model=dnn", f"run.out={tmp_path}"]) == 0
+    table = pd.read_parquet(tmp_path / "latest" / "measurements.parquet")
+    (row,) = table[table.metric == bands.METRIC].itertuples()
+    assert (row.status, row.preset, row.track) == ("skipped", "criteo_x1", "tabular")
+    assert "reczoo/Criteo_x1" in row.reason
+    owed = table[(table.data == "criteo_x1") & (table.model == "dnn")]
+    assert set(owed.status) == {"skipped"}
+    assert owed.reason.str.contains("data.path=FOLDER", regex=False).all()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "dnn on criteo_x1: skipped: the data does not ship" in said
+    assert "reczoo/Criteo_x1" in (tmp_path / "latest" / "report.html").read_text()
 
+
+def test_a_model_without_the_preset_fails_before_any_work(tmp_path: Path) -> None:
     from ctrbench.bench.suite import run_suite
 
-    plan = build_plan(
-        ["suite=bars", "model=dnn", "run.train_rows=1500", "run.batch=64", "run.eval_batch=64", "run.seeds=1",
-         "run.epochs=1", "run.steps=4", "run.warmup=1", "run.processes=1", "run.threads=1", f"run.out={tmp_path}"]
-    )  # fmt: skip
-    (job,) = plan.jobs
-    job = replace(job, data="criteo_synthetic", options={"rows": 3000, "cap": 100})
-    assert run_suite(replace(plan, jobs=(job,)), Console(width=200)) == 0
-    import pandas as pd
+    plan = build_plan(["suite=bars", "model=din", f"run.out={tmp_path}"])
+    with pytest.raises(BadInput, match=r"din has taobao_ad, taobao_ad_split; .* model=deepfm"):
+        run_suite(plan, Console())
+    assert list(tmp_path.iterdir()) == []
 
-    table = pd.read_parquet(tmp_path / "latest" / "measurements.parquet")
-    mine = table[(table.model == "dnn") & (table.data == "criteo_synthetic")]
+
+def test_the_suite_on_a_folder_in_its_form_trains_the_published_size_and_says_why_nothing_is_judged(
+    tmp_path: Path,
+) -> None:
+    """Generated rows in the layout of Criteo_x1: everything of suite=bars but the data."""
+    write_form("x1", Parameters(rows=3000, seed=0, cap=100), tmp_path / "x1")
+    small = ["run.train_rows=1500", "run.batch=64", "run.eval_batch=64", "run.seeds=1", "run.epochs=1", "run.steps=4",
+             "run.warmup=1", "run.processes=1", "run.threads=1"]  # fmt: skip
+    where = ["data=criteo_x1", f"data.path={tmp_path / 'x1'}", f"run.out={tmp_path / 'runs'}"]
+    assert main(["run", "suite=bars", "model=dnn", *where, *small]) == 0
+    table = pd.read_parquet(tmp_path / "runs" / "latest" / "measurements.parquet")
+    mine = table[(table.model == "dnn") & (table.data == "criteo_x1")]
     assert set(mine.preset) == {"criteo_x1"}
     (row,) = mine[mine.metric == bands.METRIC].itertuples()
     assert row.status == "skipped"
     assert "not the published protocol" in row.reason
     assert "train_rows=1500" in row.reason
+    assert "train.csv: md5" in row.reason  # right in size and options, other files would still not be judged
     assert mine[mine.metric == "auc"].value.notna().any()
     counted = mine[mine.metric.isin(["flops_train_per_sample", "kernels_per_step", "bytes_optimizer"])]
     assert set(counted.status) == {"ok"}  # dense gradients and Adam over whole tables are known operators
     assert mine.variant.str.contains("l2=1e-05,l2_rows=full_table").all()
-    page = (tmp_path / "latest" / "report.html").read_text()
+    page = (tmp_path / "runs" / "latest" / "report.html").read_text()
     assert "Reproduction: our AUC in the published band" in page
     assert "preset criteo_x1" in page
