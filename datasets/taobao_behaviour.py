@@ -16,7 +16,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,17 @@ def build_from(
         parts.add_events(rows)
         if pool_path is None:
             pool.add(rows)
+    account.close()
     pool.close()
     count_T = np.zeros(END - START, np.int64)
     for bucket in range(parts.buckets):
         count_T += _rows_of_bucket(parts, bucket, task, sampler, pool, rule, account)
-    account.close()
     positives = int(count_T.sum())
     cuts, split = _cuts(rule, count_T, account)
     vocabularies = _vocabularies(parts, split, shards, task.min_count)
     shards.write_event_parts("hist", _event_parts(parts, vocabularies))
-    _write_rows(parts, split, count_T * (1 + sampler.ratio), vocabularies, shards)
+    _spread_rows(parts, split, count_T * (1 + sampler.ratio))
+    _write_rows(parts, vocabularies, shards)
     shutil.rmtree(parts.folder)
     described = {
         "pool": pool_path.name if pool_path else "the file's own events",
@@ -259,35 +260,32 @@ def _event_parts(parts: _Parts, vocabularies: Mapping[str, Vocabulary]) -> Itera
         )  # fmt: skip
 
 
-def _write_rows(
-    parts: _Parts, split: pl.Expr, rows_T: np.ndarray, vocabularies: Mapping[str, Vocabulary], shards: Shards
-) -> None:
-    """Every split in time order, window after window of seconds."""
+def _spread_rows(parts: _Parts, split: pl.Expr, rows_T: np.ndarray) -> None:
+    """From files by bucket of users to files by split and window of seconds; slices become those of the whole log."""
     sum_T = np.cumsum(rows_T)
     edges = [np.searchsorted(sum_T, at, side="right") for at in range(WINDOW_ROWS, int(sum_T[-1]), WINDOW_ROWS)]
-    bounds = np.unique([0, *edges, len(rows_T)]) + START
-    every = _all_rows(parts)
-    for name in SPLITS:
-        for begin, end in pairwise(bounds):
-            inside = pl.col("time").is_between(int(begin), int(end), closed="left")
-            rows = every.filter(inside & (split == name)).collect(engine="streaming")
-            rows = rows.sort("time", "shuffle", "position", "label").with_columns(
-                pl.col("user_id").alias("user"), pl.col("item", "category").name.prefix("raw_")
-            )
-            if rows.height:
-                encoded = _encoded(rows, vocabularies, ("user", "item", "category"))
-                fixed = ("label", "user_id", "time", "hist_begin", "hist_end")
-                shards.write(name, encoded.select(*fixed, *CATEGORICAL, *ASIDE))
-
-
-def _all_rows(parts: _Parts) -> pl.LazyFrame:
-    """All rows; their slices of the bucket's log become slices of the whole log."""
-    frames, at = [], 0
+    bounds = np.unique(edges) + START
+    at = 0
     for bucket in range(parts.buckets):
-        rows = pl.scan_parquet(parts.file("rows", bucket))
-        frames.append(rows.with_columns(pl.col("hist_begin") + at, pl.col("hist_end") + at))
+        rows = pl.read_parquet(parts.file("rows", bucket))
+        window = pl.Series("window", np.searchsorted(bounds, rows["time"].to_numpy(), side="right"))
+        rows = rows.with_columns(pl.col("hist_begin", "hist_end") + at, split.alias("split"), window)
+        for (name, number), part in rows.partition_by("split", "window", as_dict=True, include_key=False).items():
+            part.write_parquet(parts.file(f"{name}-{number:05d}", bucket), compression="lz4")
+        parts.file("rows", bucket).unlink()
         at += pl.scan_parquet(parts.file("log", bucket)).select(pl.len()).collect().item()
-    return pl.concat(frames)
+
+
+def _write_rows(parts: _Parts, vocabularies: Mapping[str, Vocabulary], shards: Shards) -> None:
+    """Every split in time order, window after window."""
+    for name in SPLITS:
+        files = sorted(parts.folder.glob(f"{name}-*.parquet"))
+        for _, group in groupby(files, key=lambda f: f.name.split("-")[1]):
+            rows = pl.concat([pl.read_parquet(f) for f in group]).sort("time", "shuffle", "position", "label")
+            rows = rows.with_columns(pl.col("user_id").alias("user"), pl.col("item", "category").name.prefix("raw_"))
+            fixed = ("label", "user_id", "time", "hist_begin", "hist_end")
+            encoded = _encoded(rows, vocabularies, ("user", "item", "category"))
+            shards.write(name, encoded.select(*fixed, *CATEGORICAL, *ASIDE))
 
 
 def schema(name: str, cardinality: Mapping[str, int], history: int) -> FeatureSchema:

@@ -11,8 +11,9 @@ import torch
 
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
+from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
-from ctrbench.bench.summary import TRAINED
+from ctrbench.bench.summary import POOL_CONTROL, TRAINED, Run, pool_doubt
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -99,6 +100,16 @@ def test_a_run_with_a_large_pool_is_not_flagged(
     assert "leaking pool" not in page
     control = float(table[(table.model == "target_ids") & (table.metric == "auc")].value.item())
     assert 0.45 <= control <= 0.60
+
+
+def test_a_control_that_did_not_finish_leaves_the_pool_in_doubt() -> None:
+    def control(reason: str) -> list[Run]:
+        return [Run(RunSpec(kind="floor", model=POOL_CONTROL), {"extra": {"leaking_pool": reason}})]
+
+    other = [Run(RunSpec(kind="quality", model="din"), {"extra": {}})]
+    assert pool_doubt({"din": other}).startswith("pool not judged: the target_ids control did not finish")
+    assert pool_doubt({"din": other, POOL_CONTROL: control("")}) == ""
+    assert pool_doubt({"din": other, POOL_CONTROL: control("leaking pool: x")}) == "leaking pool: x"
 
 
 @pytest.mark.usefixtures("cache")
