@@ -40,7 +40,12 @@ class RunOptions:
     threads: int
     dtype: Literal["float32"]
     embedding: Literal["fused", "per_table"]
-    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"]
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+    table_lr: float
+    table_init_std: float
+    l2: float
+    l2_rows: Literal["batch_rows", "full_table"]
+    plateau: float
     timeout_s: int
     out: str
     resume: bool
@@ -62,7 +67,8 @@ class RunOptions:
         for name, allowed in (
             ("dtype", ("float32",)),
             ("embedding", ("fused", "per_table")),
-            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd")),
+            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd", "adam")),
+            ("l2_rows", ("batch_rows", "full_table")),
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
@@ -70,6 +76,29 @@ class RunOptions:
             raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
             raise UnknownName("run.embedding=per_table has no row-wise Adagrad; add run.table_optimizer=adagrad")
+        if self.table_optimizer == "adam" and self.embedding != "per_table":
+            raise UnknownName("run.table_optimizer=adam: FBGEMM refuses Adam on CPU; add run.embedding=per_table")
+        if self.l2 and self.l2_rows == "full_table" and self.table_optimizer != "adam":
+            raise UnknownName("run.l2_rows=full_table needs dense gradients; add run.table_optimizer=adam")
+        if self.l2 < 0 or not 0 < self.plateau <= 1:
+            raise UnknownName(f"run.l2={self.l2}, run.plateau={self.plateau}: at least 0, and in (0, 1]")
+        if self.table_lr <= 0 or self.table_init_std <= 0:
+            raise UnknownName(
+                f"run.table_lr={self.table_lr}, run.table_init_std={self.table_init_std}: must be above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model of a job, with options of its own: two entries of one model are two variants."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config; the command line's win."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
+    label: str = ""
+    """Name of the variant; its options if empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +106,15 @@ class Job:
     """One data set of a suite and who runs on it."""
 
     data: str
-    models: tuple[str, ...]
+    models: tuple[Entry, ...]
     floors: tuple[str, ...]
     path: str | None = None
     split: str | None = None
     policy: str = "strict"
+    preset: str = "small"
+    """Size of the models: `small`, their defaults, or the label of a published preset."""
+    judged: bool = False
+    """Compare the AUC with the published one (reports/bands.py)."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +132,7 @@ class Plan:
     @property
     def models(self) -> tuple[str, ...]:
         """Every model of the plan, in order of first use."""
-        return tuple(dict.fromkeys(m for j in self.jobs for m in j.models))
+        return tuple(dict.fromkeys(e.model for j in self.jobs for e in j.models))
 
 
 def suite_names() -> list[str]:
@@ -225,6 +258,14 @@ def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str,
     return RunOptions(**values)
 
 
+def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
+    """Entries of a suite's list of names and `{model, options}`; with `only`, those models, listed or not."""
+    every = [Entry(model=m) if isinstance(m, str) else Entry(**m) for m in listed]
+    if not only:
+        return tuple(every)
+    return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
@@ -239,7 +280,7 @@ def _jobs(
     listed = suite["jobs"]
     if data:
         by_name = {j["data"]: j for j in listed}
-        every = list(dict.fromkeys(m for j in listed for m in j["models"]))
+        every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
         listed = [by_name.get(d, {"data": d, "models": every, "floors": floors}) for d in data]
     elif user["path"] is not None:
@@ -247,11 +288,13 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=only or tuple(j["models"]),
+            models=_entries(j["models"], only),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
-            split=user["split"],
+            split=user["split"] or j.get("split"),
             policy=user["policy"],
+            preset=str(j.get("preset", "small")),
+            judged=bool(j.get("judged", False)),
             options={**j.get("options", {}), **options},
         )
         for j in listed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,18 +15,18 @@ from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error, coverage, withhold_reason
 from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
 from ctrbench.models.embedding import count_parameters, dense_parameters, embedding_tables
-from ctrbench.models.spec import ModelSpec, flops_per_step
+from ctrbench.models.spec import Flops, ModelSpec, flops_per_step
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
 Base = Mapping[str, Any]
 
 
-def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Batch) -> float:
-    """Forward model FLOPs a sample at the batch's true history lengths, masked attention pairs left out."""
+def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Batch) -> Flops:
+    """Forward FLOPs a sample; `visible` is at the batch's true history lengths, masked attention pairs left out."""
     lengths = batch.host.get("lengths") or {}
     if not schema.histories or not lengths:
-        return spec.flops(config, schema, None).visible
+        return spec.flops(config, schema, None)
     assert isinstance(lengths, dict)
     names = list(schema.histories)
     cap = [schema.histories[h][0].max_length for h in names]
@@ -33,17 +34,21 @@ def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Bat
         tuple(min(n, c) for n, c in zip(row, cap, strict=True))
         for row in zip(*(lengths[h] for h in names), strict=True)
     )
-    total = sum(n * spec.flops(config, schema, dict(zip(names, key, strict=True))).visible for key, n in rows.items())
-    return total / batch.size
+    total = Flops(0.0, 0.0)
+    for key, n in rows.items():
+        total += spec.flops(config, schema, dict(zip(names, key, strict=True))) * n
+    full = spec.flops(config, schema, None)
+    return replace(total * (1 / batch.size), full=full.full, frozen_full=full.frozen_full)
 
 
-def useful_share(
-    spec: ModelSpec, config: Any, schema: FeatureSchema, size: int, useful: float, model: nn.Module
-) -> float:
-    """Share of the executed FLOPs of a step that is useful, in the model's mode; `useful` is of one sample."""
-    once = flops_per_step(model)
-    executed = spec.flops(config, schema, None).full * size + once.full
-    return (useful * size + once.visible) / executed if executed else 1.0
+def model_flops_of(counts: StepCounts, step: Flops) -> float:
+    """Executed FLOPs of a step less padding, masked pairs and idle products, in proportion to the closed form `step`.
+
+    A frozen part has no backward, so its useful share does not apply to the gradients.
+    """
+    live = step.live
+    executed = counts.flops() - step.frozen_full
+    return step.frozen_visible + executed * (live.visible / live.full if live.full else 1.0)
 
 
 def unique_rows(batch: Batch, schema: FeatureSchema) -> tuple[int, int]:
@@ -83,12 +88,12 @@ def count_rows(
     with torch.device("meta"):
         twin = spec.build(config, schema)
     on_meta = count_step(twin, synthetic_batch(schema, batch.size, device="meta"), train=True)
-    analytic = spec.flops(config, schema, None).full * batch.size + flops_per_step(model.train()).full
+    analytic = (spec.flops(config, schema, None) * batch.size + flops_per_step(model.train())).full
     reason = withhold_reason(train, analytic) or backward_ratio_error(train)
-    useful = useful_flops(spec, config, schema, batch)
+    useful = useful_flops(spec, config, schema, batch) * batch.size
     model_flops = (
-        infer.flops() * useful_share(spec, config, schema, batch.size, useful, model.eval()),
-        train.flops() * useful_share(spec, config, schema, batch.size, useful, model.train()),
+        model_flops_of(infer, useful + flops_per_step(model.eval())),
+        model_flops_of(train, useful + flops_per_step(model.train())),
     )
     distinct, lookups = unique_rows(batch, schema)
     compulsory = compulsory_bytes(model, batch, distinct)

@@ -6,7 +6,7 @@ Timing, counting, tracing and training are separate processes: a number never ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import chain, pairwise, repeat
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import nn
 from ctrbench.bench import proc, registry
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.pretrain import pretrain
 from ctrbench.bench.quality import evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
@@ -26,6 +27,7 @@ from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
+from ctrbench.models.lum import LumRanker
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, RunRecord
@@ -37,7 +39,8 @@ SCORES = "scores.npz"
 def base_columns(spec: RunSpec, family: str, track: str) -> dict[str, Any]:
     """The columns that all rows of a run share."""
     return {
-        "run": spec.key, "model": spec.model, "variant": spec.variant, "family": family, "data": spec.data,
+        "run": spec.key, "model": spec.model, "variant": spec.variant, "preset": spec.preset, "family": family,
+        "data": spec.data,
         "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
         "batch": spec.batch or None,
     }  # fmt: skip
@@ -72,7 +75,7 @@ def budget_of(spec: RunSpec) -> Budget:
     return Budget(
         train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
         patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
-        history_length=spec.history_length,
+        history_length=spec.history_length, plateau=spec.plateau,
     )  # fmt: skip
 
 
@@ -107,21 +110,38 @@ def quality_rows(
 
 def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     """Process Q: one training to the budget, scored on the whole test split."""
-    model_spec, _, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
+    before, rows = _step_one(model, config, prepared, spec, base)
     start = time.perf_counter()
     looks = train(model, prepared, budget_of(spec), spec.seed)
     trained = time.perf_counter()
     score, label, user = scores(model, prepared, "test", budget_of(spec))
     np.savez(folder / SCORES, score=score.astype(np.float32))
-    rows = quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
-    extra = {
+    rows += quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
+    extra = before | {
         "looks": [asdict(look) for look in looks],
         "train_seconds": trained - start,
         "score_seconds": time.perf_counter() - trained,
         "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
     }
     return _record(spec, rows, extra)
+
+
+def _step_one(
+    model: nn.Module, config: Any, prepared: Prepared, spec: RunSpec, base: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Measurement]]:
+    """Pre-training of a model that has any (LUM), and what it retrieves: each user's last train event, held out."""
+    if not isinstance(model, LumRanker):
+        return {}, []
+    done, found = pretrain(model, prepared, config, spec.train_rows, spec.seed)
+    rows = []
+    for metric, values in (("recall_at_k", found.recall), ("ndcg_at_k", found.ndcg)):
+        rows += [
+            make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found.users)
+            for who, v in values.items()
+        ]
+    return {"pretraining": asdict(done), "host": config.host}, rows
 
 
 def run_floor(spec: RunSpec, folder: Path) -> RunRecord:

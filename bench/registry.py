@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import re
 import sys
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -69,10 +70,14 @@ def model_spec(name: str) -> ModelSpec:
         BadInput: a user's file that cannot be imported.
     """
     if name in _OWN:
-        return cast(ModelSpec, _load_file(name, _OWN[name]).SPEC)
-    if name not in _shipped():
+        spec = cast(ModelSpec, _load_file(name, _OWN[name]).SPEC)
+    elif name in _shipped():
+        spec = cast(ModelSpec, importlib.import_module(_shipped()[name]).SPEC)
+    else:
         raise UnknownName(f"unknown model {nearest(name, model_names())}")
-    return cast(ModelSpec, importlib.import_module(_shipped()[name]).SPEC)
+    if not spec.takes_host:
+        return spec
+    return replace(spec, build=partial(spec.build, hosts=model_spec), flops=partial(spec.flops, hosts=model_spec))
 
 
 def _load_file(name: str, path: Path) -> ModuleType:

@@ -21,7 +21,9 @@ class RunSpec:
     kind: Kind
     model: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Model options off their defaults, as typed on the command line."""
+    """Model options off their defaults: of the preset, the tables and the command line."""
+    preset: str = "small"
+    """Label of the published size that is trained; `small` are the model's defaults."""
     variant: str = ""
     model_path: str = ""
     """File of a user's own model; empty for shipped ones."""
@@ -42,6 +44,8 @@ class RunSpec:
     batch: int = 0
     eval_batch: int = 0
     lr: float = 0.0
+    plateau: float = 1.0
+    """Factor on every learning rate after a look without a gain."""
     dtype: str = "float32"
     threads: int = 1
     device: str = "cpu"

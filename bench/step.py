@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ctrbench.datasets.schema import Batch
+from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import dense_parameters, embedding_tables
 
 
@@ -39,11 +40,14 @@ class NoRanges:
 
 
 class TrainStep:
-    """Forward, BCE, backward, Adam on dense weights, the tables' own optimizer.
+    """Forward, BCE and penalties, backward, Adam on dense weights, the tables' own optimizer.
+
+    L2 of the tables is theirs (`TableConfig.l2`); the vectors of dense fields follow it.
 
     Args:
         model: a `CtrModel`.
         lr: of Adam on dense weights.
+        weight_decay: L2 of the dense weights, added to their gradient.
         foreach: multi-tensor Adam (said explicitly: on meta the default falls back to one kernel a tensor).
         ranges: tracer, none in a timed process.
     """
@@ -59,16 +63,20 @@ class TrainStep:
     ) -> None:
         self.model, self.ranges = model, ranges or NoRanges()
         self.tables = embedding_tables(model)
-        self.optimizer = torch.optim.Adam(dense_parameters(model), lr=lr, weight_decay=weight_decay, foreach=foreach)
+        self.optimizer = torch.optim.Adam(_groups(model, weight_decay), lr=lr, foreach=foreach)
         self.extra_loss: Callable[[], Tensor] | None = getattr(model, "extra_loss", None)
+        self._scale = 1.0
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Runs one step; returns the detached mean loss."""
+        """Runs one step; returns the detached mean loss, penalties included."""
         logit_B = self.model(batch)
         with self.ranges.stage("loss"):
             loss = binary_cross_entropy_with_logits(logit_B, batch.label_B)
             if self.extra_loss is not None:
                 loss = loss + self.extra_loss()
+            for tables in self.tables:
+                if tables.penalty is not None:
+                    loss = loss + tables.penalty()
         self.ranges.own_backward(loss)
         with self.ranges.stage("backward"):
             loss.backward()
@@ -81,6 +89,23 @@ class TrainStep:
             for tables in self.tables:
                 tables.step()
         return loss
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiplies every learning rate, dense and tables, from the next step on."""
+        self._scale *= factor
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        for tables in self.tables:
+            tables.set_lr(tables.config.lr * self._scale)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Dense weights by their weight decay, in module order."""
+    own = {id(p): m.l2 for m in model.modules() if isinstance(m, FeatureEmbedder) and m.l2 for p in m.vectors}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for p in dense_parameters(model):
+        groups.setdefault(own.get(id(p), weight_decay), []).append(p)
+    return [{"params": params, "weight_decay": decay} for decay, params in groups.items()]
 
 
 @torch.no_grad()

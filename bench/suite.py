@@ -17,16 +17,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctrbench.bench import floors, registry, summary
-from ctrbench.bench.config import Job, Plan, RunOptions
+from ctrbench.bench.bars import published_bands
+from ctrbench.bench.config import Entry, Job, Plan
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
+from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
-from ctrbench.reports import records
+from ctrbench.reports import bands, records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
@@ -40,7 +42,9 @@ DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
     "auc_delta": {"auc": "measured"},
+    "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},
+    "auc_vs_published": {"auc": "measured", "auc_published": "cited"},
 }
 
 
@@ -57,7 +61,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     """Runs a plan; prints the table and the report's path.
 
     Returns:
-        0, or 1 if some run failed (the suite still finishes and reports).
+        0, or 1 if some run failed (the suite still finishes and reports) or an AUC is outside its published band.
 
     Raises:
         BadInput: the data of a job is wrong, or a model cannot be built with its options; nothing was run.
@@ -76,11 +80,13 @@ def run_suite(plan: Plan, console: Console) -> int:
     for outcome in failures:
         _write_failure(outcome, runs_dir)
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
-    _summarise(specs, plan, runs_dir)
+    judged = _summarise(specs, plan, runs_dir)
     _draw(runs_dir, console)
+    for line in bands.lines(judged):
+        console.print(line, markup=False)
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
-    return 1 if failures else 0
+    return 1 if failures or bands.outside(judged) else 0
 
 
 def _run_dir(plan: Plan) -> Path:
@@ -137,7 +143,7 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
 def _skipped_job(job: Job, reason: str) -> list[Measurement]:
     track = dataset_spec(job.data).track or ""
     rows = [r for f in job.floors for r in _skipped(job.data, track, f, "floor", ("floor",), reason)]
-    for model in job.models:
+    for model in dict.fromkeys(e.model for e in job.models):
         rows += _skipped(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason)
     return rows
 
@@ -147,17 +153,18 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
     unsupported: list[Measurement] = []
     for item in ready:
         track = item.prepared.schema.track
-        for model in item.job.models:
+        for entry in item.job.models:
+            model = entry.model
             model_spec = registry.model_spec(model)
             if track not in model_spec.tracks:
                 reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
                 unsupported += _skipped(item.job.data, track, model, model_spec.family, PROCESSES, reason)
                 continue
-            made = _model_specs(plan, item, model)
-            options = model in plan.model_options
+            made = _model_specs(plan, item, entry)
+            chosen = bool(model in plan.model_options or item.job.preset != "small" or plan.run.l2)
             # A user's own model that cannot be built is a failed run, not one that the data does not suit.
-            wrong = _unbuildable(made[0], item.prepared) if options or not registry.own_file(model) else None
-            if wrong is not None and options:  # options of the command line must not cost a suite
+            wrong = _unbuildable(made[0], item.prepared) if chosen or not registry.own_file(model) else None
+            if wrong is not None and chosen:  # options that do not fit must not cost a suite
                 typed = " ".join(f"{model}.{k}={v}" for k, v in made[0].config.items())
                 raise BadInput(f"{typed}: {wrong}")
             if isinstance(wrong, ValueError):
@@ -167,7 +174,7 @@ def _specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurem
         for floor in item.job.floors:
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
-                specs.append(_spec(plan, item, "floor", floor, threads=1))
+                specs.append(_spec(plan, item, "floor", Entry(model=floor), threads=1))
             else:
                 unsupported += _skipped(item.job.data, track, floor, "floor", ("floor",), missing)
     published = [
@@ -194,31 +201,35 @@ def _skipped(data: str, track: str, model: str, family: str, kinds: Iterable[str
     return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
 
 
-def _model_specs(plan: Plan, item: Ready, model: str) -> list[RunSpec]:
+def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     run = plan.run
-    made = [_spec(plan, item, "count", model, threads=1)]
-    made += [_spec(plan, item, "quality", model, threads=1, seed=s) for s in range(run.seeds)]
-    made += [_spec(plan, item, "time", model, repeat=r) for r in range(run.processes)]
-    made.append(replace(_spec(plan, item, "trace", model, tracer="torch.profiler"), steps=min(run.steps, 20)))
+    made = [_spec(plan, item, "count", entry, threads=1)]
+    made += _trainings(plan, item, entry)
+    made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
+    made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
     return made
 
 
-def _spec(plan: Plan, item: Ready, kind: Kind, model: str, **changes: Any) -> RunSpec:
-    run: RunOptions = plan.run
-    config = dict(plan.model_options.get(model, {}))
-    variant = ",".join(f"{k}={v}" for k, v in config.items())
-    if kind != "floor" and (run.embedding, run.table_optimizer) != ("fused", "rowwise_adagrad"):
-        config["tables"] = {"impl": run.embedding, "optimizer": run.table_optimizer}
-        variant = ",".join(
-            v for v in (variant, f"embedding={run.embedding}", f"table_optimizer={run.table_optimizer}") if v
-        )
+def _trainings(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
+    return [_spec(plan, item, "quality", entry, threads=1, seed=s) for s in range(plan.run.seeds)]
+
+
+def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
+    model, run = entry.model, replace(plan.run, **entry.run)
+    typed = {**entry.options, **plan.model_options.get(model, {})}
+    tables = table_options(run) if kind != "floor" else {}
+    config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **typed}
+    if tables:
+        config["tables"] = {field: value for field, (_, value) in tables.items()}
+    variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
+        "preset": item.job.preset if kind != "floor" else "small",
         "data": item.job.data, "split": item.prepared.split, "fingerprint": item.prepared.fingerprint,
         "prepared": str(item.path.resolve()), "history_length": run.history_length,
         "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,
         "epochs": run.epochs, "evaluations": run.evaluations, "patience": run.patience, "batch": run.batch,
-        "eval_batch": run.eval_batch, "lr": run.lr, "dtype": run.dtype, "threads": run.threads,
+        "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "dtype": run.dtype, "threads": run.threads,
         "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
     return RunSpec(**(values | changes))
@@ -325,7 +336,8 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
                 yield Measurement(**row)
 
 
-def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
+def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> list[Measurement]:
+    """Writes the summary record; returns the rows that judge an AUC by a published one."""
     done = records.finished(runs_dir)
     runs = [
         summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
@@ -335,11 +347,14 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path) -> None:
     rows = summary.summarise(runs, runs_dir, "summary")
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
+    judged = published_bands(plan, runs, rows, "summary")
+    rows += judged
     spec = {"kind": "summary", "suite": plan.suite, "level": plan.level, "tuned": False}
     records.save(
         RunRecord(key="summary", spec=spec, rows=tuple(rows), environment=this_machine(), inputs=DERIVED_INPUTS),
         runs_dir,
     )
+    return judged
 
 
 def _draw(runs_dir: Path, console: Console) -> None:

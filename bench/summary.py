@@ -44,6 +44,10 @@ HISTORY_FLOOR = "lightgbm_history"
 PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
 
 Body = Mapping[str, Any]
+Who = tuple[str, str]
+"""Model and variant."""
+TUNED = "tuned"
+"""Variant of a model with the options of its best trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,12 @@ def owed_rows(
 
 
 def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurement]:
-    """Timing, quality with intervals, paired differences, utilisation: over all (data, split, model).
-
-    A plan has one variant a model.
-    """
-    groups: dict[tuple[tuple[str, str], str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """Timing, quality with intervals, paired differences, utilisation: over all (data, split, model, variant)."""
+    groups: dict[tuple[tuple[str, str], Who], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.spec.data:
-            groups[(run.spec.data, run.spec.split), run.spec.model][run.spec.kind].append(run)
+            who = run.spec.model, run.spec.variant
+            groups[(run.spec.data, run.spec.split), who][run.spec.kind].append(run)
     rows: list[Measurement] = []
     for kinds in groups.values():
         if kinds["time"]:
@@ -167,7 +169,7 @@ def _utilisation(
 
 
 def quality_summary(
-    trained: Mapping[str, list[Run]], counted: Mapping[str, Body], runs_dir: Path, run_id: str
+    trained: Mapping[Who, list[Run]], counted: Mapping[Who, Body], runs_dir: Path, run_id: str
 ) -> list[Measurement]:
     """Mean over seeds with intervals that resample users and seeds jointly; paired differences; AUC per GFLOP."""
     if not trained:
@@ -177,72 +179,99 @@ def quality_summary(
     frame = prepared.frame("test", columns=["label", "user_id"])
     label, user = frame["label"].to_numpy(), frame["user_id"].to_numpy()
     rows: list[Measurement] = []
-    draws: dict[str, np.ndarray] = {}
-    aucs: dict[str, np.ndarray] = {}
-    for model, runs in trained.items():
+    draws: dict[Who, np.ndarray] = {}
+    aucs: dict[Who, np.ndarray] = {}
+    for who, runs in trained.items():
         base = _base(runs[0], run_id) | {"track": prepared.schema.track}
         score_SN = [np.load(runs_dir / "records" / r.spec.key / SCORES)["score"] for r in runs]
-        draws[model] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
+        draws[who] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
         by_metric = _per_seed(runs, runs_dir)
-        aucs[model] = np.asarray(by_metric["auc"])
-        low, high = mean_interval(draws[model], seed=0)
-        for metric, values in by_metric.items():
-            ci = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
+        aucs[who] = np.asarray(by_metric["auc", ""])
+        low, high = mean_interval(draws[who], seed=0)
+        for (metric, scope), values in by_metric.items():
+            more: dict[str, Any] = {"ci_low": low, "ci_high": high} if metric == "auc" else {}
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            rows.append(
-                make(base, metric, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd, **ci)
-            )
-        if "gauc" not in by_metric:
-            rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
-    return rows + _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
-
-
-def _per_seed(runs: list[Run], runs_dir: Path) -> dict[str, list[float]]:
-    import pandas as pd
-
-    out: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        table = pd.read_parquet(runs_dir / "records" / run.spec.key / "measurements.parquet")
-        for metric, value in zip(table["metric"], table["value"], strict=True):
-            out[str(metric)].append(float(value))
-    return out
-
-
-def _paired(
-    trained: Mapping[str, list[Run]], counted: Mapping[str, Body], draws: Mapping[str, np.ndarray],
-    aucs: Mapping[str, np.ndarray], track: str, run_id: str,
-) -> list[Measurement]:  # fmt: skip
-    """Differences from the reference and from the history floor, over the seeds that both have."""
-    rows: list[Measurement] = []
-    for other in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR)):
-        if other not in draws:
-            continue
-        for model, runs in trained.items():
-            if model == other or runs[0].spec.kind == "floor":
-                continue
-            base = _base(runs[0], run_id) | {"track": track}
-            mine, theirs = _pairs(runs, trained[other])
-            if not mine:
-                reason = f"no training of {other} with the same seed finished"
-                rows.append(withheld(base, "auc_delta", reason, phase="train", scope=f"vs:{other}"))
-                continue
-            low, high = paired_interval(draws[model][mine], draws[other][theirs], seed=0)
-            delta = float(aucs[model][mine].mean() - aucs[other][theirs].mean())
             rows.append(
                 make(
                     base,
-                    "auc_delta",
-                    delta,
-                    "derived",
+                    metric,
+                    float(np.mean(values)),
+                    "measured",
                     phase="train",
-                    scope=f"vs:{other}",
-                    n=len(mine),
-                    ci_low=low,
-                    ci_high=high,
+                    scope=scope,
+                    n=len(values),
+                    sd=sd,
+                    **more,
                 )
             )
+        if ("gauc", "") not in by_metric:
+            rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
+        if runs[0].spec.kind == "quality":
+            rows += _budget(base, runs, counted.get(who))
+    return rows + _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
+
+
+def _budget(base: Mapping[str, Any], runs: list[Run], counted: Body | None) -> list[Measurement]:
+    """Training FLOPs of a whole run; a model with a pre-training shows both steps and their sum."""
+    seen = float(np.mean([r.body["extra"]["rows"]["train_seen"] for r in runs]))
+    reason = counted["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
+    if counted is None or reason:
+        return [withheld(base, "budget_flops", reason, phase="train")]
+    ranker = counted["extra"]["flops_model_train"] / runs[0].spec.batch * seen
+    before = [r.body["extra"]["pretraining"]["flops"] for r in runs if "pretraining" in r.body["extra"]]
+    if not before:
+        return [make(base, "budget_flops", ranker, "derived", phase="train")]
+    first = float(np.mean(before))
+    parts = {"step1": first, "step3": ranker, "": first + ranker}
+    return [make(base, "budget_flops", v, "derived", phase="train", scope=s) for s, v in parts.items()]
+
+
+def _per_seed(runs: list[Run], runs_dir: Path) -> dict[tuple[str, str], list[float]]:
+    """(metric, scope) -> value of every seed."""
+    import pandas as pd
+
+    out: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        table = pd.read_parquet(runs_dir / "records" / run.spec.key / "measurements.parquet")
+        for metric, scope, value in zip(table["metric"], table["scope"], table["value"], strict=True):
+            out[str(metric), str(scope)].append(float(value))
+    return out
+
+
+def references(who: Who, runs: list[Run], trained: Mapping[Who, list[Run]], track: str) -> list[Who]:
+    """Whom a model is paired with: the track's reference, the history floor, and the host whose fields it adds to.
+
+    A tuned variant pairs with the tuned reference where there is one: equal care on both sides.
+    """
+    found = []
+    host = str(runs[0].body["extra"].get("host", ""))
+    for name in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR, host)):
+        other = (name, TUNED) if who[1] == TUNED and (name, TUNED) in trained else (name, "")
+        if other in trained and other != who:
+            found.append(other)
+    return found
+
+
+def _paired(
+    trained: Mapping[Who, list[Run]], counted: Mapping[Who, Body], draws: Mapping[Who, np.ndarray],
+    aucs: Mapping[Who, np.ndarray], track: str, run_id: str,
+) -> list[Measurement]:  # fmt: skip
+    """Differences from the references, over the seeds that both have."""
+    rows: list[Measurement] = []
+    for who, runs in trained.items():
+        if runs[0].spec.kind == "floor":
+            continue
+        for other in references(who, runs, trained, track):
+            base = _base(runs[0], run_id) | {"track": track, "phase": "train", "scope": f"vs:{other[0]}"}
+            mine, theirs = _pairs(runs, trained[other])
+            if not mine:
+                rows.append(withheld(base, "auc_delta", f"no training of {other[0]} with the same seed finished"))
+                continue
+            low, high = paired_interval(draws[who][mine], draws[other][theirs], seed=0)
+            delta = float(aucs[who][mine].mean() - aucs[other][theirs].mean())
+            rows.append(make(base, "auc_delta", delta, "derived", n=len(mine), ci_low=low, ci_high=high))
             if trained[other][0].spec.kind != "floor":  # a floor's FLOPs are not counted
-                rows.append(_per_gflop(rows[-1], counted.get(model), counted.get(other), other))
+                rows.append(_per_gflop(rows[-1], counted.get(who), counted.get(other), other[0]))
     return rows
 
 

@@ -32,6 +32,8 @@ class Budget:
     eval_batch: int
     lr: float
     history_length: int
+    plateau: float = 1.0
+    """Factor on every learning rate after a look without a gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def train(model: nn.Module, prepared: Prepared, budget: Budget, seed: int) -> li
                 best, state, stale = looks[-1].valid_auc, _state(model), 0
             else:
                 stale += 1
+                step.scale_lr(budget.plateau)
             if stale >= budget.patience:
                 break
         else:

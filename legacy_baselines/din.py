@@ -20,6 +20,11 @@ from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
 
+MBA_ON = (
+    "tables update inside their backward, so the term sits on the rows as looked up and joins the loss's gradient "
+    "there; a row is divided by its reads until now, where the paper counts the whole training set; lambda is ours"
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DINConfig(UnitConfig):
@@ -30,9 +35,25 @@ class DINConfig(UnitConfig):
     mlp: tuple[int, ...] = (128, 64)
     """Hidden widths of the tower."""
     dropout: float = 0.0
+    mba_reg: bool = False
+    """Mini-batch aware L2 (section 5.1): rows of the batch, each over how often training has read it."""
+    mba_l2: float = 0.01
+    """Lambda of `mba_reg`."""
     missing_vector: bool = True
     """Learn one vector a dense field for missing values."""
     tables: TableConfig = field(default_factory=TableConfig)
+
+    def __post_init__(self) -> None:
+        UnitConfig.__post_init__(self)  # slots: the class that zero-argument super() remembers is not this one
+        if self.mba_l2 <= 0:
+            raise ValueError(f"mba_l2={self.mba_l2}: must be above 0; mba_reg=false turns it off")
+        if self.mba_reg and self.tables.l2:
+            raise ValueError(f"mba_reg=true and l2={self.tables.l2}: both penalise the same rows; use one")
+
+    @property
+    def trained_tables(self) -> TableConfig:
+        """`tables` with the penalty of `mba_reg`."""
+        return replace(self.tables, l2=self.mba_l2, l2_by_count=True) if self.mba_reg else self.tables
 
 
 class DIN(nn.Module):
@@ -47,7 +68,7 @@ class DIN(nn.Module):
         require_history(schema, "din")
         with torch.device(device) if device else nullcontext():
             self.embedder = FeatureEmbedder(
-                schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
+                schema, config.dim, config.trained_tables, sequences="events", missing_vector=config.missing_vector
             )
             self.attention = Interests(schema, config.dim, config, [View(h, h) for h in schema.histories])
             n_in = self.embedder.num_fields * config.dim + sum(self.embedder.event_width.values())
@@ -80,7 +101,9 @@ def card(config: DINConfig) -> FidelityCard:
                     note="alpha starts at 0, BN without affine, eps 1e-9, momentum 0.01 as FuxiCTR"),
             CardRow(mechanism="statistics of Dice over padded histories", status="adapted", section="n/k",
                     switch=f"dice_stats={config.dice_stats}", note="the paper does not say whether padding enters"),
-            CardRow(mechanism="mini-batch aware regularisation", status="adapted", section="5.1", note="not applied"),
+            CardRow(mechanism="mini-batch aware regularisation", status="adapted", section="5.1",
+                    switch=f"mba_reg={str(config.mba_reg).lower()}" + (f", mba_l2={config.mba_l2}" * config.mba_reg),
+                    note=MBA_ON if config.mba_reg else "not applied"),
             CardRow(mechanism="query for event fields without a target", status="adapted", section="n/k",
                     note="e.g. the action taken: one learned vector each stands in the query"),
             CardRow(mechanism="sizes", status="unknown", section="n/k",

@@ -81,6 +81,13 @@ class FeatureEmbedder(nn.Module):
             features[f.table].append(f.name)
         width = dim + int(linear)
         self.pooled = sequences == "pooled" or not schema.sequences
+        self.l2 = 0.0 if tables.l2_by_count else tables.l2
+        """Weight decay of the dense fields' vectors: as embeddings they are penalised with the rows."""
+        if tables.l2 and tables.l2_rows == "batch_rows" and sequences == "pooled" and schema.sequences:
+            raise ValueError(
+                f"l2 on batch_rows: schema {schema.name!r} has histories, and a mean of rows does not show the rows; "
+                "use l2=0, or embedding=per_table with table_optimizer=adam and l2_rows=full_table"
+            )
         config_type = EmbeddingBagConfig if self.pooled else EmbeddingConfig
         self.tables = (
             EmbeddingTables(
@@ -108,6 +115,11 @@ class FeatureEmbedder(nn.Module):
         """F of `Embedded.fields_BFD`."""
         extra = len(self.schema.sequences) if self.sequences == "pooled" else 0
         return len(self.schema.categorical) + len(self.schema.dense) + extra
+
+    @property
+    def vectors(self) -> list[nn.Parameter]:
+        """Learned vectors of the dense fields."""
+        return [p for p in (self.numeric_ID, self.missing_ID) if p is not None]
 
     @property
     def event_width(self) -> dict[str, int]:

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd"]
+from ctrbench.models.row_penalty import RowPenalty
+
+Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 Impl = Literal["fused", "per_table"]
 
 _FUSED = {
@@ -42,10 +44,27 @@ class TableConfig:
     impl: Impl = "fused"
     """`per_table` is the named strawman variant."""
     optimizer: Optimizer = "rowwise_adagrad"
+    """`adam` moves every row at every step, from dense gradients, as FuxiCTR does; `per_table` only."""
     lr: float = 0.02
     eps: float = 1e-8
     init_std: float = 0.01
     """Standard deviation of the normal start; padding rows start at zero."""
+    l2: float = 0.0
+    """Lambda; lambda/2 |row|^2 of the penalised rows joins the loss."""
+    l2_rows: Literal["batch_rows", "full_table"] = "batch_rows"
+    """Penalised in a step: the distinct rows of its batch, or every row (FuxiCTR; with `adam` only)."""
+    l2_by_count: bool = False
+    """Divide a row's term by how often training has read it (DIN's mini-batch aware form; `batch_rows` only)."""
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "adam" and self.impl != "per_table":
+            raise ValueError("table optimizer adam needs impl=per_table: FBGEMM refuses Adam on CPU")
+        if self.l2 < 0:
+            raise ValueError(f"l2={self.l2}: must not be negative")
+        if self.l2_rows not in ("batch_rows", "full_table"):
+            raise ValueError(f"l2_rows={self.l2_rows!r}: use batch_rows or full_table")
+        if self.l2 and self.l2_rows == "full_table" and (self.optimizer != "adam" or self.l2_by_count):
+            raise ValueError("l2_rows=full_table needs the dense gradients of table optimizer adam, and no l2_by_count")
 
 
 def padded_width(width: int) -> int:
@@ -93,8 +112,9 @@ class EmbeddingTables(nn.Module):
         if device == "meta":
             self.lookup = _MetaTables(sum(self.rows.values()), self.stored)
         elif config.impl == "per_table":
-            self.lookup = nn.ModuleDict({n: nn.Embedding(r, self.stored, sparse=True) for n, r in self.rows.items()})
-            self._optimizer = _sparse_optimizer(self.lookup.parameters(), config)
+            sparse = config.optimizer != "adam"
+            self.lookup = nn.ModuleDict({n: nn.Embedding(r, self.stored, sparse=sparse) for n, r in self.rows.items()})
+            self._optimizer = _table_optimizer(self.lookup.parameters(), config)
         else:
             # Unpooled rows are bags of one id over the stacked tables: PoolingMode.NONE, the operator's own
             # unpooled mode, takes 5-7x as long backward on CPU (docs/log.md) and gives the same rows.
@@ -112,6 +132,11 @@ class EmbeddingTables(nn.Module):
                 pooling_mode=PoolingMode.SUM,
                 device=torch.device(device),
             )
+        self.penalty = (
+            RowPenalty(sum(self.rows.values()), config.l2, config.l2_by_count, device)
+            if config.l2 and config.l2_rows == "batch_rows"
+            else None
+        )
         self.reset_parameters()
 
     def weights(self) -> dict[str, Tensor]:
@@ -138,7 +163,9 @@ class EmbeddingTables(nn.Module):
 
     def bytes_optimizer(self) -> int:
         """Bytes of the tables' optimizer state."""
-        per_row = {"rowwise_adagrad": 4, "adagrad": 4 * self.width, "sgd": 0}[self.config.optimizer]
+        per_row = {"rowwise_adagrad": 4, "adagrad": 4 * self.width, "sgd": 0, "adam": 8 * self.width}[
+            self.config.optimizer
+        ]
         return sum(self.rows.values()) * per_row
 
     @property
@@ -164,8 +191,13 @@ class EmbeddingTables(nn.Module):
         """Rows of every key of `ids`, whose keys are the features given at construction, in that order."""
         keys = ids.keys()
         if self.pooled:
-            return KeyedTensor(keys=keys, length_per_key=[self.stored] * len(keys), values=self._pooled(ids))
+            values = self._pooled(ids)
+            if self.penalty is not None and self.training:
+                self.penalty.note(self._flat(ids), self._bags_of_one(values, ids))
+            return KeyedTensor(keys=keys, length_per_key=[self.stored] * len(keys), values=values)
         rows_ND = self._unpooled(ids)
+        if self.penalty is not None and self.training:
+            self.penalty.note(self._flat(ids), rows_ND)
         out: dict[str, JaggedTensor] = {}
         at, lengths = 0, ids.lengths().view(len(keys), -1)
         for i, (key, n) in enumerate(zip(keys, ids.length_per_key(), strict=True)):
@@ -181,10 +213,10 @@ class EmbeddingTables(nn.Module):
         columns = []
         for key in ids.keys():
             jagged, table = ids[key], self.lookup[self.table_of[key]]
+            bags = nn.functional.embedding_bag
+            values, offsets = jagged.values(), jagged.offsets()
             columns.append(
-                nn.functional.embedding_bag(
-                    jagged.values(), table.weight, jagged.offsets(), mode="sum", sparse=True, include_last_offset=True
-                )
+                bags(values, table.weight, offsets, mode="sum", sparse=table.sparse, include_last_offset=True)
             )
         return torch.cat(columns, dim=1)
 
@@ -195,6 +227,13 @@ class EmbeddingTables(nn.Module):
             return torch.cat([self.lookup[self.table_of[k]](ids[k].values()) for k in ids.keys()])
         flat = self._flat(ids)
         return self.lookup(flat, torch.arange(flat.numel() + 1, device=flat.device))
+
+    def _bags_of_one(self, values: Tensor, ids: KeyedJaggedTensor) -> Tensor:
+        """Pooled [B, F*D] as the rows [N, D] of `ids.values()`: one id a bag."""
+        rows_FBD = values.view(ids.stride(), len(ids.keys()), self.stored).transpose(0, 1)
+        if ids.values().numel() != ids.stride() * len(ids.keys()):
+            raise ValueError("l2 on batch_rows needs one id a bag: a sum of rows does not show the rows")
+        return rows_FBD.reshape(-1, self.stored)
 
     def _flat(self, ids: KeyedJaggedTensor) -> Tensor:
         """Ids as rows of the stacked tables."""
@@ -254,7 +293,10 @@ def _tbe_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[N
 _tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
 
 
-def _sparse_optimizer(params: Iterator[nn.Parameter], config: TableConfig) -> torch.optim.Optimizer:
+def _table_optimizer(params: Iterator[nn.Parameter], config: TableConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        decay = config.l2 if config.l2_rows == "full_table" else 0.0  # Adam adds it to the gradient: lambda/2 |w|^2
+        return torch.optim.Adam(params, lr=config.lr, eps=config.eps, weight_decay=decay, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(params, lr=config.lr)
     if config.optimizer == "adagrad":

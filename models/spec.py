@@ -63,9 +63,23 @@ class Flops:
 
     full: float
     visible: float
+    frozen_full: float = 0.0
+    """Part of `full` that has no backward: a frozen sub-model under no_grad."""
+    frozen_visible: float = 0.0
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.full + other.full, self.visible + other.visible)
+        return Flops(
+            self.full + other.full, self.visible + other.visible,
+            self.frozen_full + other.frozen_full, self.frozen_visible + other.frozen_visible,
+        )  # fmt: skip
+
+    def __mul__(self, times: float) -> Flops:
+        return Flops(self.full * times, self.visible * times, self.frozen_full * times, self.frozen_visible * times)
+
+    @property
+    def live(self) -> Flops:
+        """What has a backward."""
+        return Flops(self.full - self.frozen_full, self.visible - self.frozen_visible)
 
 
 def flops_per_step(model: object) -> Flops:
@@ -106,8 +120,10 @@ class ModelSpec:
     """(config, schema, device=None) -> CtrModel; no device takes torch's default. Raises ValueError naming the field
     when they do not fit."""
     card: Callable[[Any], FidelityCard]
-    flops: Callable[[Any, FeatureSchema, Mapping[str, int] | None], Flops]
+    flops: Callable[..., Flops]
     """(config, schema, history name -> true length or None for full) -> closed-form forward FLOPs a sample."""
     published: Callable[[], tuple[Preset, ...]]
+    takes_host: bool = False
+    """`build` and `flops` take `hosts` as well, which gives the spec of another model by name (the roof has it)."""
     skip_reason: Mapping[str, str] | None = None
     """track -> why the model cannot run there."""

@@ -141,6 +141,8 @@ NUMBERS = ("value", "sd", "p10", "p50", "p90", "p99", "ci_low", "ci_high", "seed
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
+    `trained` marks the rows of models that ran here, of whatever size; the others were traced at published sizes.
+
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.
     """
@@ -149,7 +151,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     text.loc[text["preset"] == "", "preset"] = "small"
     numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
-    return pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
+    body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
+    return body.assign(trained=~text["preset"].str.startswith("published").to_numpy(dtype=bool))
 
 
 def where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:

@@ -18,7 +18,7 @@ RIDGE_GPU = "H100 SXM"
 
 
 @cache
-def cited() -> dict[str, list[dict[str, Any]]]:
+def cited() -> dict[str, Any]:
     """Published anchors of cited.toml."""
     return tomllib.loads((Path(__file__).parent / "cited.toml").read_text())
 
@@ -97,9 +97,9 @@ def bounds(frame: pd.DataFrame, phase: str, names: Names) -> pd.DataFrame:
 
 
 def cpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """What the small presets achieve on this CPU against its measured ceilings."""
+    """What the models trained here achieve on this CPU against its measured ceilings."""
     rows, index = [], []
-    small = where(frame, preset="small", phase="train")
+    small = where(frame, trained=True, phase="train")
     for model, variant in models_of(small, names):
         for data in sorted(set(where(small, model=model, variant=variant)["data"])):
             mine = where(small, model=model, variant=variant, data=data)
@@ -152,12 +152,12 @@ def gpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
 def gain_per_flop(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Paired difference of AUC against the extra forward FLOPs a sample that it cost."""
     other = reference_of(frame, data)
-    base = pick(where(frame, data=data, model=other, variant="", preset="small"), "flops_fwd_per_sample")
+    base = pick(where(frame, data=data, model=other, variant="", trained=True), "flops_fwd_per_sample")
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, preset="small", metric="auc"):
+    for model, variant in models_of(frame, names, data=data, trained=True, metric="auc"):
         if names.camp(model) == "floor" or not other:
             continue
-        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+        mine = where(frame, data=data, model=model, variant=variant, trained=True)
         delta, flops = delta_of(frame, data, model, variant, other), pick(mine, "flops_fwd_per_sample")
         rows.append({
             "Model": names.title(model, variant), "Camp": names.camp(model), "Forward FLOPs / sample": flops,
@@ -170,7 +170,7 @@ def gain_per_flop(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
 
 def step_split(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Share of a training step by stage, and the three largest blocks."""
-    rows_all = where(frame, metric="split_host", data=data, preset="small")
+    rows_all = where(frame, metric="split_host", data=data, trained=True)
     present = {s.removeprefix("stage:") for s in rows_all["scope"] if s.startswith("stage:") and "/" not in s}
     stages = [s for s in STAGES if s in present] + sorted(present - set(STAGES))
     rows, index = [], []
@@ -199,10 +199,10 @@ def _blocks(mine: pd.DataFrame) -> str:
 def memory(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Bytes in memory and storage and CPU time of each model."""
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, preset="small"):
+    for model, variant in models_of(frame, names, data=data, trained=True):
         if names.camp(model) == "floor":
             continue
-        mine = where(frame, data=data, model=model, variant=variant, preset="small", phase="train")
+        mine = where(frame, data=data, model=model, variant=variant, trained=True, phase="train")
         row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
         row |= {
             "Peak RSS": pick(mine, "rss_peak"),
@@ -234,8 +234,8 @@ def storage(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
 def speed(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Time and CPU work of a training step and of one forward call."""
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, preset="small"):
-        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+    for model, variant in models_of(frame, names, data=data, trained=True):
+        mine = where(frame, data=data, model=model, variant=variant, trained=True)
         if names.camp(model) == "floor":
             continue
         row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}

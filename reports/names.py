@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 TITLES: Mapping[str, str] = {
+    "dnn": "DNN",
     "deepfm": "DeepFM",
+    "dcn": "DCN",
     "dcn_v2": "DCN-v2",
     "din": "DIN",
     "composite": "Composite (DCN-v2 + DIN)",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import costs, drawing, figures, tables
+from ctrbench.reports import bands, costs, drawing, figures, tables
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
@@ -21,7 +21,7 @@ def summary(c: Context) -> Section:
         table = tables.headline(c.frame, data, c.names)
         if table.empty:
             continue
-        exhibits += exhibit(table, title=f"{data} ({track} track, preset small)", open=True)
+        exhibits += exhibit(table, title=f"{data} ({track} track, preset {tables.presets(c.frame, data)})", open=True)
         said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
         span = extremes(table, "Step time")
         parts.append(said + (f" The median training step takes {span}." if span else ""))
@@ -192,7 +192,7 @@ def roofline(c: Context) -> Section | None:
     peak, bandwidth, ridge = costs.gpu_limits(c.frame)
     exhibits = exhibit(
         small,
-        ("This CPU, preset small: measured ceilings and derived points", figures.cpu_roofline(small, c.names)),
+        ("This CPU, models trained here: measured ceilings and derived points", figures.cpu_roofline(small, c.names)),
         title="This CPU",
     ) + exhibit(
         large,
@@ -210,7 +210,7 @@ def roofline(c: Context) -> Section | None:
         id="roofline",
         title="Roofline",
         exhibits=exhibits,
-        sentence=f"The small presets use {use} of this CPU's measured GEMM ceiling."
+        sentence=f"The models trained here use {use} of this CPU's measured GEMM ceiling."
         if use
         else "No utilisation of this CPU is known.",
         caveat="The operand bytes behind the CPU points count every operator's inputs and outputs, as if nothing "
@@ -247,7 +247,7 @@ def gain(c: Context) -> Section | None:
         return None
     return Section(
         id="gain",
-        title="AUC per extra GFLOP (preset small)",
+        title="AUC per extra GFLOP (models trained here)",
         sentence=" ".join(parts),
         exhibits=tuple(exhibits),
         caveat="The ratio is withheld where a model spends no more FLOPs than the reference. A tie stays a tie "
@@ -272,7 +272,7 @@ def speed(c: Context) -> Section | None:
         return None
     return Section(
         id="speed",
-        title="Time on this CPU (preset small)",
+        title="Time on this CPU (models trained here)",
         sentence=" ".join(p for p in parts if p),
         exhibits=tuple(exhibits),
         caveat="Median over processes of the per-process P50, data wait included; the line is the 95 % interval. "
@@ -365,7 +365,7 @@ def anchors(c: Context) -> Section:
         sentence="None of these is ours, and none was checked by this run.",
         exhibits=exhibit(costs.cited_auc(), title="Criteo_x1, BARS: means of five seeds", open=True)
         + exhibit(costs.cited_mfu(), title="MFU of ranking systems, as published", open=True),
-        caveat="Criteo_x1 has 33 M training rows and its own split: its AUC is not comparable with ours. Papers "
+        caveat="Criteo_x1 has 33 M training rows and its own split: no AUC on other rows compares. Papers "
         "count FLOPs by different "
         "rules and use different precisions; grade A was read in the source, B in a detailed account.",
     )
@@ -383,6 +383,7 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     split,
     memory,
     pairing,
+    bands.section,
     anchors,
 )
 

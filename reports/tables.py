@@ -35,6 +35,11 @@ def models_of(frame: pd.DataFrame, names: Names, **wanted: Any) -> list[tuple[st
     return sorted(pairs, key=lambda p: names.order(*p))
 
 
+def presets(frame: pd.DataFrame, data: str) -> str:
+    """Sizes of the models trained on the data, e.g. `small`."""
+    return ", ".join(sorted(set(where(frame, data=data, trained=True)["preset"])))
+
+
 def reference_of(frame: pd.DataFrame, data: str) -> str:
     """The model that differences on this data are taken against; empty if none."""
     scopes = set(where(frame, data=data, metric="auc_delta")["scope"])
@@ -61,11 +66,11 @@ def delta_of(frame: pd.DataFrame, data: str, model: str, variant: str, other: st
 
 
 def headline(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Quality and cost of each model of one data set, preset `small`, side by side."""
+    """Quality and cost of each model of one data set, as trained here, side by side."""
     other = reference_of(frame, data)
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, preset="small"):
-        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+    for model, variant in models_of(frame, names, data=data, trained=True):
+        mine = where(frame, data=data, model=model, variant=variant, trained=True)
         delta = delta_of(frame, data, model, variant, other)
         train = where(mine, phase="train")
         row: dict[str, Any] = {
@@ -102,8 +107,8 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """All quality measures of one data set, with the paired difference and the spread over seeds."""
     other = reference_of(frame, data)
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, metric="auc", preset="small"):
-        mine = where(frame, data=data, model=model, variant=variant, preset="small")
+    for model, variant in models_of(frame, names, data=data, metric="auc", trained=True):
+        mine = where(frame, data=data, model=model, variant=variant, trained=True)
         auc, delta = pick(mine, "auc"), delta_of(frame, data, model, variant, other)
         rows.append({
             "Model": names.title(model, variant),
@@ -131,10 +136,10 @@ def floors(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Every model against the floors of its data set; the last column flags those that fall below LightGBM-history."""
     ran = [m for m, _ in models_of(frame, names, data=data, family="floor") if _value(frame, data, m) is not None]
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, metric="auc", preset="small"):
+    for model, variant in models_of(frame, names, data=data, metric="auc", trained=True):
         if names.camp(model) == "floor":
             continue
-        auc = pick(frame, "auc", data=data, model=model, variant=variant, preset="small")
+        auc = pick(frame, "auc", data=data, model=model, variant=variant, trained=True)
         row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model), "AUC": auc}
         for floor in ran:
             row[f"minus {names.title(floor)}"] = _difference(frame, data, model, variant, floor, auc)

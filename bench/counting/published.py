@@ -95,10 +95,11 @@ def _point(
 ) -> PublishedPoint:
     size, form = counts.batch, spec.flops(preset.config, preset.schema, None)
     once = flops_per_step(model.train(phase == "train"))
-    analytic = form.full * size + once.full
-    idle = (form.full - form.visible) * size + once.full - once.visible
+    step = form * size + once
+    idle = step.full - step.visible
     # Masked pairs, and zeros of a dense product, are idle in both gradients of their GEMMs alike.
-    idle_step = idle * (3 if phase == "train" else 1)
+    idle_step = idle + 2 * (step.live.full - step.live.visible) if phase == "train" else idle
+    analytic = step.full
     reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
     bounds = {
         g: mfu_bound(counts, model, catalogue()[g], dtype, schema=preset.schema, masked_flops=idle_step) for g in gpus

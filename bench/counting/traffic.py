@@ -22,6 +22,7 @@ STATE_BYTES: dict[str, Callable[[float], float]] = {
     "rowwise_adagrad": lambda d: 4.0,
     "adagrad": lambda d: 4.0 * d,
     "sgd": lambda d: 0.0,
+    "adam": lambda d: 8.0 * d,
 }
 """Table optimizer -> bytes of state a row (fp32), by row width."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
+from ctrbench.bench.registry import model_spec
 from ctrbench.bench.step import TrainStep
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models.embedding import TableConfig, count_parameters, dense_parameters, embedding_tables
@@ -28,7 +28,7 @@ def _specs() -> dict[str, ModelSpec]:
     for room in ("legacy_baselines", "models"):
         for file in sorted((ROOT / room).glob("*.py")):
             if re.search(r"^SPEC\b", file.read_text(encoding="utf-8"), re.MULTILINE):
-                found[file.stem] = importlib.import_module(f"ctrbench.{room}.{file.stem}").SPEC
+                found[file.stem] = model_spec(file.stem)
     return found
 
 
@@ -51,7 +51,9 @@ def _build(name, schema, **tables) -> nn.Module:
 def _should_learn(name, model) -> dict[str, nn.Parameter]:
     dense = {id(p) for p in dense_parameters(model)}
     silent = SILENT.get(name, r"(?!)")
-    return {n: p for n, p in model.named_parameters() if id(p) in dense and not re.fullmatch(silent, n)}
+    return {
+        n: p for n, p in model.named_parameters() if id(p) in dense and p.requires_grad and not re.fullmatch(silent, n)
+    }
 
 
 def _flops(model, batch) -> FlopCounterMode:
@@ -62,7 +64,7 @@ def _flops(model, batch) -> FlopCounterMode:
 
 
 def test_the_legacy_models_are_found():
-    assert {"deepfm", "dcn_v2", "din", "composite"} <= set(SPECS)
+    assert {"dnn", "deepfm", "dcn", "dcn_v2", "din", "composite"} <= set(SPECS)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -136,8 +138,9 @@ def test_a_row_alone_scores_as_in_its_batch(name, track, schema_of, take_rows, r
 def test_gradient_reaches_every_parameter_and_exactly_the_rows_looked_up(name, track, schema_of, randomise):
     schema = schema_of[track]
     model = randomise(_build(name, schema, optimizer="sgd", lr=0.1)).train()
-    (tables,) = embedding_tables(model)
+    *frozen, tables = embedding_tables(model)
     before = {t: w.clone() for t, w in tables.weights().items()}
+    kept = [w.clone() for t in frozen for w in t.weights().values()]
     batch = synthetic_batch(schema, 20, full=False)
     binary_cross_entropy_with_logits(model(batch), batch.label_B).backward()
     silent = [n for n, p in _should_learn(name, model).items() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -149,6 +152,7 @@ def test_gradient_reaches_every_parameter_and_exactly_the_rows_looked_up(name, t
                 seen[batch.ids[f.name].values()] = True
         moved = (weight != before[table]).any(dim=1)
         assert torch.equal(moved, seen), f"table {table}: rows moved and rows looked up differ"
+    assert all(torch.equal(a, b) for a, b in zip(kept, (w for t in frozen for w in t.weights().values()), strict=True))
 
 
 @model_and_track

@@ -1,4 +1,7 @@
-"""Properties that define each legacy model (models.md sections 1.2, 1.5, 1.7, 1.9) and its published size."""
+"""Properties that define each legacy model (models.md sections 1.2, 1.5, 1.7, 1.9) and its published size.
+
+DCN's cross layers and DCN-v2's mixture: test_cross_networks.py.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.kernels.fm import fm_pairs
-from ctrbench.legacy_baselines import composite, dcn_v2, deepfm, din
+from ctrbench.legacy_baselines import composite, dcn, dcn_v2, deepfm, din, dnn
 from ctrbench.legacy_baselines.interest import ActivationUnit, Dice, UnitConfig
-from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
+from ctrbench.models.blocks import Events, mlp_flops
 from ctrbench.models.embedding import TableConfig, count_parameters, dense_parameters, embedding_tables
 
-MODULES = {"deepfm": deepfm, "dcn_v2": dcn_v2, "din": din, "composite": composite}
+MODULES = {"deepfm": deepfm, "dcn": dcn, "dcn_v2": dcn_v2, "din": din, "composite": composite, "dnn": dnn}
 
 
 def _dense(model):
@@ -335,6 +339,9 @@ def test_composite_names_the_missing_action_field(sequence_schema):
         ("deepfm", "bn", True, "adapted"),
         ("dcn_v2", "structure", "cross_only", "adapted"),
         ("dcn_v2", "bn", True, "adapted"),
+        ("dcn_v2", "expert_act", "identity", "adapted"),
+        ("dcn", "structure", "stacked", "adapted"),
+        ("dcn", "structure", "cross_only", "adapted"),
         ("din", "softmax", True, "adapted"),
         ("din", "act", "relu", "adapted"),
     ],
@@ -349,21 +356,42 @@ def test_moving_a_switch_off_the_paper_turns_its_row_to_adapted(name, option, va
     assert str(value).lower() in moved[0].switch.lower()
 
 
-@pytest.mark.parametrize(("module", "total"), [(deepfm, 23_429_477), (dcn_v2, 22_018_021)])  # BARS Criteo_x1 logs
+@pytest.mark.parametrize(
+    ("module", "total"),
+    [(deepfm, 23_429_477), (dcn, 21_343_491), (dcn_v2, 22_018_021)],  # BARS Criteo_x1 logs
+)
 def test_published_criteo_sizes_have_the_published_parameters(module, total):
     (preset,) = module.published()
     assert count_parameters(module.SPEC.build(preset.config, preset.schema, "meta")) == total
 
 
-def test_published_din_exceeds_the_dnn_by_the_published_difference():
-    """BARS TaobaoAd_x1: DNN 41,934,977 parameters, DIN +328,705."""
-    for preset in din.published():
-        config, schema = preset.config, preset.schema
-        with torch.device("meta"):
-            embedder = FeatureEmbedder(schema, 32, TableConfig(), missing_vector=False)
-            dnn = nn.ModuleList([embedder, MLP(embedder.num_fields * 32, config.mlp, 1)])
-        assert (embedder.num_fields, count_parameters(dnn)) == (20, 41_934_977)
-        assert count_parameters(din.DIN(config, schema, "meta")) - count_parameters(dnn) == 328_705
+def test_the_dnn_of_bars_logs_is_no_anchor_because_it_holds_a_second_mlp():
+    (preset,) = dnn.published()
+    model = dnn.DNN(preset.config, preset.schema, "meta")
+    one = sum(p.numel() for p in model.tower.parameters())
+    assert one == _mlp_numel(390, 400, 400, 400, 1)
+    assert count_parameters(model) + one == 21_818_362  # BARS DNN_criteo_x1 log
+    assert "no anchor" in preset.note
+
+
+TAOBAO = {"dim": 32, "mlp": (512, 256, 128), "missing_vector": False}
+"""BARS TaobaoAd_x1: embedding width and tower of every model."""
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        (lambda schema: dcn.DCN(dcn.DCNConfig(**TAOBAO, cross_layers=2), schema, "meta"), 3_200),
+        (lambda schema: dcn_v2.DCNv2(dcn_v2.DCNv2Config(**TAOBAO, cross_layers=4), schema, "meta"), 1_641_600),
+        *((lambda _, p=p: din.DIN(p.config, p.schema, "meta"), 328_705) for p in din.published()),
+    ],
+)  # BARS TaobaoAd_x1 logs
+def test_published_taobao_sizes_exceed_the_dnn_by_the_published_differences(model, more):
+    schema = taobao_ad_x1()
+    plain = dnn.DNN(dnn.DNNConfig(**TAOBAO), schema, "meta")
+    assert plain.embedder.num_fields == 20
+    assert count_parameters(plain) == 41_934_977  # BARS TaobaoAd_x1 log of DNN
+    assert count_parameters(model(schema)) - count_parameters(plain) == more
 
 
 def test_published_flops_of_the_design():

@@ -24,7 +24,7 @@ def test_useful_flops_is_the_mean_over_rows(name: str, sequence_schema: FeatureS
     assert isinstance(lengths, dict)
     assert len(set(lengths["hist"])) > 3
     by_row = [spec.flops(config, sequence_schema, {"hist": n}).visible for n in lengths["hist"]]
-    assert useful_flops(spec, config, sequence_schema, batch) == pytest.approx(sum(by_row) / 24)
+    assert useful_flops(spec, config, sequence_schema, batch).visible == pytest.approx(sum(by_row) / 24)
 
 
 def test_useful_flops_grow_with_events_and_stop_at_the_cut(sequence_schema: FeatureSchema) -> None:
@@ -32,7 +32,8 @@ def test_useful_flops_grow_with_events_and_stop_at_the_cut(sequence_schema: Feat
     config, batch = spec.config(), synthetic_batch(sequence_schema, 8)
 
     def at(length: int) -> float:
-        return useful_flops(spec, config, sequence_schema, replace(batch, host={"lengths": {"hist": [length] * 8}}))
+        given = replace(batch, host={"lengths": {"hist": [length] * 8}})
+        return useful_flops(spec, config, sequence_schema, given).visible
 
     assert at(0) < at(1) < at(6)
     assert at(6) == at(7) == at(100) == spec.flops(config, sequence_schema, None).visible
@@ -42,7 +43,7 @@ def test_without_histories_every_row_is_alike(tabular_schema: FeatureSchema) -> 
     spec = registry.model_spec("dcn_v2")
     batch = synthetic_batch(tabular_schema, 5)
     expected = spec.flops(spec.config(), tabular_schema, None).visible
-    assert useful_flops(spec, spec.config(), tabular_schema, batch) == expected
+    assert useful_flops(spec, spec.config(), tabular_schema, batch).visible == expected
 
 
 def _batch(schema: FeatureSchema, ids: dict[str, list[list[int]]]) -> Batch:

@@ -7,11 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.kernels.cross import cross_cost, cross_fused, cross_plain
+from ctrbench.kernels.cross_mixture import mixture, mixture_cost, mixture_fused, mixture_plain
+from ctrbench.kernels.cross_vector import cross_vector, cross_vector_cost, cross_vector_fold, cross_vector_plain
 from ctrbench.kernels.dice import dice, dice_cost, dice_fused, dice_plain
 from ctrbench.kernels.din_attention import IMPLS, unit_concat, unit_cost, unit_fold, unit_layer, unit_split
 from ctrbench.kernels.fm import fm, fm_cost, fm_pairs, fm_sum
 
 B, T, C, OUT, F, D = 5, 7, 6, 4, 9, 3
+L, K, R = 3, 4, 2  # cross layers, experts, rank
 
 
 def _inputs(*shapes):
@@ -21,10 +24,20 @@ def _inputs(*shapes):
 
 MASK_BT = torch.arange(T, 0, -1) <= torch.tensor([0, 1, 3, 6, 7]).unsqueeze(1)
 UNIT = ((B, C), (B, T, C), (OUT, 4 * C), (OUT,))
+MIX = ((B, C), (B, C), (B, K), (C, K, R), (K, R, R), (K, R, C), (C,))
+
+
+def _mixture(kernel, act):
+    return lambda x0, x, gate, *weights: kernel(x0, x, gate.softmax(dim=1), *weights, act)
+
+
 TWINS = {
     "fm": (fm_pairs, fm_sum, ((B, F, D),)),
     "fm of one field": (fm_pairs, fm_sum, ((B, 1, D),)),
     "cross": (cross_plain, cross_fused, ((B, C), (B, C), (C, C), (C,))),
+    "cross vector": (cross_vector_plain, cross_vector_fold, ((B, C), (L, C), (L, C))),
+    "cross mixture": (_mixture(mixture_plain, "tanh"), _mixture(mixture_fused, "tanh"), MIX),
+    "cross mixture, linear": (_mixture(mixture_plain, "identity"), _mixture(mixture_fused, "identity"), MIX),
     "dice": (lambda x, a: dice_plain(x, MASK_BT, a)[0], lambda x, a: dice_fused(x, MASK_BT, a)[0], ((B, T, C), (C,))),
     "din split": (unit_concat, unit_split, UNIT),
     "din fold": (unit_concat, unit_fold, UNIT),
@@ -99,3 +112,19 @@ def test_cross_and_fm_costs():
         assert counter.get_total_flops() == fm_cost(F, D, impl).flops == 0
     assert fm_cost(F, D, "pairs").elementwise == F * (F - 1) * D
     assert fm_cost(F, D, "sum").elementwise == 3 * F * D + 3 * D
+
+
+@pytest.mark.parametrize("impl", ["plain", "fold"])
+def test_cross_vector_cost_is_what_the_counter_sees(impl):
+    with FlopCounterMode(display=False) as counter:
+        cross_vector(*_inputs((B, C), (L, C), (L, C)), impl)
+    assert counter.get_total_flops() / B == cross_vector_cost(C, L, impl).flops == 2 * L * C
+
+
+@pytest.mark.parametrize("impl", ["plain", "fused"])
+def test_mixture_cost_is_what_the_counter_sees_and_the_gate(impl):
+    """The kernel is handed the gates: their product, 2 K N, is the network's."""
+    with FlopCounterMode(display=False) as counter:
+        mixture(*_inputs(*MIX), impl=impl)
+    assert counter.get_total_flops() / B + 2 * K * C == mixture_cost(C, R, K).flops
+    assert mixture_cost(C, R, K).flops == K * (4 * C * R + 2 * R * R + 2 * C)

@@ -21,7 +21,7 @@ def test_rows_carry_useful_flops(name: str, full: bool, sequence_schema) -> None
     model = spec.build(config, sequence_schema)
     rows, extra, _ = count_rows({"run": "r", "model": name}, spec, config, sequence_schema, model, batch)
     value = {r.metric: r.value for r in rows if r.metric.startswith("flops_")}
-    useful = useful_flops(spec, config, sequence_schema, batch)
+    useful = useful_flops(spec, config, sequence_schema, batch).visible
     assert extra["withheld"] == ""
     assert value["flops_fwd_per_sample"] == pytest.approx(useful, rel=0.02)  # the closed form, within the coverage rule
     assert value["flops_train_per_sample"] * SIZE == pytest.approx(extra["flops_model_train"])

@@ -17,9 +17,9 @@ from ctrbench.datasets.errors import BadInput, UnknownName
 def test_quick_runs_the_models_of_the_issue() -> None:
     plan = build_plan(["suite=quick"])
     sequence, tabular = plan.jobs
-    assert {"deepfm", "dcn_v2", "din", "composite", "fat", "onetrans"} <= set(sequence.models)
+    assert {"deepfm", "dcn_v2", "din", "composite", "fat", "onetrans"} <= {e.model for e in sequence.models}
     assert "lightgbm_history" in sequence.floors
-    assert set(tabular.models) == {"deepfm", "dcn_v2", "fat"}
+    assert {e.model for e in tabular.models} == {"deepfm", "dcn_v2", "fat"}
     assert plan.run.seeds == 3
     assert plan.run.train_rows >= 100_000
     assert plan.run.processes == 3

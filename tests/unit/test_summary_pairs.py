@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.summary import Run, _paired
+from ctrbench.bench.summary import TUNED, Run, _paired, references
 
 AUC = {"composite": {0: 0.70, 1: 0.72, 2: 0.74}, "din": {0: 0.71, 1: 0.73, 2: 0.75}, "lightgbm_history": {0: 0.735}}
 
@@ -16,9 +16,10 @@ def paired(seeds: dict[str, list[int]]) -> dict[tuple[str, str], object]:
     for model, kept in seeds.items():
         kind: Kind = "floor" if model == "lightgbm_history" else "quality"
         specs = [RunSpec(kind=kind, model=model, data="d", split="s", seed=s) for s in kept]
-        trained[model] = [Run(s, {"extra": {"track": "sequence"}}) for s in specs]
-        aucs[model] = np.array([AUC[model][s] for s in kept])
-        draws[model] = aucs[model][:, None] + np.zeros((1, 50))
+        who = model, ""
+        trained[who] = [Run(s, {"extra": {"track": "sequence"}}) for s in specs]
+        aucs[who] = np.array([AUC[model][s] for s in kept])
+        draws[who] = aucs[who][:, None] + np.zeros((1, 50))
     rows = _paired(trained, {}, draws, aucs, "sequence", "summary")
     return {(r.model, r.scope): r for r in rows if r.metric == "auc_delta"}
 
@@ -41,3 +42,21 @@ def test_a_floor_pairs_with_every_seed_that_finished() -> None:
     row = paired({"din": [0, 2], "lightgbm_history": [0]})["din", "vs:lightgbm_history"]
     assert row.value == pytest.approx(0.73 - 0.735)
     assert row.n == 2
+
+
+def of(model: str, variant: str = "", host: str = "") -> tuple[tuple[str, str], list[Run]]:
+    spec = RunSpec(kind="quality", model=model, variant=variant, data="d", split="s")
+    return (model, variant), [Run(spec, {"extra": {"host": host} if host else {}})]
+
+
+def test_a_tuned_model_pairs_with_the_tuned_reference_and_lum_with_its_host() -> None:
+    trained = dict(
+        [of("composite"), of("composite", TUNED), of("din"), of("din", TUNED), of("fat"), of("lum", "host=fat", "fat"),
+         of("lum", TUNED, "fat")]
+    )  # fmt: skip
+    pairs = {who: references(who, runs, trained, "sequence") for who, runs in trained.items()}
+    assert pairs["din", ""] == [("composite", "")]
+    assert pairs["din", TUNED] == [("composite", TUNED)]
+    assert pairs["composite", ""] == pairs["composite", TUNED] == []
+    assert pairs["lum", "host=fat"] == [("composite", ""), ("fat", "")]
+    assert pairs["lum", TUNED] == [("composite", TUNED), ("fat", "")]  # no tuned host ran

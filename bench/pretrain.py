@@ -1,0 +1,230 @@
+"""Step 1 of LUM: users' train events to packed rows, InfoNCE epochs, and what the result retrieves.
+
+Only events that some training row may see are used: of every user those strictly earlier than the last train row.
+
+Dims: R packed rows, L events of a row, N events of the log, U users, V catalogue items
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import FIRST_ID
+from ctrbench.models.embedding import dense_parameters
+from ctrbench.models.lum import LumConfig, LumRanker
+from ctrbench.models.lum_backbone import EventFields, Sequences, UserModel, pack
+
+RETRIEVAL_BATCH = 512
+K = 10
+"""Of recall and NDCG."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """What step 1 did."""
+
+    events: int
+    """Events seen, all epochs together."""
+    rows: int
+    """Packed rows of one epoch."""
+    losses: list[float]
+    """Mean InfoNCE of each epoch."""
+    flops: float
+    """Training FLOPs by the closed form: three times forward (measures.md section 2)."""
+    seconds: float
+
+
+def user_spans(prepared: Prepared, history: str, train_rows: int | None = None) -> np.ndarray:
+    """int64 [U, 2]: begin and end in the event log of what each user's last train row may see; empty ones left out.
+
+    Args:
+        train_rows: only users of that many most recent train rows.
+    """
+    begin, end = f"{history}_begin", f"{history}_end"
+    scan = pl.scan_parquet([p for p, _ in prepared.shards("train")]).select("user_id", begin, end)
+    table = (scan if train_rows is None else scan.tail(train_rows)).collect()
+    spans = table.group_by("user_id").agg(pl.col(begin).min(), pl.col(end).max()).sort("user_id")
+    spans_U2 = spans.select(begin, end).to_numpy()
+    return spans_U2[spans_U2[:, 1] > spans_U2[:, 0]]
+
+
+def windows(spans_U2: np.ndarray, length: int) -> np.ndarray:
+    """int64 [W, 2]: the spans cut into pieces of at most `length` events, from the newest event back."""
+    out = []
+    for begin, end in spans_U2.tolist():
+        out += [(max(begin, stop - length), stop) for stop in range(end, begin, -length)]
+    return np.array(out, dtype=np.int64).reshape(-1, 2)
+
+
+def packed_rows(log: Mapping[str, np.ndarray], pieces_W2: np.ndarray, length: int) -> Sequences:
+    """Packs pieces of the event log into rows of `length` events; places restart with every piece."""
+    groups = pack((pieces_W2[:, 1] - pieces_W2[:, 0]).tolist(), length)
+    index_RL = np.full((len(groups), length), -1, np.int64)
+    segment_RL = np.zeros((len(groups), length), np.int64)
+    place_RL = np.zeros((len(groups), length), np.int64)
+    for r, group in enumerate(groups):
+        at = 0
+        for number, piece in enumerate(group, start=1):
+            begin, end = pieces_W2[piece]
+            size = end - begin
+            index_RL[r, at : at + size] = np.arange(begin, end)
+            segment_RL[r, at : at + size] = number
+            place_RL[r, at : at + size] = np.arange(size)
+            at += size
+    ids = {n: torch.from_numpy(np.where(index_RL < 0, 0, values[index_RL])) for n, values in log.items()}
+    return Sequences(ids, torch.from_numpy(segment_RL), torch.from_numpy(place_RL))
+
+
+def event_log(prepared: Prepared, roles: EventFields) -> dict[str, np.ndarray]:
+    """Event field -> int64 [N] of the whole log."""
+    log = prepared.events(roles.history)
+    return {n: log[n].to_numpy().astype(np.int64) for n in (roles.item, roles.cond, *roles.side)}
+
+
+def pretrain_flops(user: UserModel, rows: Sequences, candidates: float) -> float:
+    """Forward FLOPs of one epoch by the closed form (models.md section 4), the masked half left out.
+
+    24d² a token and layer, 4d a visible pair and layer, token maps, and 2Ud a loss position.
+    """
+    d, dim = user.norm.normalized_shape[0], user.tables.width
+    seen = rows.segment_RL > 0
+    events = float(seen.sum())
+    largest = int(rows.segment_RL.max())
+    sizes = torch.stack([(rows.segment_RL == s).sum(dim=1) for s in range(1, largest + 1)]).double()
+    pairs = float((2 * sizes * (2 * sizes + 1) / 2).sum())
+    maps = 2.0 * dim * d * events * (2 + len(user.fields.side))
+    return maps + len(user.layers) * (48 * d * d * events + 4 * d * pairs) + 2.0 * candidates * d * events
+
+
+def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:
+    """Step 1: InfoNCE with Adam on dense weights, the tables' own optimizer inside their backward."""
+    start = time.perf_counter()
+    parameters = dense_parameters(user)
+    frozen = [not p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=config.pretrain_lr)
+    shuffle = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    candidates = []
+    user.train()
+    for _ in range(config.pretrain_epochs):
+        seen: list[Tensor] = []
+        for part in torch.randperm(rows.size, generator=shuffle).split(config.pretrain_batch):
+            batch = rows.take(part)
+            loss = user.loss(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            user.tables.step()
+            seen.append(loss.detach())
+            candidates.append(int(batch.ids[user.fields.item].unique().numel()))
+        losses.append(float(torch.stack(seen).mean()))
+    user.eval()
+    for p, was in zip(parameters, frozen, strict=True):
+        p.requires_grad_(not was)
+    forward = pretrain_flops(user, rows, float(np.mean(candidates))) if candidates else 0.0
+    return Pretraining(
+        events=config.pretrain_epochs * int((rows.segment_RL > 0).sum()), rows=rows.size, losses=losses,
+        flops=3 * forward * config.pretrain_epochs, seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrieval:
+    """Share of users whose held-out item is among the K best of the whole catalogue, seen items left out."""
+
+    users: int
+    recall: dict[str, float]
+    """`lum`, `popularity`, `popularity_in_condition`."""
+    ndcg: dict[str, float]
+
+
+def leave_last_out(spans_U2: np.ndarray, least: int = 2) -> np.ndarray:
+    """Spans of users with at least `least` events, without their last one."""
+    kept_U2 = spans_U2[spans_U2[:, 1] - spans_U2[:, 0] >= least]
+    return np.stack([kept_U2[:, 0], kept_U2[:, 1] - 1], axis=1)
+
+
+def retrieve(user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, length: int, k: int) -> Retrieval:
+    """Asks for the event after each span under its condition, over the full catalogue.
+
+    `popularity` counts the items of the spans; `popularity_in_condition` orders the items of the asked condition
+    first: what a condition alone gives away.
+    """
+    item, cond = log[user.fields.item], log[user.fields.cond]
+    catalogue = user.tables.rows[user.tables.table_of[user.fields.item]]
+    known = np.concatenate([item[b:e] for b, e in spans_U2])
+    popular_V = np.bincount(known, minlength=catalogue).astype(np.float32)
+    of_item_V = np.zeros(catalogue, np.int64)
+    of_item_V[item] = cond
+    asked_U, target_U = cond[spans_U2[:, 1]], item[spans_U2[:, 1]]
+    hits: dict[str, list[np.ndarray]] = {"lum": [], "popularity": [], "popularity_in_condition": []}
+    with torch.no_grad():
+        every_Vd = user.item_map(_item_rows(user, catalogue))
+        for begin in range(0, len(spans_U2), RETRIEVAL_BATCH):
+            part = slice(begin, begin + RETRIEVAL_BATCH)
+            answers = _answers(user, log, spans_U2[part], asked_U[part], length)
+            scores = {
+                "lum": user.score(answers, every_Vd).numpy(),
+                "popularity": np.tile(popular_V, (len(answers), 1)),
+            }
+            scores["popularity_in_condition"] = scores["popularity"] + 1e6 * (of_item_V == asked_U[part][:, None])
+            for name, score_UV in scores.items():
+                score_UV[:, :FIRST_ID] = -np.inf
+                for row, (b, e) in zip(score_UV, spans_U2[part], strict=True):
+                    row[item[b:e]] = -np.inf
+                wanted = score_UV[np.arange(len(score_UV)), target_U[part]]
+                hits[name].append(_rank(score_UV, wanted))
+    rank = {name: np.concatenate(parts) for name, parts in hits.items()}
+    return Retrieval(
+        users=len(spans_U2),
+        recall={n: float((r < k).mean()) for n, r in rank.items()},
+        ndcg={n: float(np.where(r < k, 1 / np.log2(r + 2), 0.0).mean()) for n, r in rank.items()},
+    )
+
+
+def _rank(score_UV: np.ndarray, wanted_U: np.ndarray) -> np.ndarray:
+    """Mean rank under ties, 0 best; a target that was seen before (score -inf) ranks last."""
+    above = (score_UV > wanted_U[:, None]).sum(axis=1)
+    ties = (score_UV == wanted_U[:, None]).sum(axis=1) - 1
+    return np.where(np.isfinite(wanted_U), above + ties / 2, score_UV.shape[1])
+
+
+def _item_rows(user: UserModel, catalogue: int) -> Tensor:
+    none = torch.zeros(0, dtype=torch.int64)
+    ids = dict.fromkeys(user.names, none) | {user.fields.item: torch.arange(catalogue)}
+    return user.rows(ids)[user.fields.item]
+
+
+def _answers(
+    user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, asked_U: np.ndarray, length: int
+) -> Tensor:
+    """[U, d], one question a user after the newest `length` events."""
+    back_L = np.arange(length, 0, -1)
+    index_UL = spans_U2[:, 1:] - back_L
+    real_UL = index_UL >= spans_U2[:, :1]
+    ids = {n: torch.from_numpy(np.where(real_UL, v[np.maximum(index_UL, 0)], 0)) for n, v in log.items()}
+    place_UL = np.maximum(np.cumsum(real_UL, axis=1) - 1, 0)
+    sequences = Sequences(ids, torch.from_numpy(real_UL.astype(np.int64)), torch.from_numpy(place_UL))
+    return user.answers(sequences, torch.from_numpy(asked_U).unsqueeze(1))[0][:, 0]
+
+
+def pretrain(
+    model: LumRanker, prepared: Prepared, config: LumConfig, train_rows: int, seed: int
+) -> tuple[Pretraining, Retrieval]:
+    """Step 1 for a ranker, and leave-last-out retrieval: the event right after each span is a train event that step 1
+    never saw."""
+    user, length = model.user_model, model.lum.length
+    spans_U2 = user_spans(prepared, user.fields.history, train_rows)
+    log = event_log(prepared, user.fields)
+    done = train_user_model(user, packed_rows(log, windows(spans_U2, length), length), config, seed)
+    return done, retrieve(user, log, spans_U2, length, K)

@@ -1,0 +1,261 @@
+"""The user model of LUM (2502.08309): condition and item tokens through a causal transformer, trained by InfoNCE.
+
+A history of L events becomes (c_1, i_1, ..., c_L, i_L): the condition of an event (its category) comes before its
+item. Only condition positions predict, each the item that follows it.
+
+Dims: R rows, L events of a row, N real events of a batch, U different items of a batch, Q queries, B users, d width
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ctrbench.datasets.schema import FeatureSchema
+from ctrbench.kernels.attention import lower_right
+from ctrbench.kernels.linear import Linear
+from ctrbench.models.embedding import EmbeddingTables, TableConfig
+from ctrbench.models.gpt_block import GptLayer
+
+Similarity = Literal["cosine", "dot"]
+Positions = Literal["token", "pair"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventFields:
+    """Which event fields of a history are item, condition and side information of the item token (e.g. the action)."""
+
+    history: str
+    item: str
+    cond: str
+    side: tuple[str, ...]
+    item_target: str
+    """Categorical field that `item` mirrors."""
+    cond_target: str
+
+
+def event_fields(schema: FeatureSchema, cond: str = "") -> EventFields:
+    """Roles of the event fields: the item has the largest table of those that mirror an item-side field.
+
+    Args:
+        schema: data of the sequence track.
+        cond: event field that conditions; empty takes the item-side one with the smallest table.
+
+    Raises:
+        ValueError: no history, or none with an item and a condition.
+    """
+    for history, fields in schema.histories.items():
+        sides = [f for f in fields if f.target and schema[f.target].role == "item"]
+        if len(sides) < 2:
+            continue
+        sides.sort(key=lambda f: schema[f.table].cardinality)
+        item, chosen = sides[-1], cond or sides[0].name
+        if chosen not in {f.name for f in sides[:-1]}:
+            raise ValueError(f"cond={cond!r}: choose one of {', '.join(f.name for f in sides[:-1])}")
+        target = schema[chosen].target
+        assert item.target is not None
+        assert target is not None
+        side = tuple(f.name for f in fields if f.name not in (item.name, chosen))
+        return EventFields(history, item.name, chosen, side, item.target, target)
+    raise ValueError(
+        f"lum: schema {schema.name!r} has no history with an item and a condition (two item-side event fields)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Rows for step 1; several users may share a row (packing)."""
+
+    ids: Mapping[str, Tensor]
+    """Event field -> int64 [R, L], 0 on padding."""
+    segment_RL: Tensor
+    """1, 2, ... numbers the users of a row, 0 is padding."""
+    place_RL: Tensor
+    """Ordinal of the event among those of its user."""
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return int(self.segment_RL.shape[0])
+
+    def take(self, rows: Tensor) -> Sequences:
+        """Some rows."""
+        return Sequences({k: v[rows] for k, v in self.ids.items()}, self.segment_RL[rows], self.place_RL[rows])
+
+
+def pack(lengths: Sequence[int], row: int) -> list[list[int]]:
+    """Groups of sequences that share a row of `row` events: longest first, each into the first row with room."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    open_from = 0  # rows before it are full
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not 1 <= lengths[i] <= row:
+            raise ValueError(f"sequence {i} has {lengths[i]} events, a row holds 1..{row}; cut it first")
+        at = next((r for r in range(open_from, len(room)) if room[r] >= lengths[i]), len(room))
+        if at == len(room):
+            groups.append([])
+            room.append(row)
+        groups[at].append(i)
+        room[at] -= lengths[i]
+        while open_from < len(room) and room[open_from] == 0:
+            open_from += 1
+    return groups
+
+
+def block_mask(segment_RL: Tensor) -> Tensor:
+    """bool [R, 1, 2L, 2L]: a token sees the tokens of its own user up to itself; padding sees only itself."""
+    segment_RN = segment_RL.repeat_interleave(2, dim=1)
+    same_RNN = (segment_RN.unsqueeze(2) == segment_RN.unsqueeze(1)) & (segment_RN > 0).unsqueeze(1)
+    n = segment_RN.shape[1]
+    seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)
+    return (seen_RNN | torch.eye(n, dtype=torch.bool, device=segment_RL.device)).unsqueeze(1)
+
+
+def additive(seen: Tensor) -> Tensor:
+    """The mask as floats, built once for all layers."""
+    return torch.where(seen, torch.zeros((), device=seen.device), -math.inf)
+
+
+class UserModel(nn.Module):
+    """Tables, token maps, positions and decoder layers.
+
+    Args:
+        fields: roles of the event fields.
+        schema: for the table sizes.
+        dim: embedding width; `width`: token width d; `length`: most events of a history.
+        similarity, tau: of the InfoNCE loss; `logq`: subtract the log share of an item among the batch's events.
+        positions: `token` numbers the 2L tokens, `pair` the L events.
+    """
+
+    def __init__(
+        self, fields: EventFields, schema: FeatureSchema, *, dim: int, width: int, layers: int, heads: int,
+        length: int, similarity: Similarity, tau: float, logq: bool, positions: Positions, tables: TableConfig,
+        device: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.fields, self.similarity, self.tau, self.logq, self.positions = fields, similarity, tau, logq, positions
+        self.names = (fields.item, fields.cond, *fields.side)
+        rows = {schema[n].table: schema[schema[n].table].cardinality for n in self.names}
+        self.tables = EmbeddingTables(
+            [
+                EmbeddingConfig(
+                    name=t, embedding_dim=dim, num_embeddings=r,
+                    feature_names=[n for n in self.names if schema[n].table == t],
+                )
+                for t, r in rows.items()
+            ],
+            tables, device, self.names,
+        )  # fmt: skip
+        self.item_map, self.cond_map = Linear(dim, width), Linear(dim, width)
+        self.side_map = Linear(dim * len(fields.side), width, bias=False) if fields.side else None
+        self.place = nn.Embedding(2 * length + 1 if positions == "token" else length + 1, width)
+        nn.init.normal_(self.place.weight, std=0.02)
+        self.layers = nn.ModuleList(GptLayer(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def rows(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Table rows of flat ids, field by field, in one lookup: name -> [n] gives name -> [n, dim]."""
+        flat = [ids[n] for n in self.names]
+        counts = [t.numel() for t in flat]
+        keyed = KeyedJaggedTensor(
+            keys=list(self.names), values=torch.cat(flat), stride=1, length_per_key=counts,
+            lengths=torch.tensor(counts, dtype=torch.int32, device=flat[0].device),
+        )  # fmt: skip
+        looked_up = self.tables(keyed)
+        assert isinstance(looked_up, dict)
+        return {n: looked_up[n].values()[:, : self.tables.width] for n in self.names}
+
+    def token(self, rows: Mapping[str, Tensor], place_RL: Tensor) -> Tensor:
+        """Tokens [R, 2L, d] of table rows [R*L, dim] and places [R, L]."""
+        cond = self.cond_map(rows[self.fields.cond])
+        item = self.item_map(rows[self.fields.item])
+        if self.side_map is not None:
+            item = item + self.side_map(torch.cat([rows[n] for n in self.fields.side], dim=1))
+        x = torch.stack([cond, item], dim=1).view(*place_RL.shape, 2, -1)
+        return (x + self.place(self._places(place_RL))).flatten(1, 2)
+
+    def _places(self, place_RL: Tensor) -> Tensor:
+        if self.positions == "pair":
+            return torch.stack([place_RL, place_RL], dim=-1)
+        return torch.stack([2 * place_RL, 2 * place_RL + 1], dim=-1)
+
+    def run(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Decoder layers and final norm; None is causal without padding."""
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x)
+
+    def states(self, rows: Mapping[str, Tensor], sequences: Sequences) -> Tensor:
+        """Outputs of all tokens, [R, 2L, d]."""
+        x = self.token(rows, sequences.place_RL)
+        return self.run(x, additive(block_mask(sequences.segment_RL)))
+
+    def score(self, out: Tensor, item_map: Tensor) -> Tensor:
+        """s(o, e) before the temperature: operands ready for a product."""
+        if self.similarity == "cosine":
+            out, item_map = normalize(out, dim=-1), normalize(item_map, dim=-1)
+        return out @ item_map.transpose(-1, -2)
+
+    def loss(self, sequences: Sequences) -> Tensor:
+        """InfoNCE of every real condition position against the different items of the batch, mean over positions."""
+        real_RL = sequences.segment_RL > 0
+        items_N = sequences.ids[self.fields.item][real_RL]
+        unique_U, index_N, count_U = torch.unique(items_N, return_inverse=True, return_counts=True)
+        flat = {n: sequences.ids[n].flatten() for n in self.names}
+        # One lookup for tokens and candidates: a second one would be a second optimizer step on the same rows.
+        flat[self.fields.item] = torch.cat([flat[self.fields.item], unique_U])
+        rows = self.rows(flat)
+        tokens = real_RL.numel()
+        candidates_Ud = self.item_map(rows[self.fields.item][tokens:])
+        rows[self.fields.item] = rows[self.fields.item][:tokens]
+        out_Nd = self.states(rows, sequences)[:, 0::2][real_RL]
+        logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
+        if self.logq:
+            logits_NU = logits_NU - torch.log(count_U / items_N.numel())
+        return cross_entropy(logits_NU, index_N)
+
+    def answers(self, sequences: Sequences, cond_BQ: Tensor, item_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Group query: all conditions of a user after one shared history, each sees the history and itself.
+
+        Args:
+            sequences: one user a row, the newest event at the right end.
+            cond_BQ: condition ids; every query stands at the place after the last event.
+            item_B: items whose tokens are wanted too.
+
+        Returns:
+            answers [B, Q, d] and item tokens [B, d] (empty without `item_B`).
+        """
+        batch, queries = cond_BQ.shape
+        flat = {n: sequences.ids[n].flatten() for n in self.names}
+        tokens = sequences.segment_RL.numel()
+        flat[self.fields.cond] = torch.cat([flat[self.fields.cond], cond_BQ.flatten()])
+        if item_B is not None:
+            flat[self.fields.item] = torch.cat([flat[self.fields.item], item_B])
+        rows = self.rows(flat)
+        asked = self.cond_map(rows[self.fields.cond][tokens:]).view(batch, queries, -1)
+        wanted = self.item_map(rows[self.fields.item][tokens:])
+        history = {n: r[:tokens] for n, r in rows.items()}
+        next_B = (sequences.segment_RL > 0).sum(dim=1)
+        place_B = 2 * next_B if self.positions == "token" else next_B
+        asked = asked + self.place(place_B).unsqueeze(1)
+        x = torch.cat([self.token(history, sequences.place_RL), asked], dim=1)
+        return self.run(x, additive(query_mask(sequences.segment_RL, queries)))[:, -queries:], wanted
+
+
+def query_mask(segment_BL: Tensor, queries: int) -> Tensor:
+    """bool [B, 1, 2L + Q, 2L + Q]: history as in `block_mask`; a query sees the history and itself, nobody sees it."""
+    history_BNN = block_mask(segment_BL).squeeze(1)
+    batch, n, _ = history_BNN.shape
+    mask = history_BNN.new_zeros(batch, n + queries, n + queries)
+    mask[:, :n, :n] = history_BNN
+    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(2, dim=1).unsqueeze(1)
+    mask[:, n:, n:] = torch.eye(queries, dtype=torch.bool, device=segment_BL.device)
+    return mask.unsqueeze(1)
