@@ -46,8 +46,9 @@ def published_bands(plan: Plan, runs: Iterable[Run], rows: Sequence[Measurement]
 
 def _row(job: Job, model: str, runs: list[Run], rows: Sequence[Measurement], run_id: str) -> Measurement:
     family = registry.model_spec(model).family
+    track = dataset_spec(job.data).track if job.data in dataset_names() else None
     base: dict[str, Any] = {"run": run_id, "model": model, "family": family, "data": job.data, "preset": job.preset,
-                            "track": dataset_spec(job.data).track if job.data in dataset_names() else ""}  # fmt: skip
+                            "track": track or ""}  # fmt: skip
     if runs:
         base = base_columns(runs[0].spec, family, base["track"]) | {"run": run_id}
     mine = [r for r in rows if (r.data, r.model, r.metric) == (job.data, model, "auc")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.criteo_parts import Coding, Parts, folder_raw
+from ctrbench.datasets.criteo_parts import Coding, Parts, folder_raw, note_generated
 from ctrbench.datasets.criteo_text import TSV, read
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.shards import Shards
@@ -60,6 +60,7 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
         raise BadInput(f"criteo_1tb: option rows_per_day={cap} must be 0 (all) or more")
     coding = Coding(min_count=options["min_count"], integers=options["integers"])
     coding.check("criteo_1tb")
+    note_generated(raw, account)
     parts = Parts(shards.folder)
     files = days(raw.path)
     rows = 0

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from ctrbench.datasets import criteo_law_1tb
+from ctrbench.datasets.criteo_parts import GENERATED
 from ctrbench.datasets.criteo_synthetic import CHUNK, VERSION, Generator, Parameters
 from ctrbench.datasets.criteo_text import CATEGORIES, INTEGERS
 from ctrbench.datasets.errors import BadInput, nearest
@@ -53,7 +54,7 @@ def write_form(form: str, parameters: Parameters, folder: Path, days: int = 2) -
         _FORMS[form](used, partial, days)
         digests = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
         body = {"generator": "criteo_synthetic", "version": VERSION, "form": form, **asdict(used), "sha256": digests}
-        (partial / "generated.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+        (partial / GENERATED).write_text(json.dumps(body, indent=1), encoding="utf-8")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

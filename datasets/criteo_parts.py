@@ -18,6 +18,8 @@ from ctrbench.datasets.shards import Shards, Vocabulary
 from ctrbench.datasets.spec import Raw
 from ctrbench.datasets.transforms import check_transform, dense, log_square
 
+GENERATED = "generated.json"
+"""In folders that the generator wrote: their rows are never taken for Criteo's."""
 AS_CATEGORIES = "log_square_category"
 """Name of the integer transform that makes categories of them."""
 
@@ -144,10 +146,11 @@ def folder_raw(name: str, files: list[Path], folder: Path) -> Raw:
     for file in files:
         sha256, md5 = _digests(file)
         detail[file.name] = {"bytes": file.stat().st_size, "sha256": sha256, "md5": md5}
-    text = "".join(f"{n}:{d['sha256']};" for n, d in detail.items())
+    generated = (folder / GENERATED).is_file()  # part of the fingerprint: the manifest says so
+    text = "".join(f"{n}:{d['sha256']};" for n, d in detail.items()) + ("generated" if generated else "")
     size = sum(d["bytes"] for d in detail.values())
     whole = hashlib.sha256(text.encode()).hexdigest()
-    return Raw(path=folder, sha256=whole, bytes=size, detail={"layout": name, "files": detail})
+    return Raw(path=folder, sha256=whole, bytes=size, synthetic=generated, detail={"layout": name, "files": detail})
 
 
 def _digests(file: Path) -> tuple[str, str]:
@@ -161,6 +164,12 @@ def _digests(file: Path) -> tuple[str, str]:
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}; check the path") from None
     return sha256.hexdigest(), md5.hexdigest()
+
+
+def note_generated(raw: Raw, account: Account) -> None:
+    """Notes that the rows are ours."""
+    if raw.synthetic:
+        account.notes[f"the folder holds {GENERATED}: these rows were generated and are not Criteo's"] += 1
 
 
 def compare(part: Account, detail: Mapping[str, Any], published: Published) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.criteo_parts import Coding, Parts, Published, compare, folder_raw
+from ctrbench.datasets.criteo_parts import Coding, Parts, Published, compare, folder_raw, note_generated
 from ctrbench.datasets.criteo_text import CSV, Layout, read
 from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.datasets.prepared import SPLITS
@@ -57,6 +57,7 @@ def three_splits(
     """Rows of the three files as they were split by their makers; `time` is a row's number in all of them."""
     name = str(raw.detail["layout"])
     coding.check(name)
+    note_generated(raw, account)
     parts = Parts(shards.folder)
     rows = {}
     for split in SPLITS:

@@ -277,7 +277,19 @@ def test_published_rows_and_md5_are_notes(raw: Path, tmp_path: Path, monkeypatch
         assert notes[text] == 1
     right = {s: Published(rows=n, md5=md5[s]) for s, n in (("train", 2160), ("valid", 540), ("test", 300))}
     monkeypatch.setattr(criteo_x1, "PUBLISHED", right)
-    assert prepare("criteo_x1", raw / "x1", tmp_path / "b").manifest["rows"]["notes"] == {}
+    generated = "the folder holds generated.json: these rows were generated and are not Criteo's"
+    assert prepare("criteo_x1", raw / "x1", tmp_path / "b").manifest["rows"]["notes"] == {generated: 1}
+
+
+@pytest.mark.parametrize("form", ["x1", "x4", "1tb"])
+def test_generated_rows_are_said_to_be(raw: Path, tmp_path: Path, form: str) -> None:
+    folder = copy_folder(raw / form, tmp_path / form)
+    ours = prepare(f"criteo_{form}", folder, tmp_path / "ours").manifest
+    (folder / "generated.json").unlink()
+    theirs = prepare(f"criteo_{form}", folder, tmp_path / "theirs").manifest
+    assert (ours["synthetic"], theirs["synthetic"]) == (True, False)
+    assert len(set(ours["rows"]["notes"]) - set(theirs["rows"]["notes"])) == 1
+    assert ours["fingerprint"] != theirs["fingerprint"]
 
 
 def test_published_rows_of_1tb_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""A stranger's CSV through `suite=quick`, as a stranger does it: every model of its track ends in numbers."""
+"""A stranger's CSV through `suite=quick`, as a stranger does it: every model of its track ends in numbers.
+
+The whole suites take minutes and are marked slow; what stays trains every model of them on the table in this process,
+and runs the command on some.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+
+from ctrbench.bench import registry
+from ctrbench.bench.config import build_plan
+from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.prepare import prepare
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_table.py"))
 shop, loans, SEQUENCE = _tiny["shop"], _tiny["loans"], _tiny["SEQUENCE"]
@@ -41,6 +51,44 @@ def _numbers(table: pd.DataFrame, model: str) -> dict[str, float]:
     return dict(zip(rows["metric"], rows["value"], strict=True))
 
 
+@pytest.mark.parametrize("track", ["sequence", "tabular"])
+def test_every_model_of_the_quick_suite_learns_from_the_table(tmp_path: Path, track: str) -> None:
+    """One batch through each, forward and backward, with the history it was prepared with."""
+    files = shop(tmp_path) if track == "sequence" else loans(tmp_path)
+    plan = build_plan(["suite=quick", "data=table", f"data.path={files[0]}", f"data.schema={files[1]}"])
+    prepared = prepare("table", files[0], tmp_path / "out", schema=plan.jobs[0].options["schema"])
+    batch = next(iter(Loader(prepared, "train", 64)))
+    if track == "sequence":
+        assert batch.ids["hist_item"].lengths().max() == 6
+    ran = set()
+    for entry in plan.jobs[0].models:
+        spec = registry.model_spec(entry.model)
+        if track not in spec.tracks:
+            assert spec.skip_reason is not None
+            assert spec.skip_reason[track]
+            continue
+        model = spec.build(spec.config(**entry.options), prepared.schema)
+        logit_B = model(batch)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit_B, batch.label_B)
+        loss.backward()
+        assert logit_B.shape == (64,)
+        assert torch.isfinite(loss)
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+        ran.add(entry.model)
+    assert ran >= {*EVERYWHERE, *(OF_SEQUENCES if track == "sequence" else ())}
+
+
+@pytest.mark.parametrize(("track", "model"), [("sequence", "din"), ("tabular", "deepfm")])
+def test_one_model_by_command(tmp_path: Path, track: str, model: str) -> None:
+    files = shop(tmp_path) if track == "sequence" else loans(tmp_path)
+    done = _run(tmp_path, files, "suite=ci", f"model={model}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    table = _table(tmp_path)
+    assert set(table["track"]) == {track}
+    assert set(_numbers(table, model)) == set(NUMBERS)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sequence_track(tmp_path: Path) -> None:
     done = _run(tmp_path, shop(tmp_path), "suite=quick")
@@ -57,6 +105,7 @@ def test_sequence_track(tmp_path: Path) -> None:
     assert set(floors["model"]) == {"popularity", "lr", "lightgbm", "lightgbm_history"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_tabular_track(tmp_path: Path) -> None:
     done = _run(tmp_path, loans(tmp_path), "suite=quick")
