@@ -317,7 +317,9 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
             continue
         out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
         # A tuned variant is trained, not timed: it has no row of costs.
-        timed = [camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)]
+        timed = [
+            camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)
+        ]
         costs = body[timed]
         out.append(_console(f"{title}, cost", costs, COST_HEADS, CAPTION))
     return out
