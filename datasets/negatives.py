@@ -22,8 +22,8 @@ Integers = npt.NDArray[np.int64]
 WEIGHTINGS = ("popularity", "uniform")
 REDRAWS = 100
 """Times that a user's own item is drawn again before the pool is called too small."""
-MERGE_ROWS = 8_000_000
-"""Counts waiting to be merged: bounds memory at some 200 MB beside the pool's distinct items."""
+MERGE_ROWS = 2_000_000
+"""Counts waiting to be merged: bounds memory at some 50 MB beside the pool's distinct items."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

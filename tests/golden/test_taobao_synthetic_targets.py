@@ -185,7 +185,7 @@ def test_floors_of_the_prepared_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepared = prepare("taobao_synthetic", users=USERS, pool_users=POOL_USERS)
     label = prepared.frame("test", columns=["label"])["label"].to_numpy()
     ids, counts = (
-        run_floor(name, prepared, train_rows=None, history_length=50, seed=0, threads=2)
+        run_floor(name, prepared, train_rows=None, history_length=50, seed=0)
         for name in ("target_ids", "lightgbm_history")
     )
     judged = judge_pool(label, ids)
