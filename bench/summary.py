@@ -259,7 +259,11 @@ def references(who: Who, runs: list[Run], trained: Mapping[Who, list[Run]], trac
     found = []
     host = str(runs[0].body["extra"].get("host", ""))
     for name in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR, host)):
-        other = (name, TUNED) if who[1].partition(",")[0] == TUNED and (name, TUNED) in trained else (name, "")
+        plain = [w for w in trained if w[0] == name and w[1].partition(",")[0] != TUNED]
+        # A reference with options of the command line has one variant, and it is not the empty one.
+        other = (name, "") if (name, "") in trained or len(plain) != 1 else plain[0]
+        if who[1].partition(",")[0] == TUNED and (name, TUNED) in trained:
+            other = (name, TUNED)
         if other in trained and other != who:
             found.append(other)
     return found

@@ -60,3 +60,9 @@ def test_a_tuned_model_pairs_with_the_tuned_reference_and_lum_with_its_host() ->
     assert pairs["composite", ""] == pairs["composite", TUNED] == []
     assert pairs["lum", "host=fat"] == [("composite", ""), ("fat", "")]
     assert pairs["lum", f"{TUNED},host=fat"] == [("composite", TUNED), ("fat", "")]  # no tuned host ran
+
+
+def test_a_reference_with_options_is_still_the_reference() -> None:
+    trained = dict([of("composite", "dim=4"), of("din")])
+    assert references(("din", ""), trained["din", ""], trained, "sequence") == [("composite", "dim=4")]
+    assert references(("composite", "dim=4"), trained["composite", "dim=4"], trained, "sequence") == []

@@ -107,9 +107,9 @@ def test_a_control_that_did_not_finish_leaves_the_pool_in_doubt() -> None:
         return [Run(RunSpec(kind="floor", model=POOL_CONTROL), {"extra": {"leaking_pool": reason}})]
 
     other = [Run(RunSpec(kind="quality", model="din"), {"extra": {}})]
-    assert pool_doubt({"din": other}).startswith("pool not judged: the target_ids control did not finish")
-    assert pool_doubt({"din": other, POOL_CONTROL: control("")}) == ""
-    assert pool_doubt({"din": other, POOL_CONTROL: control("leaking pool: x")}) == "leaking pool: x"
+    assert pool_doubt({("din", ""): other}).startswith("pool not judged: the target_ids control did not finish")
+    assert pool_doubt({("din", ""): other, (POOL_CONTROL, ""): control("")}) == ""
+    assert pool_doubt({("din", ""): other, (POOL_CONTROL, ""): control("leaking pool: x")}) == "leaking pool: x"
 
 
 @pytest.mark.usefixtures("cache")
@@ -126,7 +126,7 @@ def test_prepare_takes_options_and_judges_the_pool(folder: Path, capsys: pytest.
         ("pol=x", "did you mean 'pool'"),
         ("ratio=two", "option ratio='two' must be int"),
         ("exclude_own=maybe", "must be bool"),
-        ("pool", "options have the form KEY=VALUE"),
+        ("pool", "arguments have the form key=value"),
     ):
         assert main([*argv, "--option", wrong]) == 2
         assert message in capsys.readouterr().err
