@@ -42,18 +42,36 @@ class Pretraining:
     seconds: float
 
 
-def user_spans(prepared: Prepared, history: str, train_rows: int | None = None) -> np.ndarray:
-    """int64 [U, 2]: begin and end in the event log of what each user's last train row may see; empty ones left out.
+@dataclass(frozen=True, slots=True)
+class LastRows:
+    """The last train row of every user who has a history there."""
+
+    spans_U2: np.ndarray
+    """int64 begin and end in the event log of what the row may see."""
+    item_U: np.ndarray
+    """The row's own item, which no span holds, and its condition."""
+    cond_U: np.ndarray
+
+
+def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = None) -> LastRows:
+    """What each user's last train row may see, and what it was about.
+
+    The span is the row's own: data sets that keep one log a user and those that keep one a row are read alike. Where
+    negatives were sampled, only rows of real events count.
 
     Args:
         train_rows: only users of that many most recent train rows.
     """
-    begin, end = f"{history}_begin", f"{history}_end"
-    scan = pl.scan_parquet([p for p, _ in prepared.shards("train")]).select("user_id", begin, end)
-    table = (scan if train_rows is None else scan.tail(train_rows)).collect()
-    spans = table.group_by("user_id").agg(pl.col(begin).min(), pl.col(end).max()).sort("user_id")
-    spans_U2 = spans.select(begin, end).to_numpy()
-    return spans_U2[spans_U2[:, 1] > spans_U2[:, 0]]
+    begin, end = f"{roles.history}_begin", f"{roles.history}_end"
+    columns = ["user_id", "label", begin, end, roles.item_target, roles.cond_target]
+    scan = pl.scan_parquet([p for p, _ in prepared.shards("train")]).select(columns)
+    scan = scan if train_rows is None else scan.tail(train_rows)
+    if prepared.sampler is not None:
+        scan = scan.filter(pl.col("label") == 1)
+    last = scan.sort(end, maintain_order=True).group_by("user_id").last().filter(pl.col(end) > pl.col(begin))
+    table = last.sort("user_id").collect()
+    ids = table.select(roles.item_target, roles.cond_target).to_numpy().astype(np.int64)
+    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1])
 
 
 def windows(spans_U2: np.ndarray, length: int) -> np.ndarray:
@@ -148,25 +166,20 @@ class Retrieval:
     ndcg: dict[str, float]
 
 
-def leave_last_out(spans_U2: np.ndarray, least: int = 2) -> np.ndarray:
-    """Spans of users with at least `least` events, without their last one."""
-    kept_U2 = spans_U2[spans_U2[:, 1] - spans_U2[:, 0] >= least]
-    return np.stack([kept_U2[:, 0], kept_U2[:, 1] - 1], axis=1)
-
-
-def retrieve(user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, length: int, k: int) -> Retrieval:
-    """Asks for the event after each span under its condition, over the full catalogue.
+def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int) -> Retrieval:
+    """Asks for each row's item under its condition, over the full catalogue.
 
     `popularity` counts the items of the spans; `popularity_in_condition` orders the items of the asked condition
     first: what a condition alone gives away.
     """
-    item, cond = log[user.fields.item], log[user.fields.cond]
+    item, cond, spans_U2 = log[user.fields.item], log[user.fields.cond], rows.spans_U2
     catalogue = user.tables.rows[user.tables.table_of[user.fields.item]]
     known = np.concatenate([item[b:e] for b, e in spans_U2])
     popular_V = np.bincount(known, minlength=catalogue).astype(np.float32)
     of_item_V = np.zeros(catalogue, np.int64)
     of_item_V[item] = cond
-    asked_U, target_U = cond[spans_U2[:, 1]], item[spans_U2[:, 1]]
+    asked_U, target_U = rows.cond_U, rows.item_U
+    of_item_V[target_U] = asked_U
     hits: dict[str, list[np.ndarray]] = {"lum": [], "popularity": [], "popularity_in_condition": []}
     with torch.no_grad():
         every_Vd = user.item_map(_item_rows(user, catalogue))
@@ -221,10 +234,9 @@ def _answers(
 def pretrain(
     model: LumRanker, prepared: Prepared, config: LumConfig, train_rows: int, seed: int
 ) -> tuple[Pretraining, Retrieval]:
-    """Step 1 for a ranker, and leave-last-out retrieval: the event right after each span is a train event that step 1
-    never saw."""
+    """Step 1 for a ranker, and leave-last-out retrieval: each user's last train event, which step 1 never saw."""
     user, length = model.user_model, model.lum.length
-    spans_U2 = user_spans(prepared, user.fields.history, train_rows)
+    rows = last_rows(prepared, user.fields, train_rows)
     log = event_log(prepared, user.fields)
-    done = train_user_model(user, packed_rows(log, windows(spans_U2, length), length), config, seed)
-    return done, retrieve(user, log, spans_U2, length, K)
+    done = train_user_model(user, packed_rows(log, windows(rows.spans_U2, length), length), config, seed)
+    return done, retrieve(user, log, rows, length, K)

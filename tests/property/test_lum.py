@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ctrbench.bench.pretrain import (
+    LastRows,
     _rank,
-    leave_last_out,
     packed_rows,
     pretrain_flops,
     retrieve,
@@ -260,12 +260,13 @@ def test_pre_training_learns_what_popularity_cannot(sequence_schema: FeatureSche
     torch.manual_seed(0)
     config = LumConfig(pretrain_epochs=40, pretrain_batch=32, pretrain_lr=3e-3)
     user = SPEC.build(config, sequence_schema).user_model
-    kept = leave_last_out(spans)
+    kept = np.stack([spans[:, 0], spans[:, 1] - 1], axis=1)  # every user's last event is held out
+    last = LastRows(kept, log["hist_item"][kept[:, 1]], log["hist_genre"][kept[:, 1]])
     rows = packed_rows(log, windows(kept, LENGTH), LENGTH)
     done = train_user_model(user, rows, config, seed=0)
     assert done.losses[-1] < 0.6 * done.losses[0]
     assert done.flops == pytest.approx(3 * 40 * pretrain_flops(user, rows, 40), rel=0.05)
-    found = retrieve(user, log, kept, LENGTH, k=1)
+    found = retrieve(user, log, last, LENGTH, k=1)
     assert found.users == 400
     assert found.recall["lum"] > 2 * max(found.recall["popularity"], found.recall["popularity_in_condition"])
     assert all(not p.requires_grad for p in user.parameters() if p.dtype.is_floating_point and p.dim() > 1)
