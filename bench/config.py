@@ -46,6 +46,7 @@ class RunOptions:
     l2_rows: Literal["batch_rows", "full_table"]
     plateau: float
     trials: int
+    trial_rows: int
     timeout_s: int
     out: str
     resume: bool
@@ -74,6 +75,10 @@ class RunOptions:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
         if self.trials < 0:
             raise UnknownName(f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws")
+        if self.trial_rows < 0 or 0 < self.trial_rows < self.batch:
+            raise UnknownName(
+                f"run.trial_rows={self.trial_rows}: 0 for all train rows, or at least run.batch={self.batch}"
+            )
         if self.train_rows < self.batch:
             raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
         if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
@@ -101,6 +106,8 @@ class Entry:
     """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
     label: str = ""
     """Name of the variant; its options if empty."""
+    tuned: bool = True
+    """Whether it gets tuning trials; a control may stay as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +124,10 @@ class Job:
     """Size of the models: `small`, their defaults, or the label of a published preset."""
     judged: bool = False
     """Compare the AUC with the published one (reports/bands.py)."""
+    timed: bool = True
+    """Time and trace the models; a second split of the same data has nothing new to time."""
+    equal_flops: float = 0.0
+    """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -130,6 +141,8 @@ class Plan:
     run: RunOptions
     model_options: Mapping[str, Mapping[str, Any]]
     model_path: str = ""
+    tune_only: bool = False
+    """Run the tuning trials and nothing else (`ctrbench tune`)."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -273,6 +286,12 @@ def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
     return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
 
 
+def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> list[Mapping[str, Any]]:
+    """A suite's jobs on a data set; of several splits the wanted one, and one job only for a split it does not list."""
+    mine = [j for j in jobs if j["data"] == data]
+    return mine if split is None else [j for j in mine if j.get("split") == split] or mine[:1]
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
@@ -286,10 +305,12 @@ def _jobs(
         raise UnknownName(f"floors={with_floors}: must be true or false")
     listed = suite["jobs"]
     if data:
-        by_name = {j["data"]: j for j in listed}
         every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
-        listed = [by_name.get(d, {"data": d, "models": every, "floors": floors}) for d in data]
+        listed = [
+            j for d in data
+            for j in (_listed(listed, d, user["split"]) or [{"data": d, "models": every, "floors": floors}])
+        ]  # fmt: skip
     elif user["path"] is not None:
         raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
     return tuple(
@@ -302,6 +323,8 @@ def _jobs(
             policy=user["policy"],
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),
+            timed=bool(j.get("timed", True)),
+            equal_flops=float(j.get("equal_flops", 0.0)),
             options={**j.get("options", {}), **options},
         )
         for j in listed

@@ -5,6 +5,7 @@ Timing, counting, tracing and training are separate processes: a number never ca
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from torch import nn
 from ctrbench.bench import proc, registry
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.pretrain import pretrain
+from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.quality import evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
@@ -28,6 +29,7 @@ from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
 from ctrbench.models.lum import LumRanker
+from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, RunRecord
@@ -112,7 +114,7 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     """Process Q: one training to the budget, scored on the whole test split."""
     model_spec, config, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
-    before, rows = _step_one(model, config, prepared, spec, base)
+    before, rows = _step_one(model, config, spec, base, folder)
     start = time.perf_counter()
     looks = train(model, prepared, budget_of(spec), spec.seed)
     trained = time.perf_counter()
@@ -133,7 +135,7 @@ def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
     model_spec, config, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     start = time.perf_counter()
-    before, _ = _step_one(model, config, prepared, spec, base)
+    before, _ = _step_one(model, config, spec, base, folder)
     looks = train(model, prepared, budget_of(spec), spec.seed)
     best = max(look.valid_auc for look in looks)
     rows = [make(base, "valid_auc", best, "measured", phase="train", scope=f"trial:{spec.trial}", seed=spec.seed)]
@@ -141,20 +143,38 @@ def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, rows, before | extra)
 
 
+def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
+    """Step 1 of LUM, once for all trainings that share it: weights, answers for their rows, what it retrieves."""
+    seed_everything(spec.seed)
+    prepared = Prepared.open(Path(spec.prepared))
+    config = model_config(spec, lookup(spec))
+    answers = UserAnswers(config, prepared.schema_for(spec.history_length), spec.device)
+    done, found = pretrain(answers, prepared, config, spec.train_rows, spec.seed)
+    start = time.perf_counter()
+    spans = {"train": spec.train_rows, "valid": spec.valid_rows, "test": prepared.rows("test")}
+    save_step_one(answers, prepared, spans, spec.history_length, folder)
+    extra = {"pretraining": asdict(done), "retrieval": asdict(found), "query_seconds": time.perf_counter() - start}
+    return _record(spec, [], extra)
+
+
 def _step_one(
-    model: nn.Module, config: Any, prepared: Prepared, spec: RunSpec, base: Mapping[str, Any]
+    model: nn.Module, config: Any, spec: RunSpec, base: Mapping[str, Any], folder: Path
 ) -> tuple[dict[str, Any], list[Measurement]]:
-    """Pre-training of a model that has any (LUM), and what it retrieves: each user's last train event, held out."""
+    """Loads the pre-training of a model that has any (LUM); what it cost and what it retrieves."""
     if not isinstance(model, LumRanker):
         return {}, []
-    done, found = pretrain(model, prepared, config, spec.train_rows, spec.seed)
-    rows = []
-    for metric, values in (("recall_at_k", found.recall), ("ndcg_at_k", found.ndcg)):
-        rows += [
-            make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found.users)
-            for who, v in values.items()
-        ]
-    return {"pretraining": asdict(done), "host": config.host}, rows
+    shared = folder.parent / spec.pretrained
+    if not (shared / "record.json").is_file():
+        raise FileNotFoundError(f"step 1 did not finish: {spec.pretrained} has no record")
+    load_step_one(model.lum, shared)
+    extra = json.loads((shared / "record.json").read_text())["extra"]
+    found = extra["retrieval"]
+    rows = [
+        make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found["users"])
+        for metric, values in (("recall_at_k", found["recall"]), ("ndcg_at_k", found["ndcg"]))
+        for who, v in values.items()
+    ]
+    return {"pretraining": extra["pretraining"], "host": config.host}, rows
 
 
 def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
@@ -298,7 +318,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published, "tune": run_tune,
+    "published": run_published, "tune": run_tune, "pretrain": run_pretrain,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]

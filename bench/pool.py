@@ -84,13 +84,13 @@ def run_all(
     done: Callable[[Outcome], None],
     started: Callable[[RunSpec], None] = lambda s: None,
 ) -> list[Outcome]:
-    """Runs every spec in a process of its own, at most `workers` at a time, in order."""
+    """Runs every spec in a process of its own, at most `workers` at a time, in order; none before its pre-training."""
     queue, outcomes = list(specs), list[Outcome]()
     running: dict[int, tuple[ForkServerProcess, RunSpec, float, Path]] = {}
     ctx = context()
     while queue or running:
-        while queue and len(running) < workers:
-            spec = queue.pop(0)
+        while len(running) < workers and (ready := _next(queue, [s for _, s, _, _ in running.values()])) is not None:
+            spec = queue.pop(ready)
             errors = runs_dir / "records" / spec.key / "error.txt"
             errors.parent.mkdir(parents=True, exist_ok=True)
             errors.unlink(missing_ok=True)
@@ -99,19 +99,25 @@ def run_all(
             started(spec)
             running[process.sentinel] = (process, spec, time.monotonic(), errors)
         nearest_end = min(begin + spec.timeout_s for _, spec, begin, _ in running.values())
-        ready = wait(list(running), timeout=max(0.0, nearest_end - time.monotonic()))
+        ended = wait(list(running), timeout=max(0.0, nearest_end - time.monotonic()))
         for sentinel in list(running):
             process, spec, begin, errors = running[sentinel]
             late = time.monotonic() - begin > spec.timeout_s
-            if sentinel not in ready and not late:
+            if sentinel not in ended and not late:
                 continue
-            if sentinel not in ready:
+            if sentinel not in ended:
                 process.kill()
             process.join()
             del running[sentinel]
-            outcomes.append(_outcome(spec, process.exitcode, errors, sentinel not in ready, time.monotonic() - begin))
+            outcomes.append(_outcome(spec, process.exitcode, errors, sentinel not in ended, time.monotonic() - begin))
             done(outcomes[-1])
     return outcomes
+
+
+def _next(queue: list[RunSpec], running: list[RunSpec]) -> int | None:
+    """Place in the queue of the first spec whose pre-training neither waits nor runs; None if there is none."""
+    open_keys = {s.key for s in (*queue, *running) if s.kind == "pretrain"}
+    return next((i for i, s in enumerate(queue) if s.pretrained not in open_keys), None)
 
 
 def _outcome(spec: RunSpec, code: int | None, errors: Path, late: bool, seconds: float) -> Outcome:

@@ -1,28 +1,36 @@
-"""Step 1 of LUM: users' train events to packed rows, InfoNCE epochs, and what the result retrieves.
+"""Step 1 of LUM: users' train events to packed rows, InfoNCE epochs, what the result retrieves, its stored answers.
 
 Only events that some training row may see are used: of every user those strictly earlier than the last train row.
 
-Dims: R packed rows, L events of a row, N events of the log, U users, V catalogue items
+Dims: R packed rows, L events of a row, N events of the log (rows of the data in a store), U users, V catalogue items,
+Q queries, d width of the user model
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.embedding import dense_parameters
-from ctrbench.models.lum import LumConfig, LumRanker
+from ctrbench.models.lum import LumConfig
+from ctrbench.models.lum_answers import Store, UserAnswers
 from ctrbench.models.lum_backbone import EventFields, Sequences, UserModel, pack
 
 RETRIEVAL_BATCH = 512
+QUERY_BATCH = 128
+"""Rows of one group query of the store; its activations stay in cache."""
+WEIGHTS, ANSWERS, SPANS = "user_model.pt", "answers.npy", "answers.json"
 K = 10
 """Of recall and NDCG."""
 
@@ -182,7 +190,7 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
     of_item_V[target_U] = asked_U
     hits: dict[str, list[np.ndarray]] = {"lum": [], "popularity": [], "popularity_in_condition": []}
     with torch.no_grad():
-        every_Vd = user.item_map(_item_rows(user, catalogue))
+        every_Vd = user.items(torch.arange(catalogue))
         for begin in range(0, len(spans_U2), RETRIEVAL_BATCH):
             part = slice(begin, begin + RETRIEVAL_BATCH)
             answers = _answers(user, log, spans_U2[part], asked_U[part], length)
@@ -212,12 +220,6 @@ def _rank(score_UV: np.ndarray, wanted_U: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(wanted_U), above + ties / 2, score_UV.shape[1])
 
 
-def _item_rows(user: UserModel, catalogue: int) -> Tensor:
-    none = torch.zeros(0, dtype=torch.int64)
-    ids = dict.fromkeys(user.names, none) | {user.fields.item: torch.arange(catalogue)}
-    return user.rows(ids)[user.fields.item]
-
-
 def _answers(
     user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, asked_U: np.ndarray, length: int
 ) -> Tensor:
@@ -232,11 +234,49 @@ def _answers(
 
 
 def pretrain(
-    model: LumRanker, prepared: Prepared, config: LumConfig, train_rows: int, seed: int
+    answers: UserAnswers, prepared: Prepared, config: LumConfig, train_rows: int, seed: int
 ) -> tuple[Pretraining, Retrieval]:
-    """Step 1 for a ranker, and leave-last-out retrieval: each user's last train event, which step 1 never saw."""
-    user, length = model.user_model, model.lum.length
+    """Step 1, and leave-last-out retrieval: each user's last train event, which step 1 never saw."""
+    user, length = answers.user, answers.length
     rows = last_rows(prepared, user.fields, train_rows)
     log = event_log(prepared, user.fields)
     done = train_user_model(user, packed_rows(log, windows(rows.spans_U2, length), length), config, seed)
     return done, retrieve(user, log, rows, length, K)
+
+
+def save_step_one(
+    answers: UserAnswers, prepared: Prepared, spans: Mapping[str, int], history_length: int, folder: Path
+) -> None:
+    """Writes the user model's weights and its answers for the last `spans[split]` rows of each split."""
+    user = answers.user
+    state = {"dense": [p.detach() for p in dense_parameters(user)], "tables": user.tables.weights()}
+    torch.save(state, folder / WEIGHTS)
+    rows = sum(prepared.rows(split) for split in SPLITS)
+    shape = (rows, answers.config.queries, user.norm.normalized_shape[0])
+    partial = folder / f"{ANSWERS}.partial"
+    stored = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    covered = []
+    for split, wanted in spans.items():
+        with torch.no_grad():
+            for batch in Loader(prepared, split, QUERY_BATCH, rows=wanted, history_length=history_length):
+                found, _ = user.answers(answers.sequences(batch), answers.conditions(batch))
+                assert batch.row_B is not None
+                stored[batch.row_B.numpy()] = found.numpy()
+        end = prepared.first_row(split) + prepared.rows(split)
+        covered.append((end - min(wanted, prepared.rows(split)), end))
+    stored.flush()
+    (folder / SPANS).write_text(json.dumps(covered))
+    partial.replace(folder / ANSWERS)
+
+
+def load_step_one(answers: UserAnswers, folder: Path) -> None:
+    """Puts saved weights into a ranker's user model, and its stored answers beside it where they still exist."""
+    state = torch.load(folder / WEIGHTS, weights_only=True)
+    with torch.no_grad():
+        for p, saved in zip(dense_parameters(answers.user), state["dense"], strict=True):
+            p.copy_(saved)
+        for name, weight in answers.user.tables.weights().items():
+            weight.copy_(state["tables"][name])
+    if (folder / ANSWERS).is_file():
+        stored = np.load(folder / ANSWERS, mmap_mode="r")
+        answers.store = Store(stored, tuple((b, e) for b, e in json.loads((folder / SPANS).read_text())))

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune"]
-"""Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial."""
+Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune", "pretrain"]
+"""Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, or
+a pre-training that several trainings share."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -59,6 +60,10 @@ class RunSpec:
     """Number of the tuning trial, 0 is the default; -1 for other processes."""
     tuned: bool = False
     """Whether the options are those of a best trial."""
+    flops_budget: float = 0.0
+    """Training FLOPs that the rows of this training were chosen for; 0 where rows are the budget."""
+    pretrained: str = ""
+    """Key of the pre-training that this training starts from."""
     tracer: str = "none"
     level: str = "smoke"
     timeout_s: int = 1800

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Ready:
 def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurement]]:
     specs: list[RunSpec] = []
     unsupported: list[Measurement] = []
+    known: set[str] = set()
     for item in ready:
         track = item.prepared.schema.track
         for entry in item.job.models:
@@ -52,19 +53,21 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 bool(entry.options) or model in plan.model_options or item.job.preset != "small" or plan.run.l2 > 0
             )
             # A user's own model that cannot be built is a failed run, not one that the data does not suit.
-            wrong = _unbuildable(made[0], item.prepared) if options or not registry.own_file(model) else None
+            probe = _spec(plan, item, "count", entry, threads=1)
+            wrong = _unbuildable(probe, item.prepared) if options or not registry.own_file(model) else None
             if wrong is not None and options:  # options of the command line must not cost a suite
-                given = " ".join(f"{model}.{k}={v}" for k, v in made[0].config.items())
+                given = " ".join(f"{model}.{k}={v}" for k, v in probe.config.items())
                 raise BadInput(f"{given}: {wrong}")
             if isinstance(wrong, ValueError):
                 unsupported += skipped_rows(
                     item.job.data, track, model, model_spec.family, PROCESSES, str(wrong), item.prepared.split
                 )
                 continue
-            specs += made
+            specs += [s for s in made if s.key not in known]
+            known |= {s.key for s in made}  # entries of one model share their pre-training
         # Sampled negatives are judged in every run, wanted or not: a small pool makes wrong results look excellent.
         control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None else ()
-        for floor in dict.fromkeys((*item.job.floors, *control)):
+        for floor in dict.fromkeys((*item.job.floors, *control)) if not plan.tune_only else ():
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
                 specs.append(_spec(plan, item, "floor", Entry(model=floor), threads=1))
@@ -74,21 +77,38 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 )
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
-        for m in plan.models
+        for m in (plan.models if not plan.tune_only else ())
     ]
     return specs + published, unsupported
 
 
 def trial_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
-    """The tuning trials of an entry, the default first; none without `run.trials`."""
+    """The tuning trials of an entry, the default first; none without `run.trials` or for an entry left as it is."""
+    if plan.run.trials < 2 or not entry.tuned:
+        return []
     default = _spec(plan, item, "quality", entry)
     probe = _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
     penalised = _unbuildable(probe, item.prepared) is None
+    rows = min(plan.run.trial_rows or default.train_rows, default.train_rows)
     made = []
-    for trial, draw in enumerate(tuning.draws(plan.run.trials) if plan.run.trials > 1 else []):
+    for trial, draw in enumerate(tuning.draws(plan.run.trials)):
         drawn = tuning.trial_entry(entry, draw, plan.run, "", penalised)
-        made.append(_spec(plan, item, "tune", drawn, threads=1, trial=trial, variant=default.variant))
+        made.append(_spec(plan, item, "tune", drawn, threads=1, trial=trial, variant=default.variant, train_rows=rows))
     return made
+
+
+def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec | None:
+    """The pre-training that a training of the entry starts from; None for models without one.
+
+    Tuning does not reach it: all hosts, trials and variants of a seed share one step 1, as its store is meant to be.
+    """
+    wanted = registry.model_spec(entry.model).step_one
+    if not wanted:
+        return None
+    given = {**entry.options, **plan.model_options.get(entry.model, {})}
+    options = {k: v for k, v in given.items() if k in wanted}
+    bare = replace(plan, model_options={})
+    return _spec(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed)
 
 
 def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[dict[str, Any]]]:
@@ -103,15 +123,17 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
             trials = [t for t in trial_specs(plan, item, entry) if t.key in done] if suits else []
             if not trials:
                 continue
-            runs = [
-                summary.Run(t, json.loads((runs_dir / "records" / t.key / "record.json").read_text())) for t in trials
-            ]
+            runs = [summary.Run(t, _body(runs_dir, t.key)) for t in trials]
             best, scores = tuning.best_trial(runs)
             winner = next(t for t in trials if t.trial == best)
             drawn = tuning.trial_entry(
-                entry, points[best], plan.run, tuning.tuned_label(entry), "l2" in winner.config.get("tables", {})
+                entry,
+                points[best],
+                plan.run,
+                tuning.group_label(summary.TUNED, entry),
+                "l2" in winner.config.get("tables", {}),
             )
-            if best:
+            if best and not plan.tune_only:
                 specs += [replace(s, tuned=True) for s in _trainings(plan, item, drawn)]
             chosen.append({
                 "data": item.job.data, "split": item.prepared.split, "model": entry.model, "variant": trials[0].variant,
@@ -141,13 +163,84 @@ def skipped_rows(
     return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
 
 
+def equal_flops_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[Measurement]]:
+    """Trainings of every entry at the FLOPs that the reference spends on a share of its rows (`Job.equal_flops`).
+
+    A model that is cheap a row sees more rows, after the last one again from the first; a pre-training is paid out of
+    the same budget. Rows of entries that cannot spend it say so.
+    """
+    done = records.finished(runs_dir)
+    specs: list[RunSpec] = []
+    missing: list[Measurement] = []
+    for item in ready:
+        if not item.job.equal_flops:
+            continue
+        track = item.prepared.schema.track
+        entries = [e for e in item.job.models if track in registry.model_spec(e.model).tracks]
+        reference = next((e for e in entries if e.model == summary.REFERENCE[track] and not e.options), None)
+        a_row = _flops_a_row(plan, item, reference, runs_dir, done) if reference else None
+        for entry in entries:
+            spent = _flops_a_row(plan, item, entry, runs_dir, done)
+            label = tuning.group_label(summary.EQUAL_FLOPS, entry)
+            made: list[RunSpec] = []
+            if spent is not None and a_row is not None and reference is not None:
+                rows = item.job.equal_flops * _spec(plan, item, "quality", reference).train_rows
+                made = _at_budget(plan, item, replace(entry, label=label), rows * a_row[0], spent)
+            specs += made
+            if not made:
+                base = {"run": f"skipped-{label}", "model": entry.model, "variant": label, "data": item.job.data,
+                        "split": item.prepared.split, "track": track,
+                        "family": registry.model_spec(entry.model).family}  # fmt: skip
+                reason = "equal FLOPs: no FLOPs were counted, or the budget is less than its step 1 or one batch"
+                missing += summary.owed_rows(base, "quality", "skipped", reason)
+    return specs, missing
+
+
+def _at_budget(plan: Plan, item: Ready, entry: Entry, budget: float, spent: tuple[float, float]) -> list[RunSpec]:
+    """The trainings of an entry that spend `budget` FLOPs; none if that is less than a batch.
+
+    Args:
+        spent: training FLOPs a row, and of the pre-training.
+    """
+    a_row, before = spent
+    wanted = int((budget - before) / a_row)
+    if wanted < plan.run.batch:
+        return []
+    epochs = -(-wanted // min(plan.run.train_rows, item.prepared.rows("train")))
+    return [
+        replace(s, flops_budget=budget, train_rows=wanted // epochs, epochs=epochs)
+        for s in _trainings(plan, item, entry)
+    ]
+
+
+def _flops_a_row(
+    plan: Plan, item: Ready, entry: Entry, runs_dir: Path, done: Collection[str]
+) -> tuple[float, float] | None:
+    """Training FLOPs of an entry a row, and of its pre-training; None where they are not known."""
+    count, before = _spec(plan, item, "count", entry, threads=1), pretrain_spec(plan, item, entry, 0)
+    if count.key not in done or (before is not None and before.key not in done):
+        return None
+    extra = _body(runs_dir, count.key)["extra"]
+    first = _body(runs_dir, before.key)["extra"]["pretraining"]["flops"] if before is not None else 0.0
+    return None if extra["withheld"] else (extra["flops_model_train"] / count.batch, float(first))
+
+
+def _body(runs_dir: Path, key: str) -> dict[str, Any]:
+    return dict(json.loads((runs_dir / "records" / key / "record.json").read_text()))
+
+
 def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     run = plan.run
-    made = [_spec(plan, item, "count", entry, threads=1)]
+    seeds = 1 if plan.tune_only else run.seeds
+    made = [p for s in range(seeds) if (p := pretrain_spec(plan, item, entry, s)) is not None]
     made += trial_specs(plan, item, entry)
+    if plan.tune_only:
+        return made
+    made.append(_spec(plan, item, "count", entry, threads=1))
     made += _trainings(plan, item, entry)
-    made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
-    made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
+    if item.job.timed:
+        made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
+        made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
     return made
 
 
@@ -173,4 +266,6 @@ def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> 
         "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "dtype": run.dtype, "threads": run.threads,
         "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
-    return RunSpec(**(values | changes))
+    values |= changes
+    before = pretrain_spec(plan, item, entry, values.get("seed", 0)) if kind in ("quality", "tune") else None
+    return RunSpec(**values, pretrained=before.key if before is not None else "")

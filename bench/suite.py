@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -22,8 +23,9 @@ from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
+from ctrbench.bench.pretrain import ANSWERS
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.specs import PROCESSES, Ready, skipped_rows, suite_specs, tuned_specs
+from ctrbench.bench.specs import PROCESSES, Ready, equal_flops_specs, skipped_rows, suite_specs, tuned_specs
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -32,7 +34,7 @@ from ctrbench.reports import bands, records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune")
+SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain")
 """Kinds that are not timed: they share the cores, one thread each."""
 IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
 """Columns that tell the rows of one suite apart."""
@@ -40,6 +42,7 @@ DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
     "auc_delta": {"auc": "measured"},
+    "auc_mdd": {"auc": "measured"},
     "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},
     "auc_vs_published": {"auc": "measured", "auc_published": "cited"},
@@ -74,15 +77,19 @@ def run_suite(plan: Plan, console: Console) -> int:
         console.print(
             f"tuned variants: {len(tuned)} trainings with the options of the best of {plan.run.trials} trials"
         )
-        outcomes += _run([s for s in tuned if s.key not in done], runs_dir, console)
-        specs += tuned
+    equal, missing = equal_flops_specs(plan, ready, runs_dir) if not plan.tune_only else ([], [])
+    if equal:
+        console.print(f"equal FLOPs: {len(equal)} trainings")
+    outcomes += _run([s for s in tuned + equal if s.key not in done], runs_dir, console)
+    specs += tuned + equal
     failures = [o for o in outcomes if o.status != "ok"]
     for outcome in failures:
         _write_failure(outcome, runs_dir)
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
-    rows = _summarise(specs, plan, runs_dir, chosen)
+    rows = _summarise(specs, plan, runs_dir, chosen, missing)
     judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
+    _drop_answers(specs, runs_dir)
     for line in bands.lines(judged):
         console.print(line, markup=False)
     for text in _doubts(rows):
@@ -159,12 +166,16 @@ def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 
 def _work(spec: RunSpec) -> float:
-    """FLOPs of a training, to order the side-by-side runs by; the other kinds are short and come last."""
+    """FLOPs of a training, to order the side-by-side runs by; the other kinds are short and come last.
+
+    A pre-training comes first: others wait for it.
+    """
     if spec.kind not in ("quality", "tune"):
-        return 0.0
+        return math.inf if spec.kind == "pretrain" else 0.0
     model = lookup(spec)
     schema = Prepared.open(Path(spec.prepared)).schema_for(spec.history_length)
-    return model.flops(model_config(spec, model), schema, None).full
+    flops = model.flops(model_config(spec, model), schema, None)
+    return flops.live.full * spec.train_rows * spec.epochs  # what is frozen is looked up
 
 
 def _run(todo: list[RunSpec], runs_dir: Path, console: Console) -> list[Outcome]:
@@ -257,7 +268,9 @@ def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:
                 yield Measurement(**row)
 
 
-def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[dict[str, Any]]) -> list[Measurement]:
+def _summarise(
+    specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[dict[str, Any]], missing: list[Measurement]
+) -> list[Measurement]:
     """Writes the summary record; returns its rows."""
     done = records.finished(runs_dir)
     runs = [
@@ -265,7 +278,7 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[di
         for s in specs
         if s.key in done
     ]
-    rows = summary.summarise(runs, runs_dir, "summary")
+    rows = summary.summarise(runs, runs_dir, "summary") + missing
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
     rows += published_bands(plan, runs, rows, "summary")
@@ -282,6 +295,13 @@ def _summarise(specs: list[RunSpec], plan: Plan, runs_dir: Path, chosen: list[di
         runs_dir,
     )
     return rows
+
+
+def _drop_answers(specs: list[RunSpec], runs_dir: Path) -> None:
+    """Stored answers are half a gigabyte a million rows; whoever needs them again computes the same values."""
+    for spec in specs:
+        if spec.kind == "pretrain":
+            (runs_dir / "records" / spec.key / ANSWERS).unlink(missing_ok=True)
 
 
 def _doubts(rows: Iterable[Measurement]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from ctrbench.bench.ceilings import CLOCK_DRIFT
 from ctrbench.bench.jobs import SCORES, base_columns
 from ctrbench.bench.runspec import RunSpec
-from ctrbench.bench.statistics import auc_draws, mean_interval, paired_interval, percentiles, two_level_bootstrap
+from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, Status
@@ -36,6 +36,7 @@ OWED = {
     "quality": TRAINED,
     "floor": TRAINED,
     "tune": ("valid_auc",),
+    "pretrain": ("recall_at_k",),
     "count": COUNTED,
     "trace": ("split_host",),
     "published": ("mfu_bound",),
@@ -50,6 +51,10 @@ Who = tuple[str, str]
 """Model and variant."""
 TUNED = "tuned"
 """Variant of a model with the options of its best trial."""
+EQUAL_FLOPS = "equal_flops"
+"""Variant of a model that was given FLOPs instead of rows."""
+GROUPS = (TUNED, EQUAL_FLOPS)
+"""Variants that pair inside their group where the reference is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,16 +259,20 @@ def _per_seed(runs: list[Run], runs_dir: Path) -> dict[tuple[str, str], list[flo
 def references(who: Who, runs: list[Run], trained: Mapping[Who, list[Run]], track: str) -> list[Who]:
     """Whom a model is paired with: the track's reference, the history floor, and the host whose fields it adds to.
 
-    A tuned variant pairs with the tuned reference where there is one: equal care on both sides.
+    A tuned variant pairs with the tuned reference where there is one: equal care on both sides. A training at equal
+    FLOPs pairs with no other kind.
     """
     found = []
     host = str(runs[0].body["extra"].get("host", ""))
+    group = who[1].partition(",")[0]
     for name in dict.fromkeys((REFERENCE[track], HISTORY_FLOOR, host)):
-        plain = [w for w in trained if w[0] == name and w[1].partition(",")[0] != TUNED]
+        plain = [w for w in trained if w[0] == name and w[1].partition(",")[0] not in GROUPS]
         # A reference with options of the command line has one variant, and it is not the empty one.
         other = (name, "") if (name, "") in trained or len(plain) != 1 else plain[0]
-        if who[1].partition(",")[0] == TUNED and (name, TUNED) in trained:
-            other = (name, TUNED)
+        if group in GROUPS and (name, group) in trained:
+            other = (name, group)
+        elif group == EQUAL_FLOPS and name != HISTORY_FLOOR:
+            continue
         if other in trained and other != who:
             found.append(other)
     return found
@@ -284,9 +293,12 @@ def _paired(
             if not mine:
                 rows.append(withheld(base, "auc_delta", f"no training of {other[0]} with the same seed finished"))
                 continue
-            low, high = paired_interval(draws[who][mine], draws[other][theirs], seed=0)
             delta = float(aucs[who][mine].mean() - aucs[other][theirs].mean())
-            rows.append(make(base, "auc_delta", delta, "derived", n=len(mine), ci_low=low, ci_high=high))
+            pair = paired_from_draws(delta, draws[who][mine], draws[other][theirs], seed=0)
+            rows.append(make(base, "auc_mdd", pair.mdd, "derived", n=len(mine)))
+            rows.append(
+                make(base, "auc_delta", delta, "derived", n=len(mine), ci_low=pair.ci_low, ci_high=pair.ci_high)
+            )
             if trained[other][0].spec.kind != "floor":  # a floor's FLOPs are not counted
                 rows.append(_per_gflop(rows[-1], counted.get(who), counted.get(other), other[0]))
     return rows

@@ -7,14 +7,14 @@ field, L2 of rows that a pooled history hides) falls back to its default for tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from ctrbench.bench import registry
 from ctrbench.bench.config import Entry, RunOptions
-from ctrbench.bench.summary import TUNED, Run
+from ctrbench.bench.summary import Run
 
 SEED = 20_25
 LR = (3e-4, 5e-3)
@@ -64,7 +64,7 @@ def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, pe
         penalised: whether the model can take L2 on the rows of a batch.
     """
     if draw is None:
-        return Entry(model=entry.model, options=entry.options, run=entry.run, label=label)
+        return replace(entry, label=label)
     known = {f.name for f in fields(registry.model_spec(entry.model).config)}
     options = dict(entry.options)
     if "dropout" in known:
@@ -72,7 +72,7 @@ def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, pe
     own: dict[str, Any] = {"lr": draw.lr, "table_lr": draw.table_lr, "l2": draw.l2 if penalised else run.l2}
     if run.embedding == "fused":
         own["table_optimizer"] = draw.table_optimizer
-    return Entry(model=entry.model, options=options, run={**entry.run, **own}, label=label)
+    return replace(entry, options=options, run={**entry.run, **own}, label=label)
 
 
 def changed(entry: Entry) -> dict[str, Any]:
@@ -86,6 +86,6 @@ def best_trial(runs: Iterable[Run]) -> tuple[int, Mapping[int, float]]:
     return max(scores, key=lambda t: (scores[t], -t)), scores
 
 
-def tuned_label(entry: Entry) -> str:
-    """Variant name of an entry's best trial; entries with options of their own keep them apart."""
-    return ",".join([TUNED, *(f"{k}={v}" for k, v in entry.options.items())])
+def group_label(group: str, entry: Entry) -> str:
+    """Variant name of an entry in a group (`tuned`, `equal_flops`); options of its own keep two entries apart."""
+    return ",".join([group, *(f"{k}={v}" for k, v in entry.options.items())])

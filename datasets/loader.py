@@ -33,6 +33,8 @@ class _Span:
     file: Path
     start: int
     stop: int
+    number: int
+    """Of the first row in the prepared data (`Batch.row_B`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,14 @@ class _Rows:
     ids_BC: np.ndarray
     dense_BI: np.ndarray
     """float32, NaN where missing."""
-    fixed_B3: np.ndarray
-    """int64: label, user, time."""
+    fixed_B4: np.ndarray
+    """int64: label, user, time, number of the row."""
     spans_B2: dict[str, np.ndarray]
     """history -> int64 begin and end in its event log."""
 
     def take(self, index_B: np.ndarray) -> _Rows:
         spans = {h: s.take(index_B, axis=0) for h, s in self.spans_B2.items()}
-        return _Rows(self.ids_BC[index_B], self.dense_BI[index_B], self.fixed_B3[index_B], spans)
+        return _Rows(self.ids_BC[index_B], self.dense_BI[index_B], self.fixed_B4[index_B], spans)
 
     @staticmethod
     def join(parts: list[_Rows]) -> _Rows:
@@ -59,7 +61,7 @@ class _Rows:
         return _Rows(
             np.concatenate([p.ids_BC for p in parts]),
             np.concatenate([p.dense_BI for p in parts]),
-            np.concatenate([p.fixed_B3 for p in parts]),
+            np.concatenate([p.fixed_B4 for p in parts]),
             spans,
         )
 
@@ -94,7 +96,8 @@ class Loader:
         self.cpu_seconds = 0.0
         self.rows = min(prepared.rows(split), rows or prepared.rows(split))
         self._batch, self._drop_last, self._prefetch, self._seed = batch, drop_last, prefetch, shuffle_seed
-        self._windows = _windows(_last(prepared.shards(split), self.rows), window, self._generator(0))
+        spans = _last(prepared.shards(split), self.rows, prepared.first_row(split))
+        self._windows = _windows(spans, window, self._generator(0))
         self._prepared = prepared
         self._held: _Rows | None = None
         self._log: dict[str, dict[str, np.ndarray]] = {}
@@ -131,7 +134,7 @@ class Loader:
         have = 0
         for number, spans in enumerate(self._windows):
             window = self._read(spans)
-            size = len(window.fixed_B3)
+            size = len(window.fixed_B4)
             shuffle = self._generator(number + 1)
             order_W = np.arange(size) if shuffle is None else shuffle.permutation(size)
             at = 0
@@ -169,7 +172,9 @@ class Loader:
             return out
 
         spans_B2 = {h: matrix(e, np.int64) for h, e in zip(histories, ends, strict=True)}
-        return _Rows(matrix(ids, np.int32), matrix(dense, np.float32), matrix(list(FIXED), np.int64), spans_B2)
+        number_B = np.arange(span.number, span.number + table.num_rows)
+        fixed_B4 = np.column_stack([matrix(list(FIXED), np.int64), number_B])
+        return _Rows(matrix(ids, np.int32), matrix(dense, np.float32), fixed_B4, spans_B2)
 
     def _events(self, history: str) -> dict[str, np.ndarray]:
         if history not in self._log:
@@ -178,7 +183,7 @@ class Loader:
         return self._log[history]
 
     def _make(self, rows: _Rows) -> Batch:
-        size = len(rows.fixed_B3)
+        size = len(rows.fixed_B4)
         indexes = {}
         for history, fields in self.schema.histories.items():
             spans_B2 = rows.spans_B2[history]
@@ -207,21 +212,23 @@ class Loader:
                 stride=size,
             ),
             event_times={h: torch.from_numpy(self._events(h)["time"][index_N]) for h, (index_N, _) in indexes.items()},
-            time_B=torch.from_numpy(rows.fixed_B3[:, 2].copy()),
-            label_B=torch.from_numpy(rows.fixed_B3[:, 0].astype(np.float32)),
-            user_B=torch.from_numpy(rows.fixed_B3[:, 1].copy()),
+            time_B=torch.from_numpy(rows.fixed_B4[:, 2].copy()),
+            label_B=torch.from_numpy(rows.fixed_B4[:, 0].astype(np.float32)),
+            user_B=torch.from_numpy(rows.fixed_B4[:, 1].copy()),
             host={"lengths": {h: n_B.tolist() for h, (_, n_B) in indexes.items()}},
+            row_B=torch.from_numpy(rows.fixed_B4[:, 3].copy()),
         )  # fmt: skip
 
 
-def _last(shards: list[tuple[Path, int]], rows: int) -> list[_Span]:
-    """Spans of the last `rows` rows of the shards, in stored order."""
+def _last(shards: list[tuple[Path, int]], rows: int, first: int) -> list[_Span]:
+    """Spans of the last `rows` rows of the shards, in stored order; `first` is the number of the first row of all."""
     out: list[_Span] = []
+    end = first + sum(size for _, size in shards)
     for file, size in reversed(shards):
         taken = min(size, rows)
         if taken:
-            out.append(_Span(file, size - taken, size))
-        rows -= taken
+            out.append(_Span(file, size - taken, size, end - taken))
+        rows, end = rows - taken, end - size
     return out[::-1]
 
 

@@ -139,6 +139,10 @@ class Prepared:
         """Rows of a split."""
         return int(self._split(split)["rows"])
 
+    def first_row(self, split: str) -> int:
+        """Number of a split's first row, the splits counted one after another (`Batch.row_B`)."""
+        return sum(self.rows(s) for s in SPLITS[: SPLITS.index(split)])
+
     def positive_rate(self, split: str) -> float:
         """Share of positive labels of a split."""
         return float(self._split(split)["positives"] / self._split(split)["rows"])

@@ -110,6 +110,8 @@ class Batch:
         time_B: int64 seconds of the impression.
         label_B: float32, 0 or 1.
         user_B: int64, groups GAUC; -1 where the data has no user.
+        row_B: int64, number of each row in the prepared data, the splits one after another; None for made-up rows.
+            A bookmark of the harness: no model sees it, so it is no tensor of the batch.
     """
 
     dense_BI: Tensor
@@ -121,6 +123,7 @@ class Batch:
     user_B: Tensor
     host: Mapping[str, object] = field(default_factory=dict)
     """Facts known on the host, e.g. `lengths`: history -> list of true lengths; never tensors."""
+    row_B: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -156,7 +159,7 @@ class Batch:
         )
         return Batch(
             move(self.dense_BI), move(self.missing_BI), ids, {k: move(v) for k, v in self.event_times.items()},
-            move(self.time_B), move(self.label_B), move(self.user_B), self.host,
+            move(self.time_B), move(self.label_B), move(self.user_B), self.host, self.row_B,
         )  # fmt: skip
 
 

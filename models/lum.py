@@ -1,7 +1,7 @@
 """LUM in its third step: answers of a pre-trained user model as fields of any ranker (2502.08309 section 4.3).
 
-Step 1 (pre-training) and step 2 (group query) are `models/lum_backbone.py`; `bench/pretrain.py` runs step 1. The host
-is any model of the project, so `lum.host=fat` is the two-layer system of the founding article.
+Step 1 (pre-training) is `models/lum_backbone.py`, step 2 (group query) `models/lum_answers.py`; `bench/pretrain.py`
+runs step 1. The host is any model of the project, so `lum.host=fat` is the two-layer system of the founding article.
 
 Dims: B batch, T history length, Q queries, D width of the host's fields, d width of the user model
 """
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import taobao_like
-from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema, Field
+from ctrbench.datasets.schema import Batch, FeatureSchema, Field
 from ctrbench.kernels.attention import visible_pairs
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.blocks import Embedded, FeatureEmbedder, left_pad_index, take_padded
+from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.cards import fixed, switched
-from ctrbench.models.embedding import TableConfig, dense_parameters
-from ctrbench.models.histories import ordinals
-from ctrbench.models.lum_backbone import Positions, Sequences, Similarity, UserModel, event_fields
+from ctrbench.models.embedding import TableConfig
+from ctrbench.models.lum_answers import UserAnswers
+from ctrbench.models.lum_backbone import Positions, Similarity, UserModel, event_fields
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -71,6 +71,13 @@ class LumConfig:
             raise ValueError(f"use={self.use!r}: choose both, direct or match")
 
 
+STEP_ONE = (
+    "queries", "dim", "width", "layers", "heads", "cond", "similarity", "tau", "logq", "positions", "pretrain_epochs",
+    "pretrain_batch", "pretrain_lr",
+)  # fmt: skip
+"""Options that decide step 1 and its answers; rankers that agree on them share both (paper section 4.4)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LumBatch(Batch):
     """A batch with the answers that belong to it."""
@@ -78,47 +85,6 @@ class LumBatch(Batch):
     answers_BQd: Tensor
     item_Bd: Tensor
     match_BQ: Tensor
-
-
-class UserAnswers(nn.Module):
-    """Step 2 inside a ranker: history and conditions of a batch to answers, frozen or not."""
-
-    def __init__(self, config: LumConfig, schema: FeatureSchema, device: str) -> None:
-        super().__init__()
-        self.config = config
-        self.fields = event_fields(schema, config.cond)
-        self.length = schema.histories[self.fields.history][0].max_length
-        rows = schema[schema[self.fields.cond].table].cardinality
-        if config.queries - 1 > rows - FIRST_ID:
-            raise ValueError(f"queries={config.queries}: field {self.fields.cond!r} has {rows - FIRST_ID} conditions")
-        self.user = UserModel(
-            self.fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
-            length=self.length, similarity=config.similarity, tau=config.tau, logq=config.logq,
-            positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
-        )  # fmt: skip
-        self.train_user(not config.frozen)
-
-    def train_user(self, on: bool) -> None:
-        """Whether gradients reach the user model's dense weights (its tables follow the graph)."""
-        for p in dense_parameters(self.user):
-            p.requires_grad_(on)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers [B, Q, d], the target's item token [B, d], similarities [B, Q]."""
-        with torch.no_grad() if self.config.frozen else nullcontext():
-            first = batch.ids[self.fields.item]
-            index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), self.length)
-            ids = {n: take_padded(batch.ids[n].values(), index_BT, mask_BT) for n in self.user.names}
-            sequences = Sequences(ids, mask_BT.long(), ordinals(mask_BT))
-            item_B = batch.ids[self.fields.item_target].values()
-            answers_BQd, item_Bd = self.user.answers(sequences, self.conditions(batch), item_B)
-            return answers_BQd, item_Bd, self.user.score(answers_BQd, item_Bd.unsqueeze(1)).squeeze(2)
-
-    def conditions(self, batch: Batch) -> Tensor:
-        """Condition ids [B, Q]; vocabularies are sorted by frequency, so the first ids are the most frequent."""
-        own_B = batch.ids[self.fields.cond_target].values()
-        common = torch.arange(FIRST_ID, FIRST_ID + self.config.queries - 1, device=own_B.device)
-        return torch.cat([own_B.unsqueeze(1), common.expand(own_B.shape[0], -1)], dim=1)
 
 
 class AnswerEmbedder(nn.Module):
@@ -217,7 +183,8 @@ def card(config: LumConfig) -> FidelityCard:
             fixed("group query: one shared history, conditions do not see each other", "faithful", "4.2"),
             switched(config, "use", "both", "answers and similarities as inputs of a ranker", "4.3", at="faithful"),
             switched(config, "frozen", True, "no gradient into the user model", "4.3", at="faithful"),
-            fixed("store of answers", "adapted", "4.4", "answers are computed with the batch; the same values"),
+            fixed("store of answers", "faithful" if config.frozen else "adapted", "4.4", "trainings look answers up, "
+                  "one store for all hosts; timed and counted steps compute them with the batch; the same values"),
             fixed("conditions", "adapted", "4.1", "public data has no scenario or query: the item's category; step 2 "
                   "asks for the target's own and the most frequent ones", f"queries={config.queries}"),
             fixed("action of an event", "adapted", "n/k", "side information added to the item token as input; the "
@@ -285,5 +252,6 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     takes_host=True,
+    step_one=STEP_ONE,
     skip_reason={"tabular": "no event sequence to pre-train on"},
 )

@@ -173,6 +173,11 @@ class UserModel(nn.Module):
         assert isinstance(looked_up, dict)
         return {n: looked_up[n].values()[:, : self.tables.width] for n in self.names}
 
+    def items(self, item_N: Tensor) -> Tensor:
+        """Item tokens [N, d] of ids, as they are predicted and scored."""
+        ids = dict.fromkeys(self.names, item_N[:0]) | {self.fields.item: item_N}
+        return self.item_map(self.rows(ids)[self.fields.item])
+
     def token(self, rows: Mapping[str, Tensor], place_RL: Tensor) -> Tensor:
         """Tokens [R, 2L, d] of table rows [R*L, dim] and places [R, L]."""
         cond = self.cond_map(rows[self.fields.cond])

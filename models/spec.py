@@ -125,5 +125,7 @@ class ModelSpec:
     published: Callable[[], tuple[Preset, ...]]
     takes_host: bool = False
     """`build` and `flops` take `hosts` as well, which gives the spec of another model by name (the roof has it)."""
+    step_one: tuple[str, ...] = ()
+    """Options that decide a pre-training; runs that agree on them share it. Empty: the model has none."""
     skip_reason: Mapping[str, str] | None = None
     """track -> why the model cannot run there."""

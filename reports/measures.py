@@ -110,6 +110,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("ndcg_at_k", "NDCG@10", "ratio", "up", "auc", "1 / log2(rank + 1) of the held-out train event if it is among the 10 best of the full catalogue, mean over users; scopes as recall_at_k", "scores of the full catalogue"),
     ("budget_flops", "Training FLOPs, whole run", "FLOP", "none", "si", "model FLOPs of every training step of one run; scope `step1` is LUM's pre-training (closed form x 3), `step3` the ranker (counted FLOPs a sample x rows seen), without scope their sum", "counts x rows seen"),
     ("auc_delta", "ΔAUC (paired)", "ratio", "up", "auc", "difference of AUC on the same rows and seeds; users and seeds resampled jointly; an interval with 0 in it is a tie", _SCORES),
+    ("auc_mdd", "Detectable ΔAUC", "ratio", "down", "auc", "smallest true difference that this design finds with 80 % power at 5 % two-sided error: 2.80 standard errors of the paired difference", _SCORES),
     ("auc_vs_published", "AUC against published", "sd", "none", "number", "(mean AUC over the seeds - published mean of five seeds) / their standard deviation; inside the band up to 3 on either side", "trainings and reports/cited.toml"),
     ("auc_per_gflop", "ΔAUC / extra GFLOP", "1/GFLOP", "up", "number", "paired ΔAUC / extra forward GFLOPs per sample against the same baseline", "paired runs and counts"),
     ("train_rows", "Training rows", "rows", "none", "count", "rows that training may read per epoch", "run specification"),

@@ -344,14 +344,13 @@ def pairing(c: Context) -> Section | None:
     table = tables.pairing(c.bodies, c.names)
     if table.empty:
         return None
-    odd = table[table["Pair"] != "equal"]
+    odd = table[table["Pair"].str.startswith("UNEQUAL")]
     return Section(
         id="pairing",
         title="Pairing: who is compared on what",
         exhibits=exhibit(table, open=True),
         sentence=f"{len(table) - len(odd)} of {len(table)} trainings share fingerprint, split, history length, "
-        f"training rows, dtype "
-        "and threads with the others of their data set.",
+        f"training rows (or FLOPs, where those are the budget), dtype and threads with the others of their data set.",
         flags=tuple(f"{r['Model']} on {r['Data']}: {r['Pair']}" for _, r in odd.iterrows()),
         caveat="Early stopping may end a training before its rows are used up; the budget is the same.",
     )

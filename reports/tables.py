@@ -57,8 +57,8 @@ def verdict(delta: Cell) -> str:
 
 
 def is_reference(model: str, variant: str, other: str) -> bool:
-    """Whether a row is what others are compared with: the reference as it is, and tuned among the tuned."""
-    return model == other and variant in ("", "tuned")
+    """Whether a row is what others are compared with: the reference as it is, and in each group the group's."""
+    return model == other and variant in ("", "tuned", "equal_flops")
 
 
 def delta_of(frame: pd.DataFrame, data: str, model: str, variant: str, other: str) -> Cell:
@@ -122,6 +122,7 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             "Each seed": _seeds(mine),
             f"ΔAUC vs {names.title(other)}" if other else "ΔAUC": delta,
             "Paired verdict": "reference" if is_reference(model, variant, other) else verdict(delta),
+            "Detectable ΔAUC": _detectable(mine, model, variant, other),
             "GAUC": pick(mine, "gauc"),
             "Log loss": pick(mine, "logloss"),
             "Normalised entropy": pick(mine, "ne"),
@@ -129,6 +130,13 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
         })  # fmt: skip
         index.append(model)
     return pd.DataFrame(rows, index=index)
+
+
+def _detectable(mine: pd.DataFrame, model: str, variant: str, other: str) -> Cell:
+    """What the paired comparison could have found; a tie below it says nothing."""
+    if not other or is_reference(model, variant, other):
+        return absent("auc_mdd", "reference" if other else "no reference ran")
+    return pick(mine, "auc_mdd", scope=f"vs:{other}")
 
 
 def _seeds(mine: pd.DataFrame) -> str:
@@ -188,22 +196,27 @@ def pairing(bodies: Bodies, names: Names) -> pd.DataFrame:
             continue
         label = labels[str(spec["data"]), str(spec.get("split", ""))]
         key = label, str(spec["model"]), str(spec.get("variant", ""))
-        mine = runs.setdefault(key, {"seeds": set(), "tuned": set(), **{h: set() for h in shared}})
+        mine = runs.setdefault(key, {"seeds": set(), "tuned": set(), "flops": set(), **{h: set() for h in shared}})
         mine["seeds"].add(str(spec.get("seed", "")))
         mine["tuned"].add("yes" if spec.get("tuned") else "no")
+        mine["flops"].add(f"{float(spec.get('flops_budget') or 0):.3g}")
         for head, field in shared.items():
             mine[head].add(str(spec.get(field, "n/k")))
     order = sorted(runs, key=lambda k: (k[0], names.order(k[1], k[2])))
-    usual = {d: _usual([runs[k] for k in order if k[0] == d], tuple(shared)) for d in {k[0] for k in order}}
+    by_rows = [k for k in order if runs[k]["flops"] == {"0"}] or order
+    usual = {d: _usual([runs[k] for k in by_rows if k[0] == d], tuple(shared)) for d in {k[0] for k in by_rows}}
     rows = []
     for data, model, variant in order:
         mine = runs[data, model, variant]
-        odd = [h for h in shared if mine[h] != {usual[data][h]}]
+        budget = mine["flops"] - {"0"}
+        others = usual.get(data, {})
+        odd = [h for h in shared if mine[h] != {others.get(h)} and not (budget and h == "Training rows")]
+        equal = f"equal FLOPs ({', '.join(sorted(budget))})" if budget else "equal"
         rows.append({
             "Data": data, "Model": names.title(model, variant), "Camp": names.camp(model),
             **{h: _short(mine[h]) for h in shared}, "Seeds": str(len(mine["seeds"])),
             "Tuned": "/".join(sorted(mine["tuned"])),
-            "Pair": "equal" if not odd else "UNEQUAL: " + ", ".join(odd).lower(),
+            "Pair": equal if not odd else "UNEQUAL: " + ", ".join(odd).lower(),
         })  # fmt: skip
     return pd.DataFrame(rows, index=[m for _, m, _ in order])
 
@@ -320,8 +333,8 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         timed = [
             camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)
         ]
-        costs = body[timed]
-        out.append(_console(f"{title}, cost", costs, COST_HEADS, CAPTION))
+        if any(timed):
+            out.append(_console(f"{title}, cost", body[timed], COST_HEADS, CAPTION))
     return out
 
 

@@ -13,7 +13,7 @@ from ctrbench.bench.config import Entry, build_plan
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.suite import run_suite
 from ctrbench.bench.summary import Run
-from ctrbench.bench.tuning import Draw, best_trial, draws, trial_entry, tuned_label
+from ctrbench.bench.tuning import Draw, best_trial, draws, group_label, trial_entry
 from ctrbench.reports import records
 
 RUN = build_plan(["suite=ci"]).run
@@ -50,8 +50,8 @@ def test_the_best_validation_auc_wins_and_ties_go_to_the_lower_number(scores: di
 
 
 def test_labels_keep_two_entries_of_one_model_apart() -> None:
-    assert tuned_label(Entry(model="lum", options={"host": "fat"})) == "tuned,host=fat"
-    assert tuned_label(Entry(model="din")) == "tuned"
+    assert group_label("tuned", Entry(model="lum", options={"host": "fat"})) == "tuned,host=fat"
+    assert group_label("equal_flops", Entry(model="din")) == "equal_flops"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""Step 2 of LUM inside a ranker: group queries of a batch, computed or looked up (2502.08309 sections 4.2 and 4.4).
+
+Dims: B batch, T history length, Q queries, d width of the user model, N rows
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
+from ctrbench.models.blocks import left_pad_index, take_padded
+from ctrbench.models.embedding import dense_parameters
+from ctrbench.models.histories import ordinals
+from ctrbench.models.lum_backbone import Sequences, UserModel, event_fields
+
+if TYPE_CHECKING:
+    from ctrbench.models.lum import LumConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Answers of a frozen user model, computed once for every row that a training will ask for."""
+
+    answers_NQd: np.ndarray
+    """float32, usually a file mapped into memory; only the rows of `spans` hold anything."""
+    spans: tuple[tuple[int, int], ...]
+    """Numbers of the rows that were answered, [begin, end)."""
+
+    def take(self, row_B: Tensor) -> Tensor:
+        """Answers [B, Q, d].
+
+        Raises:
+            IndexError: a row that was never answered.
+        """
+        number_B = row_B.numpy()
+        known_B = np.zeros(len(number_B), bool)
+        for begin, end in self.spans:
+            known_B |= (number_B >= begin) & (number_B < end)
+        if not known_B.all():
+            raise IndexError(f"row {number_B[~known_B][0]} is outside the stored answers {self.spans}")
+        return torch.from_numpy(self.answers_NQd[number_B])
+
+
+class UserAnswers(nn.Module):
+    """Step 2 inside a ranker: history and conditions of a batch to answers, frozen or not."""
+
+    def __init__(self, config: LumConfig, schema: FeatureSchema, device: str) -> None:
+        super().__init__()
+        self.config = config
+        self.store: Store | None = None
+        """Answers to look up instead of computing them: the same values (a frozen user model only)."""
+        self.fields = event_fields(schema, config.cond)
+        self.length = schema.histories[self.fields.history][0].max_length
+        rows = schema[schema[self.fields.cond].table].cardinality
+        if config.queries - 1 > rows - FIRST_ID:
+            raise ValueError(f"queries={config.queries}: field {self.fields.cond!r} has {rows - FIRST_ID} conditions")
+        self.user = UserModel(
+            self.fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
+            length=self.length, similarity=config.similarity, tau=config.tau, logq=config.logq,
+            positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
+        )  # fmt: skip
+        self.train_user(not config.frozen)
+
+    def train_user(self, on: bool) -> None:
+        """Whether gradients reach the user model's dense weights (its tables follow the graph)."""
+        for p in dense_parameters(self.user):
+            p.requires_grad_(on)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers [B, Q, d], the target's item token [B, d], similarities [B, Q]."""
+        with torch.no_grad() if self.config.frozen else nullcontext():
+            item_B = batch.ids[self.fields.item_target].values()
+            if self.store is not None and self.config.frozen and batch.row_B is not None:
+                answers_BQd, item_Bd = self.store.take(batch.row_B), self.user.items(item_B)
+            else:
+                answers_BQd, item_Bd = self.user.answers(self.sequences(batch), self.conditions(batch), item_B)
+            return answers_BQd, item_Bd, self.user.score(answers_BQd, item_Bd.unsqueeze(1)).squeeze(2)
+
+    def sequences(self, batch: Batch) -> Sequences:
+        """Every row's history, the newest event at the right end."""
+        first = batch.ids[self.fields.item]
+        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), self.length)
+        ids = {n: take_padded(batch.ids[n].values(), index_BT, mask_BT) for n in self.user.names}
+        return Sequences(ids, mask_BT.long(), ordinals(mask_BT))
+
+    def conditions(self, batch: Batch) -> Tensor:
+        """Condition ids [B, Q]; vocabularies are sorted by frequency, so the first ids are the most frequent."""
+        own_B = batch.ids[self.fields.cond_target].values()
+        common = torch.arange(FIRST_ID, FIRST_ID + self.config.queries - 1, device=own_B.device)
+        return torch.cat([own_B.unsqueeze(1), common.expand(own_B.shape[0], -1)], dim=1)
