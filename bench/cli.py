@@ -1,4 +1,4 @@
-"""`ctrbench`: run, audit, trace, data, report, hardware, list. Exit 0 done, 1 some run failed, 2 wrong input."""
+"""`ctrbench`: run, tune, audit, trace, data, report, hardware, list. Exit 0 done, 1 some run failed, 2 wrong input."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a suite: records and report")
     run.add_argument("settings", nargs="*", metavar="key=value", help="e.g. suite=quick model=din,fat run.seeds=5")
+    tune = commands.add_parser("tune", help="tuning trials alone: the same number for every model, on validation rows")
+    tune.add_argument("settings", nargs="*", metavar="key=value", help="as of run; run.trials is 8 if not given")
     audit = commands.add_parser("audit", help="operators, kernels, FLOPs, bytes and MFU bounds of any torch model")
     audit.add_argument("model", help="Python file with `model` or `build()`")
     audit.add_argument("--batch", help="file written by torch.save; default: example_batch() of the model file")
@@ -91,6 +93,14 @@ def _run(options: argparse.Namespace) -> int:
     from ctrbench.bench.suite import run_suite
 
     return run_suite(build_plan(options.settings), Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from ctrbench.bench.config import build_plan
+    from ctrbench.bench.suite import run_suite
+    from ctrbench.bench.tuning import only_tuning
+
+    return run_suite(only_tuning(build_plan(options.settings)), Console(soft_wrap=not sys.stdout.isatty()))
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -231,8 +241,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "audit": _audit, "trace": _trace, "data": _data, "report": _report, "hardware": _hardware,
-    "list": _list,
+    "run": _run, "tune": _tune, "audit": _audit, "trace": _trace, "data": _data, "report": _report,
+    "hardware": _hardware, "list": _list,
 }  # fmt: skip
 
 

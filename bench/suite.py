@@ -26,6 +26,7 @@ from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.specs import PROCESSES, Ready, equal_flops_specs, skipped_rows, suite_specs, tuned_specs
+from ctrbench.bench.tuning import advice
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -90,7 +91,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
     _drop_answers(specs, runs_dir)
-    for line in bands.lines(judged):
+    for line in [advice(c) for c in chosen if plan.tune_only] + bands.lines(judged):
         console.print(line, markup=False)
     for text in _doubts(rows):
         console.print(f"[bold red]NO AUC CAN BE CLAIMED[/] {text}")

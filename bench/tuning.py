@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench import registry
-from ctrbench.bench.config import Entry, RunOptions
+from ctrbench.bench.config import Entry, Plan, RunOptions
 from ctrbench.bench.summary import Run
 
 SEED = 20_25
+TRIALS = 8
+"""Of `ctrbench tune` where nothing else is asked for."""
 LR = (3e-4, 5e-3)
 TABLE_LR = (5e-3, 8e-2)
 DROPOUT = (0.0, 0.1, 0.2)
@@ -73,6 +75,26 @@ def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, pe
     if run.embedding == "fused":
         own["table_optimizer"] = draw.table_optimizer
     return replace(entry, options=options, run={**entry.run, **own}, label=label)
+
+
+def only_tuning(plan: Plan) -> Plan:
+    """The plan with its trials and nothing else; a plan without trials gets `TRIALS`."""
+    run = plan.run if plan.run.trials > 1 else replace(plan.run, trials=TRIALS)
+    return replace(plan, run=run, tune_only=True)
+
+
+def advice(chosen: Mapping[str, Any]) -> str:
+    """What tuning found for one model, and the arguments that use it."""
+    who = " ".join(filter(None, (chosen["model"], chosen["variant"])))
+    said = f"{chosen['data']} · {chosen['split']}: {who}: "
+    best, trials = chosen["valid_auc_best"], chosen["trials"]
+    if not chosen["best"]:
+        return f"{said}the default is the best of {trials} trials, validation AUC {best:.4f}"
+    default = chosen["valid_auc_default"]
+    was = "it failed" if default is None else f"{default:.4f}"
+    given = {k if k.startswith("run.") else f"{chosen['model']}.{k}": v for k, v in chosen["options"].items()}
+    use = " ".join(f"{k}={v}" for k, v in given.items())
+    return f"{said}trial {chosen['best']} of {trials}, validation AUC {best:.4f} (default: {was}): {use}"
 
 
 def changed(entry: Entry) -> dict[str, Any]:

@@ -43,9 +43,8 @@ def cpu_name(bodies: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def untuned(bodies: Mapping[str, Mapping[str, Any]]) -> bool:
-    """True unless every training says that it was tuned."""
-    trained = [b["spec"] for b in bodies.values() if b.get("spec", {}).get("kind", "quality") == "quality"]
-    return not trained or not all(s.get("tuned") for s in trained)
+    """True if no tuning trial ran: every training is one of defaults."""
+    return not any(b.get("spec", {}).get("kind") == "tune" or b.get("spec", {}).get("tuned") for b in bodies.values())
 
 
 def limits(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Limits:

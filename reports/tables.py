@@ -329,12 +329,13 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         if body.empty:
             continue
         out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
-        # A tuned variant is trained, not timed: it has no row of costs.
-        timed = [
-            camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)
+        # A tuned variant is trained, neither timed nor counted: it has no row of costs.
+        costly = [
+            row["Camp"] != "floor" and any(row[h].reason != "no row" for h in ("Step time", "Training FLOPs / sample"))
+            for _, row in body.iterrows()
         ]
-        if any(timed):
-            out.append(_console(f"{title}, cost", body[timed], COST_HEADS, CAPTION))
+        if any(costly):
+            out.append(_console(f"{title}, cost", body[costly], COST_HEADS, CAPTION))
     return out
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ctrbench.bench.cli import main
 from ctrbench.bench.config import Entry, build_plan
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.suite import run_suite
 from ctrbench.bench.summary import Run
-from ctrbench.bench.tuning import Draw, best_trial, draws, group_label, trial_entry
+from ctrbench.bench.tuning import TRIALS, Draw, advice, best_trial, draws, group_label, only_tuning, trial_entry
 from ctrbench.reports import records
 
 RUN = build_plan(["suite=ci"]).run
@@ -82,4 +83,25 @@ def test_a_suite_tunes_with_equal_trials_and_never_scores_test_rows(tuned_suite:
         assert not tuned
     page = (tuned_suite / "report.html").read_text()
     assert "Every model got 3 trials" in page
+    assert "Untuned" not in page
     json.dumps(chosen)
+
+
+def test_tune_alone_trains_nothing_else_and_says_what_to_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "suite=ci", "model=deepfm", "run.trials=2", f"run.out={tmp_path}"]) == 0
+    _, bodies = records.load(tmp_path / "latest")
+    assert {b["spec"].get("kind") for b in bodies.values()} == {"prepare", "tune", "summary"}
+    (chosen,) = bodies["summary"]["extra"]["tuning"]
+    said = capsys.readouterr().out
+    assert advice(chosen) in said
+    if chosen["best"]:  # what it says is what `run` takes
+        arguments = advice(chosen).split("): ")[1].split()
+        plan = build_plan(["suite=ci", *arguments])
+        assert {f"run.{k}": getattr(plan.run, k) for k in ("lr", "table_lr")}.items() <= chosen["options"].items()
+
+
+def test_tune_without_a_number_of_trials_takes_eight() -> None:
+    assert only_tuning(build_plan(["suite=ci"])).run.trials == TRIALS
+    assert only_tuning(build_plan(["suite=ci", "run.trials=3"])).run.trials == 3
