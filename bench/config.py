@@ -128,6 +128,8 @@ class Job:
     """Time and trace the models; a second split of the same data has nothing new to time."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
+    fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Model -> options without which it would misread this data (which actions are likes); they make no variant."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -325,6 +327,10 @@ def _jobs(
             judged=bool(j.get("judged", False)),
             timed=bool(j.get("timed", True)),
             equal_flops=float(j.get("equal_flops", 0.0)),
+            fit={
+                m: {k: tuple(v) if isinstance(v, list) else v for k, v in o.items()}
+                for m, o in j.get("fit", {}).items()
+            },
             options={**j.get("options", {}), **options},
         )
         for j in listed

@@ -252,7 +252,8 @@ def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> 
     model, run = entry.model, replace(plan.run, **entry.run)
     typed = {**entry.options, **plan.model_options.get(model, {})}
     tables = table_options(run) if kind != "floor" else {}
-    config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **typed}
+    config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **item.job.fit.get(model, {})}
+    config |= typed
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
     variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))

@@ -11,7 +11,10 @@ import pytest
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
 from ctrbench.bench.config import build_plan
+from ctrbench.bench.specs import Ready, suite_specs
 from ctrbench.datasets.errors import BadInput, UnknownName
+from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.taobao_reader import ACTIONS
 
 
 def test_quick_runs_the_models_of_the_issue() -> None:
@@ -133,3 +136,33 @@ def test_listing_data_sets_loads_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert {"criteo", "movielens_1m"} <= set(done.stdout.split())
+
+
+def test_standard_has_both_splits_and_one_of_them_alone() -> None:
+    plan = build_plan(["suite=standard"])
+    movielens = [j for j in plan.jobs if j.data == "movielens_1m"]
+    assert [(j.split, j.timed, j.equal_flops > 0) for j in movielens] == [
+        ("global_time", True, True), ("per_user", False, False),
+    ]  # fmt: skip
+    assert {j.data for j in plan.jobs} == {"movielens_1m", "taobao_synthetic", "criteo_synthetic"}
+    assert plan.run.seeds >= 3
+    assert plan.run.processes == 5
+    assert plan.run.trials == 8
+    (alone,) = build_plan(["suite=standard", "data=movielens_1m", "data.split=per_user"]).jobs
+    assert alone == movielens[1]
+    other = build_plan(["suite=quick", "data=movielens_1m", "data.split=per_user"]).jobs
+    assert [j.split for j in other] == ["per_user"]
+
+
+def test_options_that_fit_a_model_to_the_data_make_no_variant(tmp_path: Path) -> None:
+    plan = build_plan(["suite=standard", "data=taobao_synthetic", "model=composite,din", "data.options.users=30"])
+    (job,) = plan.jobs
+    assert job.fit == {"composite": {"liked_ids": (4, 5, 6)}}
+    ids = {ACTIONS[name] for name in ("cart", "fav", "buy")}
+    assert ids == set(job.fit["composite"]["liked_ids"])
+    prepared = prepare("taobao_synthetic", None, tmp_path, users=30, pool_users=90)
+    specs, _ = suite_specs(plan, [Ready(job, prepared, prepared.path)])
+    for spec in specs:
+        if spec.model == "composite" and spec.kind == "quality":
+            assert (spec.variant, spec.config) == ("", {"liked_ids": (4, 5, 6)})
+    assert {s.kind for s in specs if s.model == "composite"} >= {"quality", "time", "tune", "count"}

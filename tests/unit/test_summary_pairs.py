@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.summary import TUNED, Run, _paired, references
+from ctrbench.bench.summary import EQUAL_FLOPS, TUNED, Run, _paired, references
 
 AUC = {"composite": {0: 0.70, 1: 0.72, 2: 0.74}, "din": {0: 0.71, 1: 0.73, 2: 0.75}, "lightgbm_history": {0: 0.735}}
 
@@ -66,3 +66,15 @@ def test_a_reference_with_options_is_still_the_reference() -> None:
     trained = dict([of("composite", "dim=4"), of("din")])
     assert references(("din", ""), trained["din", ""], trained, "sequence") == [("composite", "dim=4")]
     assert references(("composite", "dim=4"), trained["composite", "dim=4"], trained, "sequence") == []
+
+
+def test_a_training_at_equal_flops_pairs_with_its_like_and_the_history_floor_alone() -> None:
+    trained = dict(
+        [of("composite"), of("composite", EQUAL_FLOPS), of("din", EQUAL_FLOPS), of("fat"), of("lightgbm_history"),
+         of("lum", f"{EQUAL_FLOPS},host=fat", "fat")]
+    )  # fmt: skip
+    pairs = {who: references(who, runs, trained, "sequence") for who, runs in trained.items()}
+    assert pairs["din", EQUAL_FLOPS] == [("composite", EQUAL_FLOPS), ("lightgbm_history", "")]
+    assert pairs["composite", EQUAL_FLOPS] == [("lightgbm_history", "")]
+    # FAT ran with equal rows only: no pair of unequal kinds.
+    assert pairs["lum", f"{EQUAL_FLOPS},host=fat"] == [("composite", EQUAL_FLOPS), ("lightgbm_history", "")]
