@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
-    report.add_argument("-o", "--out", default="report.html")
+    report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
+    report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
     hardware = commands.add_parser("hardware", help="this machine's measured ceilings and the catalogue")
     hardware.add_argument("--json", action="store_true")
     listing = commands.add_parser("list", help="what there is")
@@ -183,6 +184,7 @@ def _report(options: argparse.Namespace) -> int:
     import pandas as pd
 
     from ctrbench.reports import records
+    from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
     tables, bodies = [], {}
@@ -193,7 +195,16 @@ def _report(options: argparse.Namespace) -> int:
             raise BadInput(str(error)) from None
         tables.append(table)
         bodies.update(found)
-    print(build_report(pd.concat(tables, ignore_index=True), bodies, Path(options.out)))
+    table, out = pd.concat(tables, ignore_index=True), Path(options.out)
+    if out.suffix == ".md":
+        try:
+            print(build_markdown(table, bodies, out, options.section))
+        except ValueError as error:
+            raise UnknownName(f"--section: {error}") from None
+    elif options.section:
+        raise BadInput(f"--section: {out} is the whole page; name a file in .md for a part of it")
+    else:
+        print(build_report(table, bodies, out))
     return 0
 
 

@@ -361,7 +361,7 @@ def markdown(frame: pd.DataFrame, bodies: Bodies) -> str:
             continue
         chosen = _columns(body, MARKDOWN_HEADS)
         out += [f"**{data}** ({track} track)", "", "| " + " | ".join(chosen) + " |", "|---" * len(chosen) + "|"]
-        out += ["| " + " | ".join(_plain_text(row[c]) for c in chosen) + " |" for _, row in body.iterrows()] + [""]
+        out += ["| " + " | ".join(plain_text(row[c]) for c in chosen) + " |" for _, row in body.iterrows()] + [""]
     return "\n".join([*out, CAPTION])
 
 
@@ -381,10 +381,10 @@ def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: st
 
 def _console_text(entry: Any) -> str:
     """Markup is escaped: a model's title is not ours."""
-    return escape(_plain_text(entry))
+    return escape(plain_text(entry))
 
 
-def _plain_text(entry: Any) -> str:
+def plain_text(entry: Any) -> str:
     """A value with its band and the mark of its origin."""
     if not isinstance(entry, Cell):
         return str(entry)

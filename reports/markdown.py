@@ -1,0 +1,66 @@
+"""The report as Markdown, for a pull request or a page of the documentation: sentences and tables, no figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ctrbench.reports.exhibits import Section
+from ctrbench.reports.page import make_report
+from ctrbench.reports.records import write_atomic
+from ctrbench.reports.tables import CAPTION, plain_text
+
+
+def build_markdown(
+    frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], out: Path, only: Collection[str] = ()
+) -> Path:
+    """Writes the sections of loaded records.
+
+    Args:
+        frame: rows of `records.load`.
+        bodies: record.json by key, of `records.load`.
+        out: file to write; whole or not at all.
+        only: ids of the sections wanted; empty takes all.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: the records give no section of that id.
+    """
+    report = make_report(frame, bodies)
+    known = [s.id for s in report.sections]
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"no section {unknown[0]!r}; these records give {', '.join(known)}")
+    lines = [report.lead, "", *(f"- {text}" for text in report.limits.cannot), ""]
+    for section in report.sections:
+        if not only or section.id in only:
+            lines += _section(section)
+    write_atomic(out, "\n".join([*lines, CAPTION, ""]).encode())
+    return out
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield from (f"## {section.title}", "", section.sentence, "")
+    for flag in section.flags:
+        yield f"- **{flag}**"
+    if section.flags:
+        yield ""
+    for exhibit in section.exhibits:
+        if exhibit.title:
+            yield from (f"**{exhibit.title}**", "")
+        yield from (*_table(exhibit.table), "")
+        if exhibit.note:
+            yield from (exhibit.note, "")
+    if section.caveat:
+        yield from (section.caveat, "")
+
+
+def _table(body: pd.DataFrame) -> Iterator[str]:
+    yield "| " + " | ".join(map(str, body.columns)) + " |"
+    yield "|---" * len(body.columns) + "|"
+    for row in body.itertuples(index=False, name=None):
+        yield "| " + " | ".join(plain_text(entry).replace("|", "\\|") for entry in row) + " |"
