@@ -214,11 +214,18 @@ def quality_summary(
         if ("gauc", "") not in by_metric:
             rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
         if runs[0].spec.kind == "quality":
-            rows += _budget(base, runs, counted.get(who))
+            rows += _budget(base, runs, count_of(who, counted))
     rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
     doubt = pool_doubt(trained) if prepared.sampler is not None else ""
     known = ("ok", "unstable")
     return [replace(r, status="unstable", reason=doubt) if doubt and r.status in known else r for r in rows]
+
+
+def count_of(who: Who, counted: Mapping[Who, Body]) -> Body | None:
+    """The counts that hold for a model; tuning and another budget change no FLOP of a row."""
+    model, variant = who
+    group, _, rest = variant.partition(",")
+    return counted.get((model, rest if group in GROUPS else variant))
 
 
 def pool_doubt(trained: Mapping[Who, list[Run]]) -> str:
@@ -300,7 +307,7 @@ def _paired(
                 make(base, "auc_delta", delta, "derived", n=len(mine), ci_low=pair.ci_low, ci_high=pair.ci_high)
             )
             if trained[other][0].spec.kind != "floor":  # a floor's FLOPs are not counted
-                rows.append(_per_gflop(rows[-1], counted.get(who), counted.get(other), other[0]))
+                rows.append(_per_gflop(rows[-1], count_of(who, counted), count_of(other, counted), other[0]))
     return rows
 
 

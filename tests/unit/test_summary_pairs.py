@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.summary import EQUAL_FLOPS, TUNED, Run, _paired, references
+from ctrbench.bench.summary import EQUAL_FLOPS, TUNED, Run, _paired, count_of, references
 
 AUC = {"composite": {0: 0.70, 1: 0.72, 2: 0.74}, "din": {0: 0.71, 1: 0.73, 2: 0.75}, "lightgbm_history": {0: 0.735}}
 
@@ -78,3 +78,11 @@ def test_a_training_at_equal_flops_pairs_with_its_like_and_the_history_floor_alo
     assert pairs["composite", EQUAL_FLOPS] == [("lightgbm_history", "")]
     # FAT ran with equal rows only: no pair of unequal kinds.
     assert pairs["lum", f"{EQUAL_FLOPS},host=fat"] == [("composite", EQUAL_FLOPS), ("lightgbm_history", "")]
+
+
+def test_tuned_and_equal_flops_variants_have_the_counts_of_their_model() -> None:
+    counted = {("din", ""): {"extra": 1}, ("lum", "host=fat"): {"extra": 2}, ("fat", "dim=4"): {"extra": 3}}
+    assert count_of(("din", TUNED), counted) == count_of(("din", EQUAL_FLOPS), counted) == {"extra": 1}
+    assert count_of(("lum", f"{TUNED},host=fat"), counted) == {"extra": 2}
+    assert count_of(("fat", "dim=4"), counted) == {"extra": 3}
+    assert count_of(("fat", TUNED), counted) is None
