@@ -128,6 +128,8 @@ class Job:
     """Time and trace the models; a second split of the same data has nothing new to time."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunOptions` that all models have on this data; they make no variant, the command line's win."""
     fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Model -> options without which it would misread this data (which actions are likes); they make no variant."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -253,7 +255,7 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
-    known = ["suite", "model", "model_path", "floors"]
+    known = ["suite", "model", "model_path", "floors", "timed"]
     known += [f"run.{k}" for k in base.run] + [f"data.{k}" for k in base.data]
     for key in given:
         if key not in known and not key.startswith("data.options."):
@@ -302,9 +304,10 @@ def _jobs(
     options = {k[13:]: v for k, v in given.items() if k.startswith("data.options.")}
     if given.get("data.schema") is not None:
         options["schema"] = given["data.schema"]
-    with_floors = given.get("floors", base.floors)
-    if not isinstance(with_floors, bool):
-        raise UnknownName(f"floors={with_floors}: must be true or false")
+    with_floors, timed = given.get("floors", base.floors), given.get("timed", base.timed)
+    for name, value in (("floors", with_floors), ("timed", timed)):
+        if not isinstance(value, bool):
+            raise UnknownName(f"{name}={value}: must be true or false")
     listed = suite["jobs"]
     if data:
         every = list({str(m): m for j in listed for m in j["models"]}.values())
@@ -325,8 +328,9 @@ def _jobs(
             policy=user["policy"],
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),
-            timed=bool(j.get("timed", True)),
+            timed=timed and bool(j.get("timed", True)),
             equal_flops=float(j.get("equal_flops", 0.0)),
+            run={k: v for k, v in j.get("run", {}).items() if f"run.{k}" not in given},
             fit={
                 m: {k: tuple(v) if isinstance(v, list) else v for k, v in o.items()}
                 for m, o in j.get("fit", {}).items()

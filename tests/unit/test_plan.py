@@ -150,6 +150,9 @@ def test_standard_has_both_splits_and_one_of_them_alone() -> None:
     assert plan.run.trials == 8
     (alone,) = build_plan(["suite=standard", "data=movielens_1m", "data.split=per_user"]).jobs
     assert alone == movielens[1]
+    assert not any(j.timed for j in build_plan(["suite=standard", "timed=false"]).jobs)
+    with pytest.raises(UnknownName, match="timed=maybe"):
+        build_plan(["suite=quick", "timed=maybe"])
     other = build_plan(["suite=quick", "data=movielens_1m", "data.split=per_user"]).jobs
     assert [j.split for j in other] == ["per_user"]
 
