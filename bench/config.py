@@ -49,6 +49,7 @@ class RunOptions:
     timeout_s: int
     out: str
     resume: bool
+    cache: bool
 
     def __post_init__(self) -> None:
         for name in (
@@ -130,6 +131,8 @@ class Plan:
     run: RunOptions
     model_options: Mapping[str, Mapping[str, Any]]
     model_path: str = ""
+    controls: bool = False
+    """Run the controls of every model, and nothing else of it."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -174,6 +177,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         model_options=model_options, model_path=model_path,
+        controls=bool(suite_values.get("controls", False)),
     )  # fmt: skip
 
 
