@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import Cell, pick, where
+from ctrbench.reports.cells import Cell, pick, tidy, where
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
-from ctrbench.reports.names import Names
-from ctrbench.reports.tables import models_of
+from ctrbench.reports.names import Names, names_of
+from ctrbench.reports.tables import CONTROL_METRICS, console_table, groups, models_of
 
-SHUFFLED, IDS_ONLY = "auc_shuffled", "auc_ids_only"
-METRICS = (SHUFFLED, IDS_ONLY)
+SHUFFLED, IDS_ONLY = CONTROL_METRICS
+HEADS = ("Model", "AUC, labels shuffled", "Standard deviation", "Verdict", "AUC, target ids alone")
 OFF = "NOT AT .5"
 CAVEAT = (
     "Training and validation labels are permuted among the rows used, test labels are true; weights, order of rows and "
@@ -27,7 +29,7 @@ CAVEAT = (
 def table(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """One row a model: mean over shuffles with its own interval, spread, verdict, and AUC on target ids alone."""
     mine = where(frame, data=data)
-    mine = mine[mine["metric"].isin(METRICS)]
+    mine = mine[mine["metric"].isin(CONTROL_METRICS)]
     rows, index = [], []
     for model, variant in models_of(mine, names):
         own = where(mine, model=model, variant=variant)
@@ -62,9 +64,17 @@ def _each(own: pd.DataFrame) -> str:
 
 def doubts(frame: pd.DataFrame, names: Names) -> list[str]:
     """One line a control that failed, with the reason."""
-    rows = frame[frame["metric"].isin(METRICS) & (frame["status"] == "unstable")]
+    rows = frame[frame["metric"].isin(CONTROL_METRICS) & (frame["status"] == "unstable")]
     columns = rows[["model", "variant", "data", "reason"]].itertuples(index=False)
     return [f"{names.title(str(m), str(v))} on {d}: {reason}" for m, v, d, reason in columns]
+
+
+def console_tables(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> list[RichTable]:
+    """The controls of each data set that has any, for a terminal."""
+    rows = tidy(frame)
+    names = names_of(rows, bodies)
+    found = [(f"{track}: {data}, controls (99 % intervals)", table(rows, data, names)) for track, data in groups(rows)]
+    return [console_table(title, body, HEADS) for title, body in found if len(body)]
 
 
 def section(c: Context) -> Section | None:

@@ -17,6 +17,8 @@ from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 
 HISTORY_FLOOR = "lightgbm_history"
+CONTROL_METRICS = ("auc_shuffled", "auc_ids_only")
+"""A model with nothing but these was not judged: it has a row in the table of controls alone."""
 NO_BETTER = "uses its history no better than six counts"
 
 Bodies = Mapping[str, Mapping[str, Any]]
@@ -74,7 +76,7 @@ def headline(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Quality and cost of each model of one data set, as trained here, side by side."""
     other = reference_of(frame, data)
     rows, index = [], []
-    for model, variant in models_of(frame, names, data=data, trained=True):
+    for model, variant in models_of(frame[~frame["metric"].isin(CONTROL_METRICS)], names, data=data, trained=True):
         mine = where(frame, data=data, model=model, variant=variant, trained=True)
         delta = delta_of(frame, data, model, variant, other)
         train = where(mine, phase="train")
@@ -315,13 +317,14 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         body = headline(rows, data, names)
         if body.empty:
             continue
-        out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
+        out.append(console_table(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
         # A tuned variant is trained, not timed: it has no row of costs.
         timed = [
             camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)
         ]
         costs = body[timed]
-        out.append(_console(f"{title}, cost", costs, COST_HEADS, CAPTION))
+        if len(costs):
+            out.append(console_table(f"{title}, cost", costs, COST_HEADS, CAPTION))
     return out
 
 
@@ -355,7 +358,8 @@ def _columns(body: pd.DataFrame, heads: tuple[str, ...]) -> list[str]:
     return [c for h in heads for c in body.columns if c == h or (h == "ΔAUC" and c.startswith(h))]
 
 
-def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+def console_table(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+    """The columns whose heads begin as given, for a terminal."""
     table = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
     chosen = _columns(body, heads)
     for head in chosen:
@@ -377,5 +381,5 @@ def _plain_text(entry: Any) -> str:
     if entry.value is None:
         return "—"
     mark = {"counted": " c", "derived": " d", "modelled": " ~"}.get(entry.origin, "")
-    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta") and entry.band else ""
+    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta", "auc_shuffled") and entry.band else ""
     return entry.text + band + mark + ("!" if entry.status == "unstable" else "")
