@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ctrbench.bench.controls import METRICS, code_digest
+from ctrbench.bench.controls import CODE, METRICS
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.spec import cache_dir
 from ctrbench.reports import records
@@ -37,7 +37,7 @@ def usable(spec: RunSpec) -> bool:
         return bool(
             body["key"] == spec.key == RunSpec.from_json(body["spec"]).key
             and body["schema_version"] == records.SCHEMA_VERSION
-            and body["extra"]["code"] == code_digest()
+            and body["extra"]["code"] == CODE
             and tuple(table.columns) == records.COLUMNS
             and list(table["metric"]) == [METRICS[spec.kind]]
             and list(table["value"]) == [body["extra"]["auc"]]

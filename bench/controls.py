@@ -2,7 +2,8 @@
 
 With shuffled labels nothing can be learnt, so that the mean test AUC of several shuffles lies at .5 by their own
 spread; if it does not, labels reach the scores by another way than as training labels. What a shuffle cannot find is
-a field that equals the label: it tells nothing of shuffled labels either.
+a field that equals the label: a model ranks by it with either sign, and only the spread widens (one such field on
+2,500 rows: mean .500, standard deviation .137 over 40 shuffles, AUC 1.000 on true labels).
 
 Dims: N rows
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +69,15 @@ def view(spec: RunSpec) -> Prepared:
     return target_view(prepared) if spec.kind == "ids_only" else prepared
 
 
-@cache
-def code_digest() -> str:
-    """Hash of the code that makes a control's number: a kept result of other code is no result of this one."""
+def _code_digest() -> str:
     files = [f for room in ROOMS for f in sorted((ROOT / room).glob("*.py"))]
     files += [ROOT / "bench" / f"{name}.py" for name in HARNESS]
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.parent.name}/{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+CODE = _code_digest()
+"""Hash of the code that makes a control's number: a kept result of other code is no result of this one. Taken on
+import, since a file may be edited while a suite runs."""

@@ -154,7 +154,7 @@ def run_control(spec: RunSpec, folder: Path) -> RunRecord:
     scope = f"shuffle:{spec.shuffle}" if spec.kind == "shuffled" else ""
     row = make(base, controls.METRICS[spec.kind], found, "measured", phase="train", scope=scope, seed=spec.seed)
     extra = before | {
-        "auc": found, "code": controls.code_digest(), "family": model_spec.family, "track": schema.track,
+        "auc": found, "code": controls.CODE, "family": model_spec.family, "track": schema.track,
         "title": model_spec.title, "control": model_spec.control, "sampled": prepared.sampler is not None,
         "fields": [f.name for f in schema.fields], "looks": [asdict(look) for look in looks],
         "seconds": time.perf_counter() - start,

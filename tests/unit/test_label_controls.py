@@ -39,7 +39,10 @@ PEEKING = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Ratings that depend on the user alone: one half of the users likes nine films in ten, the other one."""
+    """Ratings that depend on the user alone: one half of the users likes nine films in ten, the other one.
+
+    The halves are the two genders of the file: a field that nearly tells the label must not flag a shuffle.
+    """
     folder = tmp_path_factory.mktemp("controls")
     rng = np.random.default_rng(0)
     user, item = rng.integers(1, USERS + 1, ROWS), rng.integers(0, ITEMS, ROWS)
