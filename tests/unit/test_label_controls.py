@@ -172,7 +172,7 @@ def test_the_target_view_holds_item_fields_alone(prepared: Prepared) -> None:
 
 def test_ids_only_sees_no_user(prepared: Prepared, tmp_path: Path) -> None:
     """Labels here follow the user alone: with the user the model ranks well, on the target's ids at chance."""
-    record = run_control(spec_of(prepared, kind="ids_only", shuffle=-1), tmp_path)
+    record = run_control(replace(spec_of(prepared), kind="ids_only", shuffle=-1), tmp_path)
     (row,) = record.rows
     assert row.metric == "auc_ids_only"
     assert row.value is not None
