@@ -29,11 +29,9 @@ CAVEAT = (
 
 def table(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """One row a model: mean over shuffles with its own interval, spread, verdict, and AUC on target ids alone."""
-    mine = where(frame, data=data)
-    mine = mine[mine["metric"].isin(CONTROL_METRICS)]
     rows, index = [], []
-    for model, variant in models_of(mine, names):
-        own = where(mine, model=model, variant=variant)
+    for model, variant in models_of(frame, names, data=data, controls=True):
+        own = where(frame, data=data, model=model, variant=variant)
         shuffled = pick(own, SHUFFLED)
         rows.append({
             "Model": names.title(model, variant), "Camp": names.camp(model), "AUC, labels shuffled": shuffled,

@@ -18,7 +18,7 @@ from ctrbench.reports.records import ORIGINS
 
 HISTORY_FLOOR = "lightgbm_history"
 CONTROL_METRICS = ("auc_shuffled", "auc_ids_only")
-"""A model with nothing but these was not judged: it has a row in the table of controls alone."""
+"""A model with nothing but these has a row in the table of controls and in no other."""
 NO_BETTER = "uses its history no better than six counts"
 
 Bodies = Mapping[str, Mapping[str, Any]]
@@ -30,9 +30,10 @@ def groups(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted((str(t), str(d)) for t, d in pairs.itertuples(index=False))
 
 
-def models_of(frame: pd.DataFrame, names: Names, **wanted: Any) -> list[tuple[str, str]]:
-    """(model, variant) among the chosen rows, in the order of every table."""
+def models_of(frame: pd.DataFrame, names: Names, *, controls: bool = False, **wanted: Any) -> list[tuple[str, str]]:
+    """(model, variant) among the chosen rows, in the order of every table; those of controls, or all others."""
     rows = where(frame, **wanted)
+    rows = rows[rows["metric"].isin(CONTROL_METRICS) == controls]
     pairs = {(str(m), str(v)) for m, v in rows[["model", "variant"]].itertuples(index=False) if m}
     return sorted(pairs, key=lambda p: names.order(*p))
 
@@ -76,7 +77,7 @@ def headline(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """Quality and cost of each model of one data set, as trained here, side by side."""
     other = reference_of(frame, data)
     rows, index = [], []
-    for model, variant in models_of(frame[~frame["metric"].isin(CONTROL_METRICS)], names, data=data, trained=True):
+    for model, variant in models_of(frame, names, data=data, trained=True):
         mine = where(frame, data=data, model=model, variant=variant, trained=True)
         delta = delta_of(frame, data, model, variant, other)
         train = where(mine, phase="train")
