@@ -46,7 +46,8 @@ def _shuffled(base: Mapping[str, Any], values: Sequence[float]) -> Measurement:
         doubt = {"status": "unstable", "reason": (
             f"trained on shuffled labels, yet the mean AUC of {len(values)} shuffles is {mean:.4f} "
             f"[{low:.4f}, {high:.4f}], which leaves out .5: suspect labels that reach the features, the batch or the "
-            "split by another way than as training labels"
+            "split by another way than as training labels; if there are none, and the positive rate is far from .5, "
+            "learning that rate moves some scores more than others, e.g. of rows with large dense values"
         )}  # fmt: skip
     return make(base, metric, mean, "measured", phase="train", n=len(values), sd=float(np.std(values, ddof=1)),
                 ci_low=low, ci_high=high, **doubt)  # fmt: skip
