@@ -21,9 +21,10 @@ CAVEAT = (
     "permutation differ from shuffle to shuffle. The interval is Student's at 99 % over five shuffles: one clean model "
     "in a hundred is flagged, and a mean is told from .5 only from about two standard deviations on. A shuffle finds "
     "labels that arrive by another way than as training labels. It does not find a field that equals the label: a "
-    "model then ranks by it with either sign, which widens the spread and leaves the mean at .5. Target ids alone: "
-    "item fields without user, context, dense values and history; where labels were observed that is what popularity "
-    "gives, and where negatives were sampled it must stay near .5."
+    "model then ranks by it with either sign, which widens the spread and leaves the mean at .5. At a positive rate "
+    "far from .5 a mean off .5 need not be a leak: learning the rate alone moves some rows' scores more than others'. "
+    "Target ids alone: item fields without user, context, dense values and history; where labels were observed that "
+    "is what popularity gives, and where negatives were sampled it must stay near .5."
 )
 
 
