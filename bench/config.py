@@ -50,6 +50,7 @@ class RunOptions:
     timeout_s: int
     out: str
     resume: bool
+    cache: bool
 
     def __post_init__(self) -> None:
         for name in (
@@ -147,6 +148,8 @@ class Plan:
     model_path: str = ""
     tune_only: bool = False
     """Run the tuning trials and nothing else (`ctrbench tune`)."""
+    controls: bool = False
+    """Run the controls of every model, and nothing else of it."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -191,6 +194,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         model_options=model_options, model_path=model_path,
+        controls=bool(suite_values.get("controls", False)),
     )  # fmt: skip
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ctrbench.bench import proc, registry
+from ctrbench.bench import controls, proc, registry
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
-from ctrbench.bench.quality import evaluate
+from ctrbench.bench.quality import auc, evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.train import Budget, scores, seed_everything, train
@@ -66,7 +66,7 @@ def lookup(spec: RunSpec) -> ModelSpec:
 def _build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prepared]:
     seed_everything(spec.seed)
     model_spec = lookup(spec)
-    prepared = Prepared.open(Path(spec.prepared))
+    prepared = controls.view(spec)
     schema = prepared.schema_for(spec.history_length)
     config = model_config(spec, model_spec)
     return model_spec, config, schema, model_spec.build(config, schema), prepared
@@ -155,6 +155,27 @@ def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
     save_step_one(answers, prepared, spans, spec.history_length, folder)
     extra = {"pretraining": asdict(done), "retrieval": asdict(found), "query_seconds": time.perf_counter() - start}
     return _record(spec, [], extra)
+
+
+def run_control(spec: RunSpec, folder: Path) -> RunRecord:
+    """A training on shuffled labels or on the target's ids alone, scored against the true labels of the test split."""
+    model_spec, config, schema, model, prepared = _build(spec)
+    base = base_columns(spec, model_spec.family, schema.track)
+    start = time.perf_counter()
+    before, _ = _step_one(model, config, spec, base, folder)
+    labels = controls.shuffled_labels(prepared, spec) if spec.kind == "shuffled" else None
+    looks = train(model, prepared, budget_of(spec), spec.seed, labels)
+    score, label, _ = scores(model, prepared, "test", budget_of(spec))
+    found = auc(label, score)
+    scope = f"shuffle:{spec.shuffle}" if spec.kind == "shuffled" else ""
+    row = make(base, controls.METRICS[spec.kind], found, "measured", phase="train", scope=scope, seed=spec.seed)
+    extra = before | {
+        "auc": found, "code": controls.CODE, "family": model_spec.family, "track": schema.track,
+        "title": model_spec.title, "control": model_spec.control, "sampled": prepared.sampler is not None,
+        "fields": [f.name for f in schema.fields], "looks": [asdict(look) for look in looks],
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    return _record(spec, [row], extra)
 
 
 def _step_one(
@@ -318,7 +339,8 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published, "tune": run_tune, "pretrain": run_pretrain,
+    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "shuffled": run_control,
+    "ids_only": run_control,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune", "pretrain"]
-"""Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, or
-a pre-training that several trainings share."""
+Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "shuffled", "ids_only"]
+"""Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
+pre-training that several trainings share; and the controls: training on shuffled labels, on the target's ids alone."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -58,6 +58,8 @@ class RunSpec:
     seed: int = 0
     trial: int = -1
     """Number of the tuning trial, 0 is the default; -1 for other processes."""
+    shuffle: int = -1
+    """Number of the shuffle of the training labels; -1 for true labels."""
     tuned: bool = False
     """Whether the options are those of a best trial."""
     flops_budget: float = 0.0

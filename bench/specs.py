@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ctrbench.bench import floors, registry, summary, tuning
+from ctrbench.bench import controls, floors, registry, summary, tuning
 from ctrbench.bench.config import Entry, Job, Plan
 from ctrbench.bench.jobs import lookup, model_config
 from ctrbench.bench.presets import preset_options, table_options
@@ -22,6 +22,8 @@ from ctrbench.reports.records import Measurement
 
 PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
 """What every model of a job owes."""
+TRAINED: tuple[Kind, ...] = ("quality", "tune", *controls.CONTROLS)
+"""Kinds that start from a pre-training where the model has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
     specs: list[RunSpec] = []
     unsupported: list[Measurement] = []
     known: set[str] = set()
+    owed = controls.CONTROLS if plan.controls else PROCESSES
     for item in ready:
         track = item.prepared.schema.track
         for entry in item.job.models:
@@ -45,10 +48,10 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
             if track not in model_spec.tracks:
                 reason = (model_spec.skip_reason or {}).get(track, f"{model} does not run on {track} data")
                 unsupported += skipped_rows(
-                    item.job.data, track, model, model_spec.family, PROCESSES, reason, item.prepared.split
+                    item.job.data, track, model, model_spec.family, owed, reason, item.prepared.split
                 )
                 continue
-            made = _model_specs(plan, item, entry)
+            made, absent = control_specs(plan, item, entry) if plan.controls else (_model_specs(plan, item, entry), [])
             options = (
                 bool(entry.options) or model in plan.model_options or item.job.preset != "small" or plan.run.l2 > 0
             )
@@ -60,11 +63,12 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 raise BadInput(f"{given}: {wrong}")
             if isinstance(wrong, ValueError):
                 unsupported += skipped_rows(
-                    item.job.data, track, model, model_spec.family, PROCESSES, str(wrong), item.prepared.split
+                    item.job.data, track, model, model_spec.family, owed, str(wrong), item.prepared.split
                 )
                 continue
             specs += [s for s in made if s.key not in known]
             known |= {s.key for s in made}  # entries of one model share their pre-training
+            unsupported += absent
         # Sampled negatives are judged in every run, wanted or not: a small pool makes wrong results look excellent.
         control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None else ()
         for floor in dict.fromkeys((*item.job.floors, *control)) if not plan.tune_only else ():
@@ -77,9 +81,44 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 )
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
-        for m in (plan.models if not plan.tune_only else ())
+        for m in (plan.models if not (plan.tune_only or plan.controls) else ())
     ]
     return specs + published, unsupported
+
+
+def control_specs(plan: Plan, item: Ready, entry: Entry) -> tuple[list[RunSpec], list[Measurement]]:
+    """The controls of an entry, shuffles first; and rows with the reason where ids alone cannot be trained on.
+
+    What does not decide the number is left out of the key, so that every suite finds the same controls.
+    """
+
+    def control(kind: Kind, seed: int, **changes: Any) -> RunSpec:
+        return _spec(plan, item, kind, entry, threads=1, seed=seed, level="", warmup=0, steps=0, **changes)
+
+    # Another start of the weights each time: the spread is that of the whole training.
+    shuffled = [control("shuffled", s, shuffle=s) for s in range(controls.SHUFFLES)]
+    alone = [control("ids_only", s) for s in range(plan.run.seeds)]
+    reason = controls.missing_target(item.prepared.schema)
+    if reason is None and (wrong := _unbuildable(alone[0], controls.target_view(item.prepared))) is not None:
+        reason = f"not buildable on the target's ids alone: {wrong}"
+    first = [p for s in range(controls.SHUFFLES) if (p := pretrain_spec(plan, item, entry, s)) is not None]
+    shuffled = first + shuffled
+    if reason is None:
+        return shuffled + alone, []
+    track, family = item.prepared.schema.track, registry.model_spec(entry.model).family
+    rows = skipped_rows(item.job.data, track, entry.model, family, ("ids_only",), reason, item.prepared.split)
+    return shuffled, [replace(r, variant=alone[0].variant) for r in rows]
+
+
+def kept_controls(plan: Plan, ready: list[Ready]) -> list[list[RunSpec]]:
+    """The controls that a suite shows if they were run before: all of one kind and entry, or none."""
+    groups: list[list[RunSpec]] = []
+    for item in ready:
+        for entry in item.job.models:
+            if item.prepared.schema.track in registry.model_spec(entry.model).tracks:
+                made, _ = control_specs(plan, item, entry)
+                groups += [[s for s in made if s.kind == kind] for kind in controls.CONTROLS]
+    return [g for g in groups if g]
 
 
 def trial_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
@@ -269,5 +308,5 @@ def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> 
         "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
     values |= changes
-    before = pretrain_spec(plan, item, entry, values.get("seed", 0)) if kind in ("quality", "tune") else None
+    before = pretrain_spec(plan, item, entry, values.get("seed", 0)) if kind in TRAINED else None
     return RunSpec(**values, pretrained=before.key if before is not None else "")

@@ -14,18 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ctrbench.bench import registry, summary
+from ctrbench.bench import control_cache, registry, summary
 from ctrbench.bench.bars import published_bands
 from ctrbench.bench.config import Job, Plan
+from ctrbench.bench.controls import CONTROLS, METRICS, view
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.specs import PROCESSES, Ready, equal_flops_specs, skipped_rows, suite_specs, tuned_specs
+from ctrbench.bench.specs import (
+    PROCESSES,
+    Ready,
+    equal_flops_specs,
+    kept_controls,
+    skipped_rows,
+    suite_specs,
+    tuned_specs,
+)
 from ctrbench.bench.tuning import advice
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
@@ -35,7 +45,7 @@ from ctrbench.reports import bands, records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain")
+SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain", *CONTROLS)
 """Kinds that are not timed: they share the cores, one thread each."""
 IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
 """Columns that tell the rows of one suite apart."""
@@ -72,13 +82,18 @@ def run_suite(plan: Plan, console: Console) -> int:
     todo = [s for s in specs if s.key not in done]
     if len(todo) < len(specs):
         console.print(f"resuming: {len(specs) - len(todo)} of {len(specs)} runs are already recorded")
-    outcomes = _run(todo, runs_dir, console)
+    kept = _kept_controls(plan, ready, specs, runs_dir, console)
+    specs += [s for s in kept if s not in specs]
+    outcomes = _run([s for s in todo if s not in kept], runs_dir, console)
+    if plan.run.cache:
+        control_cache.keep([s for s in specs if s.kind in CONTROLS], runs_dir)
     tuned, chosen = tuned_specs(plan, ready, runs_dir) if plan.run.trials > 1 else ([], [])
     if tuned:
         console.print(
             f"tuned variants: {len(tuned)} trainings with the options of the best of {plan.run.trials} trials"
         )
-    equal, missing = equal_flops_specs(plan, ready, runs_dir) if not plan.tune_only else ([], [])
+    whole = not (plan.tune_only or plan.controls)
+    equal, missing = equal_flops_specs(plan, ready, runs_dir) if whole else ([], [])
     if equal:
         console.print(f"equal FLOPs: {len(equal)} trainings")
     outcomes += _run([s for s in tuned + equal if s.key not in done], runs_dir, console)
@@ -94,7 +109,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     for line in [advice(c) for c in chosen if plan.tune_only] + bands.lines(judged):
         console.print(line, markup=False)
     for text in _doubts(rows):
-        console.print(f"[bold red]NO AUC CAN BE CLAIMED[/] {text}")
+        console.print(text)
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
     return 1 if failures or bands.outside(judged) else 0
@@ -126,7 +141,7 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
             prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, **job.options)
         except DataUnavailable as error:
             skipped.append(f"{job.data}: {error}")
-            rows += _skipped_job(job, str(error))
+            rows += _skipped_job(job, str(error), CONTROLS if plan.controls else PROCESSES)
             continue
         base = {
             "run": f"prepare-{job.data}",
@@ -153,11 +168,25 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
     return ready, rows, skipped
 
 
-def _skipped_job(job: Job, reason: str) -> list[Measurement]:
+def _kept_controls(
+    plan: Plan, ready: list[Ready], specs: list[RunSpec], runs_dir: Path, console: Console
+) -> list[RunSpec]:
+    """Controls of earlier runs, now in the run directory: single ones of those to run, else whole sets to show."""
+    if not plan.run.cache:
+        return []
+    groups = [[s] for s in specs if s.kind in CONTROLS] if plan.controls else kept_controls(plan, ready)
+    done = records.finished(runs_dir)
+    kept = control_cache.fetch(groups, runs_dir)
+    if fresh := [s for s in kept if s.key not in done]:
+        console.print(f"controls: {len(fresh)} are taken from earlier runs (run.cache=false runs them again)")
+    return kept
+
+
+def _skipped_job(job: Job, reason: str, kinds: tuple[Kind, ...]) -> list[Measurement]:
     track = dataset_spec(job.data).track or ""
     rows = [r for f in job.floors for r in skipped_rows(job.data, track, f, "floor", ("floor",), reason)]
     for model in dict.fromkeys(e.model for e in job.models):
-        rows += skipped_rows(job.data, track, model, registry.model_spec(model).family, PROCESSES, reason, job.split)
+        rows += skipped_rows(job.data, track, model, registry.model_spec(model).family, kinds, reason, job.split)
     return rows
 
 
@@ -171,10 +200,10 @@ def _work(spec: RunSpec) -> float:
 
     A pre-training comes first: others wait for it.
     """
-    if spec.kind not in ("quality", "tune"):
+    if spec.kind not in ("quality", "tune", *CONTROLS):
         return math.inf if spec.kind == "pretrain" else 0.0
     model = lookup(spec)
-    schema = Prepared.open(Path(spec.prepared)).schema_for(spec.history_length)
+    schema = view(spec).schema_for(spec.history_length)
     flops = model.flops(model_config(spec, model), schema, None)
     return flops.live.full * spec.train_rows * spec.epochs  # what is frozen is looked up
 
@@ -244,7 +273,7 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
     track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
     base = base_columns(spec, family, track)
-    seed = spec.seed if spec.kind == "quality" else None
+    seed = spec.seed if spec.kind in ("quality", *CONTROLS) else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
     body = {
         "spec": spec.to_json(),
@@ -306,11 +335,18 @@ def _drop_answers(specs: list[RunSpec], runs_dir: Path) -> None:
 
 
 def _doubts(rows: Iterable[Measurement]) -> list[str]:
-    """For each data set with doubtful negatives, the reason."""
-    return list(dict.fromkeys(f"{r.data}: {r.reason}" for r in rows if r.metric == "auc" and r.status == "unstable"))
+    """What must not be overlooked, as console markup: doubtful negatives, and controls that failed."""
+    shaky = [r for r in rows if r.status == "unstable"]
+    lines = [f"[bold red]NO AUC CAN BE CLAIMED[/] {r.data}: {r.reason}" for r in shaky if r.metric == "auc"]
+    for r in shaky:
+        if r.metric in METRICS.values():
+            who = f"{r.model} {r.variant}".strip()
+            lines.append(f"[bold red]CONTROL FAILED[/] {who} on {r.data}: {escape(r.reason)}")
+    return list(dict.fromkeys(lines))
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
+    from ctrbench.reports import controls
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -323,6 +359,6 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh = runs_dir.parent / f".latest-{os.getpid()}"
     fresh.symlink_to(runs_dir.name)
     fresh.replace(latest)
-    for part in console_tables(table, bodies):
+    for part in (*console_tables(table, bodies), *controls.console_tables(table, bodies)):
         console.print(part)
     console.print(f"report: {runs_dir.parent / 'latest' / report.name}", markup=False, soft_wrap=True)

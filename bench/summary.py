@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.ceilings import CLOCK_DRIFT
+from ctrbench.bench.control_rows import control_row
+from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.jobs import SCORES, base_columns
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
@@ -37,6 +39,8 @@ OWED = {
     "floor": TRAINED,
     "tune": ("valid_auc",),
     "pretrain": ("recall_at_k",),
+    "shuffled": ("auc_shuffled",),
+    "ids_only": ("auc_ids_only",),
     "count": COUNTED,
     "trace": ("split_host",),
     "published": ("mfu_bound",),
@@ -83,6 +87,10 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
     for kinds in groups.values():
         if kinds["time"]:
             rows += timing_rows(kinds["time"], kinds["count"], run_id)
+        for kind in CONTROLS:
+            if kinds[kind]:
+                extras = [r.body["extra"] for r in kinds[kind]]
+                rows.append(control_row(_base(kinds[kind][0], run_id), kind, extras))
     for data in dict.fromkeys(d for d, _ in groups):
         trained = {
             m: k["quality"] + k["floor"] for (d, m), k in groups.items() if d == data and k["quality"] + k["floor"]

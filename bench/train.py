@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,24 +52,36 @@ def seed_everything(seed: int) -> None:
 
 
 def scores(
-    model: nn.Module, prepared: Prepared, split: str, budget: Budget, rows: int | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(score_N, label_N, user_N) of a split in stored order."""
+    model: nn.Module, prepared: Prepared, split: str, budget: Budget, rows: int | None = None,
+    labels: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """(score_N, label_N, user_N) of a split in stored order; `labels` stand in for the stored ones."""
     model.eval()
     out: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for batch in Loader(prepared, split, budget.eval_batch, rows=rows, history_length=budget.history_length):
+    loader = Loader(prepared, split, budget.eval_batch, rows=rows, history_length=budget.history_length, labels=labels)
+    for batch in loader:
         out.append((predict(model, batch).numpy(), batch.label_B.numpy(), batch.user_B.numpy()))
     model.train()
     score, label, user = (np.concatenate(column) for column in zip(*out, strict=True))
     return score, label, user
 
 
-def train(model: nn.Module, prepared: Prepared, budget: Budget, seed: int) -> list[Look]:
+def train(
+    model: nn.Module, prepared: Prepared, budget: Budget, seed: int, labels: Mapping[str, np.ndarray] | None = None
+) -> list[Look]:
     """Trains in place and leaves the weights of the best look at the validation rows.
+
+    Args:
+        model: a `CtrModel`.
+        prepared: the data.
+        budget: how much it may learn from.
+        seed: of the order of rows.
+        labels: split -> labels of the rows used, in stored order, in place of the stored ones: for controls.
 
     Returns:
         every look, in order; training ended after `patience` looks without a gain or with the budget.
     """
+    given = labels or {}
     step = TrainStep(model, lr=budget.lr)
     looks: list[Look] = []
     best, state, stale, rows_seen = -1.0, _state(model), 0, 0
@@ -77,14 +89,14 @@ def train(model: nn.Module, prepared: Prepared, budget: Budget, seed: int) -> li
     for epoch in range(budget.epochs):
         loader = Loader(
             prepared, "train", budget.batch, rows=budget.train_rows, shuffle_seed=1000 * seed + epoch,
-            history_length=budget.history_length, drop_last=True,
+            history_length=budget.history_length, drop_last=True, labels=given.get("train"),
         )  # fmt: skip
         for part in _parts(loader, len(loader), budget.evaluations):
             losses = []
             for batch in part:
                 losses.append(step(batch))
                 rows_seen += batch.size
-            score, label, _ = scores(model, prepared, "valid", budget, budget.valid_rows)
+            score, label, _ = scores(model, prepared, "valid", budget, budget.valid_rows, given.get("valid"))
             looks.append(Look(rows_seen, float(torch.stack(losses).mean()), auc(label, score)))
             if looks[-1].valid_auc > best:
                 best, state, stale = looks[-1].valid_auc, _state(model), 0

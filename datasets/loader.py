@@ -80,6 +80,7 @@ class Loader:
         prefetch: batches made ahead by the background thread; 0 makes them in the calling thread.
         drop_last: leave out a last batch that is not full.
         window: rows held in memory at a time.
+        labels: one a row, in stored order, in place of the stored ones: for controls.
 
     Attributes:
         schema: features of the batches.
@@ -89,13 +90,18 @@ class Loader:
     def __init__(
         self, prepared: Prepared, split: str, batch: int, *, rows: int | None = None, shuffle_seed: int | None = None,
         history_length: int | None = None, prefetch: int = 2, drop_last: bool = False, window: int = WINDOW,
+        labels: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         if batch < 1 or prefetch < 0 or window < 1 or (rows is not None and rows < 1):
             raise BadInput(f"Loader: batch={batch} rows={rows} window={window} must be >= 1, prefetch={prefetch} >= 0")
         self.schema: FeatureSchema = prepared.schema_for(history_length)
         self.cpu_seconds = 0.0
         self.rows = min(prepared.rows(split), rows or prepared.rows(split))
+        if labels is not None and len(labels) != self.rows:
+            raise BadInput(f"Loader: {len(labels)} labels for {self.rows} rows of {split}; give one a row")
+        self._labels = labels
         self._batch, self._drop_last, self._prefetch, self._seed = batch, drop_last, prefetch, shuffle_seed
+        self._first = prepared.first_row(split) + prepared.rows(split) - self.rows
         spans = _last(prepared.shards(split), self.rows, prepared.first_row(split))
         self._windows = _windows(spans, window, self._generator(0))
         self._prepared = prepared
@@ -174,6 +180,8 @@ class Loader:
         spans_B2 = {h: matrix(e, np.int64) for h, e in zip(histories, ends, strict=True)}
         number_B = np.arange(span.number, span.number + table.num_rows)
         fixed_B4 = np.column_stack([matrix(list(FIXED), np.int64), number_B])
+        if self._labels is not None:
+            fixed_B4[:, FIXED.index("label")] = self._labels[number_B - self._first]
         return _Rows(matrix(ids, np.int32), matrix(dense, np.float32), fixed_B4, spans_B2)
 
     def _events(self, history: str) -> dict[str, np.ndarray]:

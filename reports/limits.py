@@ -10,7 +10,7 @@ import pandas as pd
 
 from ctrbench.reports.cells import where
 from ctrbench.reports.costs import published
-from ctrbench.reports.tables import flatten, skipped_tracks
+from ctrbench.reports.tables import CONTROL_METRICS, flatten, skipped_tracks
 
 CPU_KEYS = ("cpu", "cpu_model", "cpu_name", "processor", "model_name", "cpu.model", "cpu.name")
 GENERATED = ("synthetic", "generated")
@@ -63,6 +63,7 @@ def limits(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Limi
         can.append("Models are compared only by the paired difference on the same rows and seeds; an interval that "
                    "includes 0 is a tie, and overlap of separate intervals decides nothing.")  # fmt: skip
     cannot += _data(known) + _sampled(frame, bodies)
+    cannot += _controls(frame)
     skipped = tuple(f"{track} track, {data}: {reason}" for track, data, reason in skipped_tracks(frame))
     if skipped:
         cannot.append(f"Nothing is said of {len(skipped)} skipped data set(s); see the notice below.")
@@ -124,6 +125,14 @@ def _data(known: pd.DataFrame) -> list[str]:
         elif data.startswith("movielens"):
             out.append(f"{data} holds ratings, not impressions: a verdict on click-through needs a real log.")
     return out
+
+
+def _controls(frame: pd.DataFrame) -> list[str]:
+    """Models that find a signal where there is none."""
+    rows = frame[frame["metric"].isin(CONTROL_METRICS) & (frame["status"] == "unstable")]
+    columns = rows[["model", "variant", "data", "reason"]].itertuples(index=False)
+    return [f"A control failed, {' '.join((m, v)).strip()} on {d}: {reason}. Its quality there is in doubt."
+            for m, v, d, reason in columns]  # fmt: skip
 
 
 def _sampled(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -101,6 +101,8 @@ MEASURES: Mapping[str, Measure] = _table(
     ("parameters", "Parameters", "parameters", "none", "si", "trainable elements; scope `dense` and `tables` apart where given", _TAG),
     # quality
     ("auc", "AUC", "ratio", "up", "auc", "probability that a positive outranks a negative over the whole test split, ties half", _SCORES),
+    ("auc_shuffled", "AUC, labels shuffled", "ratio", "none", "auc", "AUC on the true test labels of a model trained, and stopped, on shuffled labels: mean over shuffles with a 99 % t interval by their own spread; an interval without .5 is a doubt about data or code", _SCORES),
+    ("auc_ids_only", "AUC, target ids alone", "ratio", "none", "auc", "AUC of a model trained on true labels with the target's categorical fields and nothing else; where negatives are sampled it must lie within .45 and .60", _SCORES),
     ("valid_auc", "Validation AUC", "ratio", "up", "auc", "AUC of the validation rows at the best look of one tuning trial; chooses the trial, enters no comparison", "scores of the validation rows"),
     ("gauc", "GAUC", "ratio", "up", "auc", "AUC per user weighted by impressions; users of one class dropped", "Zhou et al. 2018 (DIN)"),
     ("logloss", "Log loss", "nat", "down", "auc", "mean cross-entropy", _SCORES),

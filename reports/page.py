@@ -29,8 +29,11 @@ HERE = Path(__file__).parent
 INLINE_REASON = 22
 """Longest reason that is printed in a cell; longer ones become a note below the table."""
 LONG_HEADS = frozenset(
-    {"Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Mechanism"}
-)
+    {
+        "Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Each shuffle",
+        "Mechanism",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, costs, drawing, figures, tables, tuning
+from ctrbench.reports import bands, controls, costs, drawing, figures, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
@@ -374,6 +374,7 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary,
     quality,
     floors,
+    controls.section,
     launches,
     bounds,
     roofline,

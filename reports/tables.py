@@ -17,6 +17,8 @@ from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 
 HISTORY_FLOOR = "lightgbm_history"
+CONTROL_METRICS = ("auc_shuffled", "auc_ids_only")
+"""A model with nothing but these has a row in the table of controls and in no other."""
 NO_BETTER = "uses its history no better than six counts"
 
 Bodies = Mapping[str, Mapping[str, Any]]
@@ -28,9 +30,10 @@ def groups(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return sorted((str(t), str(d)) for t, d in pairs.itertuples(index=False))
 
 
-def models_of(frame: pd.DataFrame, names: Names, **wanted: Any) -> list[tuple[str, str]]:
-    """(model, variant) among the chosen rows, in the order of every table."""
+def models_of(frame: pd.DataFrame, names: Names, *, controls: bool = False, **wanted: Any) -> list[tuple[str, str]]:
+    """(model, variant) among the chosen rows, in the order of every table; those of controls, or all others."""
     rows = where(frame, **wanted)
+    rows = rows[rows["metric"].isin(CONTROL_METRICS) == controls]
     pairs = {(str(m), str(v)) for m, v in rows[["model", "variant"]].itertuples(index=False) if m}
     return sorted(pairs, key=lambda p: names.order(*p))
 
@@ -328,14 +331,14 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         body = headline(rows, data, names)
         if body.empty:
             continue
-        out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
+        out.append(console_table(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
         # A tuned variant is trained, neither timed nor counted: it has no row of costs.
         costly = [
             row["Camp"] != "floor" and any(row[h].reason != "no row" for h in ("Step time", "Training FLOPs / sample"))
             for _, row in body.iterrows()
         ]
         if any(costly):
-            out.append(_console(f"{title}, cost", body[costly], COST_HEADS, CAPTION))
+            out.append(console_table(f"{title}, cost", body[costly], COST_HEADS, CAPTION))
     return out
 
 
@@ -369,7 +372,8 @@ def _columns(body: pd.DataFrame, heads: tuple[str, ...]) -> list[str]:
     return [c for h in heads for c in body.columns if c == h or (h == "ΔAUC" and c.startswith(h))]
 
 
-def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+def console_table(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+    """The columns whose heads begin as given, for a terminal."""
     table = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
     chosen = _columns(body, heads)
     for head in chosen:
@@ -391,5 +395,5 @@ def plain_text(entry: Any) -> str:
     if entry.value is None:
         return "—"
     mark = {"counted": " c", "derived": " d", "modelled": " ~"}.get(entry.origin, "")
-    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta") and entry.band else ""
+    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta", "auc_shuffled") and entry.band else ""
     return entry.text + band + mark + ("!" if entry.status == "unstable" else "")
