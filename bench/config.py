@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
+from ctrbench.bench.points import sweep_points
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
@@ -101,6 +102,8 @@ class Entry:
     """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
     label: str = ""
     """Name of the variant; its options if empty."""
+    skip: str = ""
+    """Why this point of a sweep is not run; empty for all that are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,6 +276,18 @@ def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
     return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
 
 
+def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...]) -> list[Any]:
+    """The jobs of a sweep that have a wanted model, with those models alone."""
+    if data:
+        raise UnknownName(f"data={','.join(data)}: a sweep makes random batches of its own; leave data out")
+    known = list(dict.fromkeys(m["model"] for j in listed for m in j["models"]))
+    for name in only:
+        if name not in known:
+            raise UnknownName(f"model={name}: the suite has no sweep of it, only of {', '.join(known)}")
+    cut = [{**j, "models": [m for m in j["models"] if not only or m["model"] in only]} for j in listed]
+    return [j for j in cut if j["models"]]
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
@@ -285,6 +300,8 @@ def _jobs(
     if not isinstance(with_floors, bool):
         raise UnknownName(f"floors={with_floors}: must be true or false")
     listed = suite["jobs"]
+    if any("sweep" in j for j in listed):
+        listed = _swept(listed, only, data)
     if data:
         by_name = {j["data"]: j for j in listed}
         every = list({str(m): m for j in listed for m in j["models"]}.values())
@@ -295,7 +312,7 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=_entries(j["models"], only),
+            models=_entries(sweep_points(j), ()) if "sweep" in j else _entries(j["models"], only),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
             split=user["split"] or j.get("split"),

@@ -74,7 +74,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 )
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
-        for m in plan.models
+        for m in (*plan.models, *(("lum_step1",) if "lum" in plan.models else ()))
     ]
     return specs + published, unsupported
 

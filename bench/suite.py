@@ -24,6 +24,8 @@ from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.specs import PROCESSES, Ready, skipped_rows, suite_specs, tuned_specs
+from ctrbench.bench.sweep import sweep_specs
+from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -60,6 +62,8 @@ def run_suite(plan: Plan, console: Console) -> int:
             preset_options(entry.model, job.preset)
     ready, rows, skipped = _prepare(plan, console)
     specs, unsupported = suite_specs(plan, ready)
+    swept, left_out = sweep_specs(plan)
+    specs, unsupported = specs + swept, unsupported + left_out
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
@@ -110,6 +114,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
     """Prepares every data set first: bad input stops here, before any run."""
     ready, rows, skipped = [], [], []
     for job in plan.jobs:
+        if job.data in random_batches.TRACKS:  # made by each process
+            continue
         console.print(f"preparing {job.data} ...")
         start = time.perf_counter()
         try:
@@ -230,7 +236,9 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     """A failed process is a row for every measure that it owed. No record.json: `resume` tries it again."""
     spec = outcome.spec
     family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
-    track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
+    track = (
+        Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else random_batches.TRACKS.get(spec.data, "")
+    )
     base = base_columns(spec, family, track)
     seed = spec.seed if spec.kind == "quality" else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)

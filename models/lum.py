@@ -24,7 +24,8 @@ from ctrbench.models.blocks import Embedded, FeatureEmbedder, left_pad_index, ta
 from ctrbench.models.cards import fixed, switched
 from ctrbench.models.embedding import TableConfig, dense_parameters
 from ctrbench.models.histories import ordinals
-from ctrbench.models.lum_backbone import Positions, Sequences, Similarity, UserModel, event_fields
+from ctrbench.models.lum_backbone import Positions, Similarity, UserModel, event_fields
+from ctrbench.models.lum_rows import Sequences
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
