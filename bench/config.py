@@ -276,8 +276,10 @@ def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
     return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
 
 
-def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...]) -> list[Any]:
+def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...], length: bool) -> list[Any]:
     """The jobs of a sweep that have a wanted model, with those models alone."""
+    if length:
+        raise UnknownName("run.history_length: a sweep sets it at every point; change the points in the suite's yaml")
     if data:
         raise UnknownName(f"data={','.join(data)}: a sweep makes random batches of its own; leave data out")
     known = list(dict.fromkeys(m["model"] for j in listed for m in j["models"]))
@@ -301,7 +303,7 @@ def _jobs(
         raise UnknownName(f"floors={with_floors}: must be true or false")
     listed = suite["jobs"]
     if any("sweep" in j for j in listed):
-        listed = _swept(listed, only, data)
+        listed = _swept(listed, only, data, "run.history_length" in given)
     if data:
         by_name = {j["data"]: j for j in listed}
         every = list({str(m): m for j in listed for m in j["models"]}.values())

@@ -298,6 +298,7 @@ def _doubts(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
+    from ctrbench.reports import sweep
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -310,6 +311,6 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh = runs_dir.parent / f".latest-{os.getpid()}"
     fresh.symlink_to(runs_dir.name)
     fresh.replace(latest)
-    for part in console_tables(table, bodies):
+    for part in [*console_tables(table, bodies), *sweep.console(table, bodies)]:
         console.print(part)
     console.print(f"report: {runs_dir.parent / 'latest' / report.name}", markup=False, soft_wrap=True)

@@ -315,13 +315,13 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
         body = headline(rows, data, names)
         if body.empty:
             continue
-        out.append(_console(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
+        out.append(console_table(f"{title}, quality (95 % intervals)", body, QUALITY_HEADS))
         # A tuned variant is trained, not timed: it has no row of costs.
         timed = [
             camp != "floor" and c.reason != "no row" for camp, c in zip(body["Camp"], body["Step time"], strict=True)
         ]
         costs = body[timed]
-        out.append(_console(f"{title}, cost", costs, COST_HEADS, CAPTION))
+        out.append(console_table(f"{title}, cost", costs, COST_HEADS, CAPTION))
     return out
 
 
@@ -355,7 +355,8 @@ def _columns(body: pd.DataFrame, heads: tuple[str, ...]) -> list[str]:
     return [c for h in heads for c in body.columns if c == h or (h == "ΔAUC" and c.startswith(h))]
 
 
-def _console(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+def console_table(title: str, body: pd.DataFrame, heads: tuple[str, ...], caption: str | None = None) -> RichTable:
+    """Some columns of a table for a terminal."""
     table = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
     chosen = _columns(body, heads)
     for head in chosen:
