@@ -203,6 +203,11 @@ def _fed(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Loade
     return model_spec, config, schema, model_spec.build(config, schema), feed, chain.from_iterable(repeat(feed))
 
 
+def _batch_note(spec: RunSpec, model_spec: ModelSpec) -> dict[str, Any]:
+    own = model_spec.own_batches
+    return random_batches.note(spec.data, own.histories) if own else random_batches.note(spec.data)
+
+
 def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: int) -> tuple[list[float], list[float]]:
     """(seconds of each step, wait for data included; the wait alone)."""
     total, waits = [], []
@@ -239,7 +244,7 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
         "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
-        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), **random_batches.note(spec.data),
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), **_batch_note(spec, model_spec),
     })  # fmt: skip
 
 
@@ -304,7 +309,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
     extra |= {
         "card": asdict(card), "title": model_spec.title, "control": model_spec.control,
         "parameters": count_parameters(model), "config": asdict(config),
-        "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()}, **random_batches.note(spec.data),
+        "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()}, **_batch_note(spec, model_spec),
     }  # fmt: skip
     return _record(spec, rows, extra, inputs)
 

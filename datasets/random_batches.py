@@ -40,11 +40,13 @@ def random_schema(name: str, length: int) -> FeatureSchema:
     return replace(schema, name=name, fields=tuple(cut))
 
 
-def note(name: str) -> dict[str, Any]:
+def note(name: str, histories: str = "full") -> dict[str, Any]:
     """What a record says of its batches; nothing for prepared data."""
     if name not in TRACKS:
         return {}
-    return {"random_batches": {"ids": "uniform", "histories": "full", "table_rows_at_most": CAP, "batches_held": HELD}}
+    return {
+        "random_batches": {"ids": "uniform", "histories": histories, "table_rows_at_most": CAP, "batches_held": HELD}
+    }
 
 
 def fingerprint(name: str) -> str:

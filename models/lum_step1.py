@@ -221,6 +221,8 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
-    own_batches=OwnBatches(make=make_batch, flops=batch_flops, rows=(4, 16, 64)),
+    own_batches=OwnBatches(
+        make=make_batch, flops=batch_flops, histories="users of 1 to T events, uniformly", rows=(5, 17, 67)
+    ),
     skip_reason=dict.fromkeys(("tabular", "sequence"), "pre-training, no ranker: suite=mfu counts and times it"),
 )

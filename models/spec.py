@@ -110,8 +110,10 @@ class OwnBatches:
     """(config, schema, rows, seed=0, device="cpu") -> a batch of random ids; its host facts are real on meta too."""
     flops: Callable[..., Flops]
     """(config, schema, batch) -> closed-form forward FLOPs of that whole batch."""
+    histories: str
+    """How long the histories of a batch are, for the record."""
     rows: tuple[int, ...]
-    """Batches at which the published sizes are traced."""
+    """Batches at which the published sizes are traced; primes, so that no width is taken for the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

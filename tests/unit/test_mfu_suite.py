@@ -183,7 +183,7 @@ def test_a_point_has_every_measure_it_owes(runs: Path) -> None:
     for d in (16, 32, 64, 128):
         rows = table[(table.variant == f"d={d},T=50") & (table.preset == "sweep")]
         assert set(rows.metric) >= set(OWED["time"]) | set(OWED["count"])
-        assert rows.value.notna().all()
+        assert set(rows[rows.value.isna()].metric) == {"loader_stall"}
         assert set(rows.track) == {"tabular"}
         values = rows[rows.scope == ""].drop_duplicates("metric").set_index("metric").value
         mfu = values["flops_train_per_sample"] * values["throughput"] / values["ceiling_gemm"] / 1e9

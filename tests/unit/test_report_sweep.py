@@ -45,12 +45,12 @@ def _point(model: str, variant: str, mfu: float, family: str = "transformer", **
     ]  # fmt: skip
 
 
-def _published(label: str, share: float, bound: float) -> list[Measurement]:
+def _published(label: str, share: float, bound: float, batch: int = 16) -> list[Measurement]:
     base = {"run": "meta", "model": "lum_step1", "preset": f"published:{label}", "family": "transformer",
-            "device": "meta", "batch": 16, "phase": "train"}  # fmt: skip
+            "device": "meta", "batch": batch, "phase": "train"}  # fmt: skip
     executed = 200.0 * 1e9
     return [
-        make(base, "flops_train_per_sample", share * executed / 16, "counted"),
+        make(base, "flops_train_per_sample", share * executed / batch, "counted"),
         make(base, "padding_waste", 0.5, "counted"), make(base, "bytes_operands", 1e9, "counted"),
         make(base, "ai_operands", 200.0, "counted"), make(base, "mfu_bound", bound, "derived", scope="H100 SXM"),
         make(base, "mfu_bound", 1.0, "derived", scope="L4"),
@@ -131,12 +131,13 @@ def test_what_the_counts_say_of_claim_s3() -> None:
         *_published("d=256,L=256,packed", 0.9, 1.0), *_published("d=256,L=1024,packed", 0.6, 0.3),
         *_published("d=1024,L=256,unpacked", 0.35, 1.0), *_published("d=512,L=256,unpacked", 0.5, 0.9),
     ]  # fmt: skip
+    assert _section([*rows, *_published("d=256,L=256,packed", 0.9, 0.2, batch=4)]).sentence == _section(rows).sentence
     table = sweep.step1(*_tidied(rows))
     assert list(zip(table["d"], table["L"], table["Rows"], strict=True)) == [
         ("256", "256", "packed"), ("256", "1024", "packed"), ("512", "256", "unpacked"), ("1024", "256", "unpacked"),
     ]  # fmt: skip
     section = _section(rows)
-    assert "refutes 40 % MFU of LUM's step 1 at 1 of 4 traced sizes and confirms it at none" in section.sentence
+    assert "refutes 40 % MFU of LUM's step 1 at 1 of 4 sizes and confirms it at none" in section.sentence
     assert "Packed rows: 60 to 90 %" in section.sentence
     assert "Unpacked rows: 35 to 50 %" in section.sentence
     assert "below 40 % at 1 of 2" in section.sentence
@@ -148,7 +149,7 @@ def test_hidden_without_rows_of_a_sweep() -> None:
 
 
 def test_points_enter_no_other_table() -> None:
-    plain, bodies = synthetic_records()
+    plain, bodies = synthetic_records(groups=("quality", "time", "count"))
     both = pd.concat([plain, frame(_rows())], ignore_index=True)
     without, with_points = (make_report(f, bodies) for f in (plain, both))
     for section in without.sections:
