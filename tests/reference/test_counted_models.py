@@ -49,11 +49,13 @@ def test_published_presets(name: str) -> None:
         assert set(p.bounds) == {"H100 SXM", "A100-80 SXM", "L4", "B200 SXM"}
         assert all(0 < b.value <= 1 and b.assumptions for b in p.bounds.values())
         if p.phase == "train":
-            assert (1 if p.counts.frozen_parts else 2) <= p.flops_per_sample / p.flops_fwd_per_sample <= 3
+            assert (1 if p.counts.frozen_parts else 2) <= p.flops_per_sample / p.flops_fwd_per_sample <= 3 + 1e-9
     train = {(p.preset, p.batch): p for p in points if p.phase == "train"}
     for preset in presets:
         small, large = train[preset.label, few], train[preset.label, many]
-        assert (small.ops, small.unfusable) == (large.ops, large.unfusable)
+        assert small.ops == large.ops
+        # The mean over positions is seen as a reduction of the batch only where their number is a multiple of its rows.
+        assert abs(small.unfusable - large.unfusable) <= (0 if own is None else 1)
         assert small.bounds["B200 SXM"].value <= large.bounds["B200 SXM"].value
 
 
