@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
+from ctrbench.bench.points import sweep_points
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
@@ -109,6 +110,8 @@ class Entry:
     """Name of the variant; its options if empty."""
     tuned: bool = True
     """Whether it gets tuning trials; a control may stay as it is."""
+    skip: str = ""
+    """Why this point of a sweep is not run; empty for all that are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,6 +303,20 @@ def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> 
     return mine if split is None else [j for j in mine if j.get("split") == split] or mine[:1]
 
 
+def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...], length: bool) -> list[Any]:
+    """The jobs of a sweep that have a wanted model, with those models alone."""
+    if length:
+        raise UnknownName("run.history_length: a sweep sets it at every point; change the points in the suite's yaml")
+    if data:
+        raise UnknownName(f"data={','.join(data)}: a sweep makes random batches of its own; leave data out")
+    known = list(dict.fromkeys(m["model"] for j in listed for m in j["models"]))
+    for name in only:
+        if name not in known:
+            raise UnknownName(f"model={name}: the suite has no sweep of it, only of {', '.join(known)}")
+    cut = [{**j, "models": [m for m in j["models"] if not only or m["model"] in only]} for j in listed]
+    return [j for j in cut if j["models"]]
+
+
 def _jobs(
     suite: Mapping[Any, Any], base: DictConfig, given: Mapping[str, Any], only: tuple[str, ...], data: tuple[str, ...]
 ) -> tuple[Job, ...]:
@@ -313,6 +330,8 @@ def _jobs(
         if not isinstance(value, bool):
             raise UnknownName(f"{name}={value}: must be true or false")
     listed = suite["jobs"]
+    if any("sweep" in j for j in listed):
+        listed = _swept(listed, only, data, "run.history_length" in given)
     if data:
         every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
@@ -325,7 +344,7 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=_entries(j["models"], only),
+            models=_entries(sweep_points(j), ()) if "sweep" in j else _entries(j["models"], only),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
             split=user["split"] or j.get("split"),

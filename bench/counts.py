@@ -13,9 +13,9 @@ from torch import nn
 
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error, coverage, withhold_reason
-from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
+from ctrbench.datasets.schema import Batch, FeatureSchema, padding_share
 from ctrbench.models.embedding import count_parameters, dense_parameters, embedding_tables
-from ctrbench.models.spec import Flops, ModelSpec, flops_per_step
+from ctrbench.models.spec import Flops, ModelSpec, flops_per_step, random_batch
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
@@ -24,6 +24,9 @@ Base = Mapping[str, Any]
 
 def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Batch) -> Flops:
     """Forward FLOPs a sample; `visible` is at the batch's true history lengths, masked attention pairs left out."""
+    if spec.own_batches is not None:
+        form: Flops = spec.own_batches.flops(config, schema, batch)
+        return form * (1 / batch.size)
     lengths = batch.host.get("lengths") or {}
     if not schema.histories or not lengths:
         return spec.flops(config, schema, None)
@@ -87,10 +90,10 @@ def count_rows(
     infer = count_step(model, batch, train=False)
     with torch.device("meta"):
         twin = spec.build(config, schema)
-    on_meta = count_step(twin, synthetic_batch(schema, batch.size, device="meta"), train=True)
-    analytic = (spec.flops(config, schema, None) * batch.size + flops_per_step(model.train())).full
-    reason = withhold_reason(train, analytic) or backward_ratio_error(train)
+    on_meta = count_step(twin, random_batch(spec, config, schema, batch.size, device="meta"), train=True)
     useful = useful_flops(spec, config, schema, batch) * batch.size
+    analytic = (useful + flops_per_step(model.train())).full
+    reason = withhold_reason(train, analytic) or backward_ratio_error(train)
     model_flops = (
         model_flops_of(infer, useful + flops_per_step(model.eval())),
         model_flops_of(train, useful + flops_per_step(model.train())),
@@ -103,7 +106,7 @@ def count_rows(
         make(base, "bytes_operands", train.bytes_operands(), "counted", phase="train"),
         make(base, "bytes_compulsory", compulsory, "counted", phase="train"),
         make(base, "unique_row_ratio", distinct / lookups, "counted", phase="train"),
-        make(base, "padding_waste", _padding(schema, batch), "counted", phase="train"),
+        make(base, "padding_waste", padding_share(schema, batch), "counted", phase="train"),
     ]
     for metric, moved in (("ai_operands", train.bytes_operands()), ("ai_compulsory", compulsory)):
         rows.append(
@@ -163,14 +166,6 @@ def _launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) 
         make(base, "kernels_per_sample", kernels.value / size, "modelled", phase="train",
              ci_low=kernels.low / size, ci_high=kernels.high / size),
     ]  # fmt: skip
-
-
-def _padding(schema: FeatureSchema, batch: Batch) -> float:
-    """Share of padded event cells; 0 where the data has no history."""
-    lengths = batch.host.get("lengths") or {}
-    assert isinstance(lengths, dict)
-    cells = sum(schema.histories[h][0].max_length * batch.size for h in schema.histories)
-    return 1.0 - sum(sum(n) for n in lengths.values()) / cells if cells else 0.0
 
 
 def _storage_rows(base: Base, model: nn.Module) -> list[Measurement]:

@@ -24,13 +24,15 @@ from ctrbench.bench.quality import auc, evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.train import Budget, scores, seed_everything, train
+from ctrbench.datasets import random_batches
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.random_batches import RandomBatches
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
 from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
-from ctrbench.models.spec import ModelSpec
+from ctrbench.models.spec import ModelSpec, random_batch
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, RunRecord
 
@@ -229,6 +231,24 @@ def _stream(spec: RunSpec, prepared: Prepared) -> tuple[Loader, Iterator[Batch]]
     return loader, chain.from_iterable(repeat(loader))
 
 
+def _fed(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Loader | RandomBatches, Iterator[Batch]]:
+    """A model and the training batches it gets without end, of prepared data or random ones."""
+    if spec.data not in random_batches.TRACKS:
+        model_spec, config, schema, model, prepared = _build(spec)
+        return model_spec, config, schema, model, *_stream(spec, prepared)
+    seed_everything(spec.seed)
+    model_spec = lookup(spec)
+    schema = random_batches.random_schema(spec.data, spec.history_length)
+    config = model_config(spec, model_spec)
+    feed = RandomBatches(lambda seed: random_batch(model_spec, config, schema, spec.batch, seed=seed))
+    return model_spec, config, schema, model_spec.build(config, schema), feed, chain.from_iterable(repeat(feed))
+
+
+def _batch_note(spec: RunSpec, model_spec: ModelSpec) -> dict[str, Any]:
+    own = model_spec.own_batches
+    return random_batches.note(spec.data, own.histories) if own else random_batches.note(spec.data)
+
+
 def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: int) -> tuple[list[float], list[float]]:
     """(seconds of each step, wait for data included; the wait alone)."""
     total, waits = [], []
@@ -244,8 +264,7 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
 
 def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     """Process T: no tracer, no counter; this machine's ceilings before, between and after the steps."""
-    model_spec, _, schema, model, prepared = _build(spec)
-    loader, batches = _stream(spec, prepared)
+    model_spec, _, schema, model, loader, batches = _fed(spec)
     step = TrainStep(model, lr=spec.lr)
     model.train()
     _timed_steps(step, batches, spec.warmup)
@@ -266,7 +285,7 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     return _record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
         "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
-        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)),
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), **_batch_note(spec, model_spec),
     })  # fmt: skip
 
 
@@ -324,15 +343,14 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
     """Process C: what one step executes, counted operator by operator."""
     from ctrbench.bench.counts import count_rows
 
-    model_spec, config, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, _, batches = _fed(spec)
     base = base_columns(spec, model_spec.family, schema.track)
-    _, batches = _stream(spec, prepared)
     rows, extra, inputs = count_rows(base, model_spec, config, schema, model, next(batches))
     card = model_spec.card(config)
     extra |= {
         "card": asdict(card), "title": model_spec.title, "control": model_spec.control,
         "parameters": count_parameters(model), "config": asdict(config),
-        "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()},
+        "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()}, **_batch_note(spec, model_spec),
     }  # fmt: skip
     return _record(spec, rows, extra, inputs)
 

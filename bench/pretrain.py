@@ -25,7 +25,8 @@ from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.lum import LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
-from ctrbench.models.lum_backbone import EventFields, Sequences, UserModel, pack
+from ctrbench.models.lum_backbone import EventFields, UserModel
+from ctrbench.models.lum_rows import Sequences, pack
 
 RETRIEVAL_BATCH = 512
 QUERY_BATCH = 128

@@ -51,6 +51,8 @@ def _counted(base: dict[str, Any], point: PublishedPoint) -> list[Measurement]:
         make(base, "ai_operands", point.ai_operands, "counted"),
         make(base, "ops_per_step", point.ops, "counted"),
     ]
+    if point.padding is not None:
+        rows.append(make(base, "padding_waste", point.padding, "counted"))
     k = point.kernels
     if k.value is None or k.low is None or k.high is None:
         return rows + [

@@ -65,13 +65,15 @@ class TrainStep:
         self.tables = embedding_tables(model)
         self.optimizer = torch.optim.Adam(_groups(model, weight_decay), lr=lr, foreach=foreach)
         self.extra_loss: Callable[[], Tensor] | None = getattr(model, "extra_loss", None)
+        self.returns_loss: bool = getattr(model, "returns_loss", False)
         self._scale = 1.0
 
     def __call__(self, batch: Batch) -> Tensor:
         """Runs one step; returns the detached mean loss, penalties included."""
         logit_B = self.model(batch)
         with self.ranges.stage("loss"):
-            loss = binary_cross_entropy_with_logits(logit_B, batch.label_B)
+            # A pre-training has a loss of its own: its model returns it.
+            loss = logit_B if self.returns_loss else binary_cross_entropy_with_logits(logit_B, batch.label_B)
             if self.extra_loss is not None:
                 loss = loss + self.extra_loss()
             for tables in self.tables:

@@ -36,7 +36,9 @@ from ctrbench.bench.specs import (
     suite_specs,
     tuned_specs,
 )
+from ctrbench.bench.sweep import sweep_specs
 from ctrbench.bench.tuning import advice
+from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
@@ -74,6 +76,8 @@ def run_suite(plan: Plan, console: Console) -> int:
             preset_options(entry.model, job.preset)
     ready, rows, skipped = _prepare(plan, console)
     specs, unsupported = suite_specs(plan, ready)
+    swept, left_out = sweep_specs(plan)
+    specs, unsupported = specs + swept, unsupported + left_out
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
@@ -87,17 +91,9 @@ def run_suite(plan: Plan, console: Console) -> int:
     outcomes = _run([s for s in todo if s not in kept], runs_dir, console)
     if plan.run.cache:
         control_cache.keep([s for s in specs if s.kind in CONTROLS], runs_dir)
-    tuned, chosen = tuned_specs(plan, ready, runs_dir) if plan.run.trials > 1 else ([], [])
-    if tuned:
-        console.print(
-            f"tuned variants: {len(tuned)} trainings with the options of the best of {plan.run.trials} trials"
-        )
-    whole = not (plan.tune_only or plan.controls)
-    equal, missing = equal_flops_specs(plan, ready, runs_dir) if whole else ([], [])
-    if equal:
-        console.print(f"equal FLOPs: {len(equal)} trainings")
-    outcomes += _run([s for s in tuned + equal if s.key not in done], runs_dir, console)
-    specs += tuned + equal
+    later, chosen, missing = _later(plan, ready, runs_dir, console)
+    outcomes += _run([s for s in later if s.key not in done], runs_dir, console)
+    specs += later
     failures = [o for o in outcomes if o.status != "ok"]
     for outcome in failures:
         _write_failure(outcome, runs_dir)
@@ -113,6 +109,26 @@ def run_suite(plan: Plan, console: Console) -> int:
     for text in skipped:
         console.print(f"[bold yellow]SKIPPED[/] {text}")
     return 1 if failures or bands.outside(judged) else 0
+
+
+def _later(
+    plan: Plan, ready: list[Ready], runs_dir: Path, console: Console
+) -> tuple[list[RunSpec], list[dict[str, Any]], list[Measurement]]:
+    """Trainings that finished runs decide: with tuned options, and at equal FLOPs.
+
+    Returns:
+        their specs, what tuning chose for each entry, and rows of entries that cannot be trained at equal FLOPs.
+    """
+    tuned, chosen = tuned_specs(plan, ready, runs_dir) if plan.run.trials > 1 else ([], [])
+    whole = not (plan.tune_only or plan.controls)
+    equal, missing = equal_flops_specs(plan, ready, runs_dir) if whole else ([], [])
+    if tuned:
+        console.print(
+            f"tuned variants: {len(tuned)} trainings with the options of the best of {plan.run.trials} trials"
+        )
+    if equal:
+        console.print(f"equal FLOPs: {len(equal)} trainings")
+    return tuned + equal, chosen, missing
 
 
 def _run_dir(plan: Plan) -> Path:
@@ -133,6 +149,8 @@ def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measuremen
     """Prepares every data set first: bad input stops here, before any run."""
     ready, rows, skipped = [], [], []
     for job in plan.jobs:
+        if job.data in random_batches.TRACKS:  # made by each process
+            continue
         console.print(f"preparing {job.data} ...")
         start = time.perf_counter()
         try:
@@ -271,7 +289,9 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     """A failed process is a row for every measure that it owed. No record.json: `resume` tries it again."""
     spec = outcome.spec
     family = "floor" if spec.kind == "floor" else registry.model_spec(spec.model).family
-    track = Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else ""
+    track = (
+        Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else random_batches.TRACKS.get(spec.data, "")
+    )
     base = base_columns(spec, family, track)
     seed = spec.seed if spec.kind in ("quality", *CONTROLS) else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
@@ -346,7 +366,7 @@ def _doubts(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
-    from ctrbench.reports import controls
+    from ctrbench.reports import controls, sweep
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -359,6 +379,8 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh = runs_dir.parent / f".latest-{os.getpid()}"
     fresh.symlink_to(runs_dir.name)
     fresh.replace(latest)
-    for part in (*console_tables(table, bodies), *controls.console_tables(table, bodies)):
+    for part in (
+        *console_tables(table, bodies), *controls.console_tables(table, bodies), *sweep.console(table, bodies)
+    ):  # fmt: skip
         console.print(part)
     console.print(f"report: {runs_dir.parent / 'latest' / report.name}", markup=False, soft_wrap=True)

@@ -48,6 +48,7 @@ OWED = {
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
 HISTORY_FLOOR = "lightgbm_history"
 POOL_CONTROL = "target_ids"
+MADE_BEFORE = "n/a: random batches are made before the first step, no step waits for one"
 PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
 
 Body = Mapping[str, Any]
@@ -124,7 +125,11 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
     rows.append(make(base, "throughput", batch / seconds, "measured", phase="train", n=len(timed),
                      ci_low=batch / high if high else None, ci_high=batch / low if low else None))  # fmt: skip
     stall = median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
-    rows.append(make(base, "loader_stall", stall, "measured", phase="train", n=len(timed)))
+    rows.append(
+        withheld(base, "loader_stall", MADE_BEFORE, phase="train")
+        if "random_batches" in extras[0]
+        else make(base, "loader_stall", stall, "measured", phase="train", n=len(timed))
+    )
     all_cpu = sum(e["cpu_seconds"]["all"] for e in extras)
     data_cpu = sum(e["cpu_seconds"]["data"] for e in extras)
     per_million = 1e6 / (n_steps * batch)

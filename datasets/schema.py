@@ -224,3 +224,11 @@ def synthetic_batch(
         torch.randint(0, max(2, batch // 4), (batch,), generator=g).to(device),
         {"lengths": {h: n.tolist() for h, n in lengths.items()}},
     )  # fmt: skip
+
+
+def padding_share(schema: FeatureSchema, batch: Batch) -> float:
+    """Share of padded event cells; 0 where the data has no history."""
+    lengths = batch.host.get("lengths") or {}
+    assert isinstance(lengths, dict)
+    cells = sum(schema.histories[h][0].max_length * batch.size for h in schema.histories)
+    return 1.0 - sum(sum(n) for n in lengths.values()) / cells if cells else 0.0

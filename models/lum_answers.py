@@ -17,7 +17,8 @@ from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.models.blocks import left_pad_index, take_padded
 from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.histories import ordinals
-from ctrbench.models.lum_backbone import Sequences, UserModel, event_fields
+from ctrbench.models.lum_backbone import UserModel, event_fields
+from ctrbench.models.lum_rows import Sequences
 
 if TYPE_CHECKING:
     from ctrbench.models.lum import LumConfig

@@ -9,7 +9,7 @@ Dims: R rows, L events of a row, N real events of a batch, U different items of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from ctrbench.kernels.attention import lower_right
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 from ctrbench.models.gpt_block import GptLayer
+from ctrbench.models.lum_rows import Sequences, Targets, targets_of
 
 Similarity = Literal["cosine", "dot"]
 Positions = Literal["token", "pair"]
@@ -68,46 +69,6 @@ def event_fields(schema: FeatureSchema, cond: str = "") -> EventFields:
     raise ValueError(
         f"lum: schema {schema.name!r} has no history with an item and a condition (two item-side event fields)"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """Rows for step 1; several users may share a row (packing)."""
-
-    ids: Mapping[str, Tensor]
-    """Event field -> int64 [R, L], 0 on padding."""
-    segment_RL: Tensor
-    """1, 2, ... numbers the users of a row, 0 is padding."""
-    place_RL: Tensor
-    """Ordinal of the event among those of its user."""
-
-    @property
-    def size(self) -> int:
-        """Rows."""
-        return int(self.segment_RL.shape[0])
-
-    def take(self, rows: Tensor) -> Sequences:
-        """Some rows."""
-        return Sequences({k: v[rows] for k, v in self.ids.items()}, self.segment_RL[rows], self.place_RL[rows])
-
-
-def pack(lengths: Sequence[int], row: int) -> list[list[int]]:
-    """Groups of sequences that share a row of `row` events: longest first, each into the first row with room."""
-    groups: list[list[int]] = []
-    room: list[int] = []
-    open_from = 0  # rows before it are full
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not 1 <= lengths[i] <= row:
-            raise ValueError(f"sequence {i} has {lengths[i]} events, a row holds 1..{row}; cut it first")
-        at = next((r for r in range(open_from, len(room)) if room[r] >= lengths[i]), len(room))
-        if at == len(room):
-            groups.append([])
-            room.append(row)
-        groups[at].append(i)
-        room[at] -= lengths[i]
-        while open_from < len(room) and room[open_from] == 0:
-            open_from += 1
-    return groups
 
 
 def block_mask(segment_RL: Tensor) -> Tensor:
@@ -209,23 +170,24 @@ class UserModel(nn.Module):
             out, item_map = normalize(out, dim=-1), normalize(item_map, dim=-1)
         return out @ item_map.transpose(-1, -2)
 
-    def loss(self, sequences: Sequences) -> Tensor:
-        """InfoNCE of every real condition position against the different items of the batch, mean over positions."""
-        real_RL = sequences.segment_RL > 0
-        items_N = sequences.ids[self.fields.item][real_RL]
-        unique_U, index_N, count_U = torch.unique(items_N, return_inverse=True, return_counts=True)
+    def loss(self, sequences: Sequences, targets: Targets | None = None) -> Tensor:
+        """InfoNCE of every real condition position against the different items of the batch, mean over positions.
+
+        `targets` are worked out here unless the batch brings them.
+        """
+        found = targets or targets_of(sequences, self.fields.item)
         flat = {n: sequences.ids[n].flatten() for n in self.names}
         # One lookup for tokens and candidates: a second one would be a second optimizer step on the same rows.
-        flat[self.fields.item] = torch.cat([flat[self.fields.item], unique_U])
+        flat[self.fields.item] = torch.cat([flat[self.fields.item], found.item_U])
         rows = self.rows(flat)
-        tokens = real_RL.numel()
+        tokens = sequences.segment_RL.numel()
         candidates_Ud = self.item_map(rows[self.fields.item][tokens:])
         rows[self.fields.item] = rows[self.fields.item][:tokens]
-        out_Nd = self.states(rows, sequences)[:, 0::2][real_RL]
+        out_Nd = self.states(rows, sequences)[:, 0::2].flatten(0, 1)[found.real_N]
         logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
         if self.logq:
-            logits_NU = logits_NU - torch.log(count_U / items_N.numel())
-        return cross_entropy(logits_NU, index_N)
+            logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
+        return cross_entropy(logits_NU, found.index_N)
 
     def answers(self, sequences: Sequences, cond_BQ: Tensor, item_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Group query: all conditions of a user after one shared history, each sees the history and itself.

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ctrbench.datasets.schema import Batch, FeatureSchema, Track
+from ctrbench.datasets.schema import Batch, FeatureSchema, Track, synthetic_batch
 
 Family = Literal["legacy", "transformer"]
 Stage = Literal["embedding", "interaction", "dense"]
@@ -103,6 +103,20 @@ class Preset:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OwnBatches:
+    """Batches of a model that is no ranker and reads no rows: a pre-training."""
+
+    make: Callable[..., Batch]
+    """(config, schema, rows, seed=0, device="cpu") -> a batch of random ids; its host facts are real on meta too."""
+    flops: Callable[..., Flops]
+    """(config, schema, batch) -> closed-form forward FLOPs of that whole batch."""
+    histories: str
+    """How long the histories of a batch are, for the record."""
+    rows: tuple[int, ...]
+    """Batches at which the published sizes are traced; primes, so that no width is taken for the batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
     """Registry entry of a model; the file name is its key."""
 
@@ -127,5 +141,17 @@ class ModelSpec:
     """`build` and `flops` take `hosts` as well, which gives the spec of another model by name (the roof has it)."""
     step_one: tuple[str, ...] = ()
     """Options that decide a pre-training; runs that agree on them share it. Empty: the model has none."""
+    own_batches: OwnBatches | None = None
+    """None is a ranker. The model of any other returns its loss and has `returns_loss`."""
     skip_reason: Mapping[str, str] | None = None
     """track -> why the model cannot run there."""
+
+
+def random_batch(
+    spec: ModelSpec, config: Any, schema: FeatureSchema, rows: int, *, seed: int = 0, device: str = "cpu"
+) -> Batch:
+    """Uniform random ids in the form that the model reads, histories at full length."""
+    if spec.own_batches is None:
+        return synthetic_batch(schema, rows, seed=seed, device=device)
+    own: Batch = spec.own_batches.make(config, schema, rows, seed=seed, device=device)
+    return own

@@ -15,6 +15,7 @@ from ctrbench.reports.tables import delta_of, models_of, reference_of
 
 STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
 RIDGE_GPU = "H100 SXM"
+STEP1 = "lum_step1"
 
 
 @cache
@@ -24,8 +25,11 @@ def cited() -> dict[str, Any]:
 
 
 def published(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of published presets, traced on the meta device."""
-    return frame[frame["preset"].str.startswith("published")]
+    """Rows of the published presets of rankers, traced on the meta device.
+
+    Pre-training is left out: its sample is a row of users, no impression, and `sweep.step1` is its table.
+    """
+    return frame[frame["preset"].str.startswith("published") & (frame["model"] != STEP1)]
 
 
 def gpu_limits(frame: pd.DataFrame, name: str = RIDGE_GPU) -> tuple[Cell, Cell, Cell]:
@@ -39,9 +43,8 @@ def gpu_limits(frame: pd.DataFrame, name: str = RIDGE_GPU) -> tuple[Cell, Cell, 
     return peak, bandwidth, peak.over(bandwidth, "ridge", scale=1000.0)
 
 
-def sizes(frame: pd.DataFrame, names: Names) -> list[tuple[str, str, str, float]]:
-    """(model, variant, preset, batch) of every published point, in table order."""
-    rows = published(frame)
+def sizes(rows: pd.DataFrame, names: Names) -> list[tuple[str, str, str, float]]:
+    """(model, variant, preset, batch) of every point among rows of published presets, in table order."""
     keys = rows[["model", "variant", "preset", "batch"]].drop_duplicates()
     points = [(str(m), str(v), str(p), float(b)) for m, v, p, b in keys.itertuples(index=False) if b == b]
     return sorted(points, key=lambda k: (*names.order(k[0], k[1]), k[2], k[3]))

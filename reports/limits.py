@@ -97,7 +97,8 @@ def _modelled(frame: pd.DataFrame) -> list[str]:
         out.append(f"MFU on {', '.join(gpus)} is an upper bound. It can refute a claim of higher use; "
                    "it never shows that the bound is reached.")  # fmt: skip
     if len(published(known)):
-        trained = sorted(set(known.loc[known["trained"] & (known["model"] != ""), "preset"])) or ["small"]
+        here = ~known["preset"].str.startswith("published") & (known["model"] != "")
+        trained = sorted(set(known.loc[here, "preset"])) or ["small"]
         out.append("Published presets were traced on the meta device and never trained: no AUC here belongs to one. "
                    f"What was trained and timed is the preset {', '.join(trained)}.")  # fmt: skip
     withheld = int(frame["value"].isna().sum())

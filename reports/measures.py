@@ -83,6 +83,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("bytes_compulsory", "Compulsory bytes / step", "B", "down", "bytes", "unique bytes that must cross DRAM once in the phase: inputs, parameters, unique table rows, outputs", _TAG),
     ("ai_operands", "Intensity (operands)", "FLOP/B", "none", "number", "executed FLOPs / operand bytes", _ROOF),
     ("ai_compulsory", "Intensity (compulsory)", "FLOP/B", "none", "number", "executed FLOPs / compulsory bytes: the upper limit of intensity", _ROOF),
+    ("useful_flop_share", "Useful share of FLOPs", "ratio", "up", "percent", "model FLOPs / executed FLOPs of a training step: the rest is padding, masked pairs and idle products; a step executed like this cannot reach a higher MFU", _TAG),
     ("padding_waste", "Padding waste", "ratio", "down", "percent", "1 - real tokens / processed tokens", _TAG),
     ("unique_row_ratio", "Unique row ratio", "ratio", "none", "percent", "unique (table, row) pairs / lookups of a batch", _TAG),
     # utilisation

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ctrbench.reports import tables
-from ctrbench.reports.cells import Cell, tidy
+from ctrbench.reports.cells import SWEEP, Cell, tidy
 from ctrbench.reports.exhibits import Context, Section
 from ctrbench.reports.limits import Limits, cpu_name, levels, limits
 from ctrbench.reports.measures import MEASURES
@@ -107,7 +107,9 @@ def _cards(bodies: Mapping[str, Mapping[str, Any]], names: Names) -> tuple[tuple
         card = body.get("extra", {}).get("card")
         if card:
             spec = body.get("spec", {})
-            found.setdefault((str(spec.get("model") or card["model"]), str(spec.get("variant", ""))), card)
+            # The points of a sweep differ in sizes alone: one card a model.
+            variant = "" if spec.get("preset") == SWEEP else str(spec.get("variant", ""))
+            found.setdefault((str(spec.get("model") or card["model"]), variant), card)
     out = []
     for model, variant in sorted(found, key=lambda k: names.order(*k)):
         card = found[model, variant]

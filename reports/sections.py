@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, tables, tuning
+from ctrbench.reports import bands, controls, costs, drawing, figures, sweep, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
@@ -28,7 +28,7 @@ def summary(c: Context) -> Section:
     return Section(
         id="summary",
         title="Summary",
-        sentence=" ".join(parts) or "No model has a number.",
+        sentence=" ".join(parts) or sweep.nothing_trained(c),
         exhibits=tuple(exhibits),
         caveat="Quality and cost come from the same configuration. AUC: mean over seeds, 95 % interval over "
         "users and seeds "
@@ -377,6 +377,7 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     controls.section,
     launches,
     bounds,
+    sweep.section,
     roofline,
     gain,
     speed,

@@ -20,8 +20,8 @@ from ctrbench.bench.counting.rows import (
     withhold_reason,
 )
 from ctrbench.bench.hardware import catalogue
-from ctrbench.datasets.schema import synthetic_batch
-from ctrbench.models.spec import ModelSpec, Preset, flops_per_step
+from ctrbench.datasets.schema import padding_share, synthetic_batch
+from ctrbench.models.spec import Flops, ModelSpec, Preset, flops_per_step, random_batch
 
 BATCHES = (256, 1024, 4096, 16384)
 TRACED = (251, 509)
@@ -60,17 +60,26 @@ class PublishedPoint:
     bounds: Mapping[str, Bound]
     """GPU -> `mfu_bound`; empty when withheld."""
     counts: StepCounts
+    padding: float | None = None
+    """Share of padded event cells, where the batch is the model's own."""
 
 
 def published_points(
-    spec: ModelSpec, batches: Sequence[int] = BATCHES, gpus: Sequence[str] = GPUS, dtype: str = "bf16"
+    spec: ModelSpec, batches: Sequence[int] = (), gpus: Sequence[str] = GPUS, dtype: str = "bf16"
 ) -> list[PublishedPoint]:
     """Counts every published preset of a model at every batch, training and inference.
+
+    Args:
+        spec: the model.
+        batches: rows a step; none takes `BATCHES`, or what a model with batches of its own names.
+        gpus: catalogue entries to bound.
+        dtype: of weights, activations and gradients.
 
     Raises:
         HardwareUnknown: a GPU has no dense peak for `dtype`.
     """
-    return [p for preset in spec.published() for p in _preset_points(spec, preset, batches, gpus, dtype)]
+    wanted = batches or (spec.own_batches.rows if spec.own_batches else BATCHES)
+    return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, gpus, dtype)]
 
 
 def _preset_points(
@@ -78,12 +87,24 @@ def _preset_points(
 ) -> Iterator[PublishedPoint]:
     with torch.device("meta"):
         model = spec.build(preset.config, preset.schema)
+    if spec.own_batches is not None:  # what they cost is not affine in their rows: every one is traced
+        for size in batches:
+            batch = random_batch(spec, preset.config, preset.schema, size, device="meta")
+            form, waste = (
+                spec.own_batches.flops(preset.config, preset.schema, batch),
+                padding_share(preset.schema, batch),
+            )
+            for phase in PHASES:
+                counts = count_step(model, batch, train=phase == "train")
+                yield _point(spec, preset, model, counts, form, phase, gpus, dtype, waste)
+        return
+    form = spec.flops(preset.config, preset.schema, None)
     traces = {phase: [_trace(model, preset, b, phase) for b in TRACED] for phase in PHASES}
     for size in batches:
         for phase in PHASES:
             low, high = traces[phase]
             counts = at_batch(low, high, size) or _trace(model, preset, size, phase)
-            yield _point(spec, preset, model, counts, phase, gpus, dtype)
+            yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype)
 
 
 def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCounts:
@@ -91,11 +112,12 @@ def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCou
 
 
 def _point(
-    spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, phase: Phase, gpus: Sequence[str], dtype: str
-) -> PublishedPoint:
-    size, form = counts.batch, spec.flops(preset.config, preset.schema, None)
-    once = flops_per_step(model.train(phase == "train"))
-    step = form * size + once
+    spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, form: Flops, phase: Phase,
+    gpus: Sequence[str], dtype: str, padding: float | None = None,
+) -> PublishedPoint:  # fmt: skip
+    """`form`: closed-form forward FLOPs of the whole batch, without what a step costs once."""
+    size = counts.batch
+    step = form + flops_per_step(model.train(phase == "train"))
     idle = step.full - step.visible
     # Masked pairs, and zeros of a dense product, are idle in both gradients of their GEMMs alike.
     idle_step = idle + 2 * (step.live.full - step.live.visible) if phase == "train" else idle
@@ -122,4 +144,5 @@ def _point(
         withheld=reason,
         bounds={} if reason else bounds,
         counts=counts,
+        padding=padding,
     )

@@ -24,7 +24,8 @@ from ctrbench.bench.registry import model_spec
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, synthetic_batch
 from ctrbench.models.embedding import embedding_tables
 from ctrbench.models.lum import LumConfig, LumRanker, with_answers
-from ctrbench.models.lum_backbone import Sequences, UserModel, event_fields, pack
+from ctrbench.models.lum_backbone import UserModel, event_fields
+from ctrbench.models.lum_rows import Sequences, pack
 
 SPEC = model_spec("lum")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # table rows are float32

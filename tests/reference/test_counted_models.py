@@ -35,7 +35,9 @@ def test_small_preset(name: str, track: str, device: str, schema_of: dict[str, F
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_presets(name: str) -> None:
-    points = published_points(registry.model_spec(name), batches=(256, 4096))
+    own = registry.model_spec(name).own_batches
+    few, many = (256, 4096) if own is None else own.rows[::2]
+    points = published_points(registry.model_spec(name), batches=(few, many))
     presets = registry.model_spec(name).published()
     assert len(points) == 2 * 2 * len(presets)
     for p in points:
@@ -47,11 +49,13 @@ def test_published_presets(name: str) -> None:
         assert set(p.bounds) == {"H100 SXM", "A100-80 SXM", "L4", "B200 SXM"}
         assert all(0 < b.value <= 1 and b.assumptions for b in p.bounds.values())
         if p.phase == "train":
-            assert (1 if p.counts.frozen_parts else 2) <= p.flops_per_sample / p.flops_fwd_per_sample <= 3
+            assert (1 if p.counts.frozen_parts else 2) <= p.flops_per_sample / p.flops_fwd_per_sample <= 3 + 1e-9
     train = {(p.preset, p.batch): p for p in points if p.phase == "train"}
     for preset in presets:
-        small, large = train[preset.label, 256], train[preset.label, 4096]
-        assert (small.ops, small.unfusable) == (large.ops, large.unfusable)
+        small, large = train[preset.label, few], train[preset.label, many]
+        assert small.ops == large.ops
+        # The mean over positions is seen as a reduction of the batch only where their number is a multiple of its rows.
+        assert abs(small.unfusable - large.unfusable) <= (0 if own is None else 1)
         assert small.bounds["B200 SXM"].value <= large.bounds["B200 SXM"].value
 
 

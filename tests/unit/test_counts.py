@@ -11,8 +11,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.bench import registry
-from ctrbench.bench.counts import _padding, checkpoint_bytes, compulsory_bytes, unique_rows, useful_flops
-from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
+from ctrbench.bench.counts import checkpoint_bytes, compulsory_bytes, unique_rows, useful_flops
+from ctrbench.datasets.schema import Batch, FeatureSchema, padding_share, synthetic_batch
 from ctrbench.models.embedding import TableConfig, dense_parameters, embedding_tables
 
 
@@ -71,7 +71,7 @@ def test_unique_rows_counts_shared_tables_once(sequence_schema: FeatureSchema) -
     items, genres, actions, others = 4, 3, 2, 3  # {7,8,9,10}, {4,5,6}, {3,4}, one row of user, gender and hour
     assert distinct == items + genres + actions + others
     assert lookups == 5 * 3 + 3 * 4
-    assert _padding(sequence_schema, _batch(sequence_schema, histories)) == pytest.approx(1 - 3 * 4 / (3 * 6 * 3))
+    assert padding_share(sequence_schema, _batch(sequence_schema, histories)) == pytest.approx(1 - 3 * 4 / (3 * 6 * 3))
 
 
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 4), ("adagrad", None)])

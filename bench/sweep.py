@@ -1,0 +1,86 @@
+"""`suite=mfu`: what every point of a sweep over width and length owes: one count and some timings, never a training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ctrbench.bench import registry, summary
+from ctrbench.bench.config import Entry, Job, Plan
+from ctrbench.bench.jobs import base_columns, lookup, model_config
+from ctrbench.bench.presets import table_options
+from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.datasets import random_batches
+from ctrbench.datasets.errors import BadInput
+from ctrbench.reports.cells import SWEEP
+from ctrbench.reports.measures import withheld
+from ctrbench.reports.records import Measurement
+
+PROCESSES: tuple[Kind, ...] = ("time", "count")
+
+
+def sweep_specs(plan: Plan) -> tuple[list[RunSpec], list[Measurement]]:
+    """Processes of every point of a plan, and the rows of the points that are not run, with the reason.
+
+    Raises:
+        BadInput: an option of the command line that the sweep itself sets, or that does not fit the model.
+    """
+    specs: list[RunSpec] = []
+    skipped: list[Measurement] = []
+    for job in plan.jobs:
+        for entry in job.models if job.data in random_batches.TRACKS else ():
+            _check_options(plan, entry)
+            count = _spec(plan, job, "count", entry, threads=1)
+            if entry.skip:
+                skipped += _skipped(count, entry.skip)
+                continue
+            _check_build(count)
+            specs += [count, *(_spec(plan, job, "time", entry, repeat=r) for r in range(plan.run.processes))]
+    return specs, skipped
+
+
+def _check_options(plan: Plan, entry: Entry) -> None:
+    both = sorted(set(entry.options) & set(plan.model_options.get(entry.model, {})))
+    if both:
+        raise BadInput(
+            f"{entry.model}.{both[0]}: the sweep sets it at every point; change the points in the suite's yaml"
+        )
+
+
+def _check_build(spec: RunSpec) -> None:
+    """Options of the command line fail before any work."""
+    model_spec = lookup(spec)
+    try:
+        with torch.device("meta"):
+            schema = random_batches.random_schema(spec.data, spec.history_length)
+            model_spec.build(model_config(spec, model_spec), schema)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{spec.model} at {spec.variant}: {error}") from None
+
+
+def _spec(plan: Plan, job: Job, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
+    run = replace(plan.run, **entry.run)
+    config = {**entry.options, **plan.model_options.get(entry.model, {})}
+    tables = table_options(run)
+    if tables:
+        config["tables"] = {field: value for field, (_, value) in tables.items()}
+    values: dict[str, Any] = {
+        "kind": kind, "model": entry.model, "config": config, "variant": entry.label, "preset": SWEEP,
+        **registry.own_file(entry.model), "data": job.data, "split": random_batches.SPLIT,
+        "fingerprint": random_batches.fingerprint(job.data), "history_length": run.history_length, "batch": run.batch,
+        "lr": run.lr, "dtype": run.dtype, "threads": run.threads, "warmup": run.warmup, "steps": run.steps,
+        "level": plan.level, "timeout_s": run.timeout_s,
+    }  # fmt: skip
+    return RunSpec(**(values | changes))
+
+
+def _skipped(spec: RunSpec, reason: str) -> list[Measurement]:
+    base = base_columns(spec, registry.model_spec(spec.model).family, random_batches.TRACKS[spec.data])
+    base["run"] = f"skipped-{spec.data}-{spec.model}"
+    return [
+        withheld(base, metric, reason, phase=summary.PHASE.get(metric, "train"))
+        for kind in PROCESSES
+        for metric in summary.OWED[kind]
+    ]

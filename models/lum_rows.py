@@ -1,0 +1,72 @@
+"""Rows of LUM's user model: users' events side by side, what the loss predicts, and how users are packed into rows.
+
+Dims: R rows, L events of a row, N real events of a batch, U different items of a batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Rows for step 1; several users may share a row (packing)."""
+
+    ids: Mapping[str, Tensor]
+    """Event field -> int64 [R, L], 0 on padding."""
+    segment_RL: Tensor
+    """1, 2, ... numbers the users of a row, 0 is padding."""
+    place_RL: Tensor
+    """Ordinal of the event among those of its user."""
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return int(self.segment_RL.shape[0])
+
+    def take(self, rows: Tensor) -> Sequences:
+        """Some rows."""
+        return Sequences({k: v[rows] for k, v in self.ids.items()}, self.segment_RL[rows], self.place_RL[rows])
+
+
+class Targets(NamedTuple):
+    """What the loss predicts, and among what."""
+
+    real_N: Tensor
+    """Places of the real events among all R*L."""
+    item_U: Tensor
+    """The different items of the batch."""
+    index_N: Tensor
+    """Of each event's item among them."""
+    count_U: Tensor
+
+
+def targets_of(sequences: Sequences, item: str) -> Targets:
+    """Targets of a batch; its shapes depend on the ids, so that a trace on meta needs them from a real batch."""
+    real_N = (sequences.segment_RL > 0).flatten().nonzero().squeeze(1)
+    items_N = sequences.ids[item].flatten()[real_N]
+    return Targets(real_N, *torch.unique(items_N, return_inverse=True, return_counts=True))
+
+
+def pack(lengths: Sequence[int], row: int) -> list[list[int]]:
+    """Groups of sequences that share a row of `row` events: longest first, each into the first row with room."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    open_from = 0  # rows before it are full
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not 1 <= lengths[i] <= row:
+            raise ValueError(f"sequence {i} has {lengths[i]} events, a row holds 1..{row}; cut it first")
+        at = next((r for r in range(open_from, len(room)) if room[r] >= lengths[i]), len(room))
+        if at == len(room):
+            groups.append([])
+            room.append(row)
+        groups[at].append(i)
+        room[at] -= lengths[i]
+        while open_from < len(room) and room[open_from] == 0:
+            open_from += 1
+    return groups
