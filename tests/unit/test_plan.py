@@ -167,5 +167,8 @@ def test_options_that_fit_a_model_to_the_data_make_no_variant(tmp_path: Path) ->
     specs, _ = suite_specs(plan, [Ready(job, prepared, prepared.path)])
     for spec in specs:
         if spec.model == "composite" and spec.kind == "quality":
-            assert (spec.variant, spec.config) == ("", {"liked_ids": (4, 5, 6)})
+            assert (spec.variant, spec.config["liked_ids"]) == ("", (4, 5, 6))
+            assert spec.config["tables"] == {"init_std": job.run["table_init_std"]}
+    given = build_plan(["suite=standard", "data=taobao_synthetic", "run.table_init_std=0.02"])
+    assert given.jobs[0].run == {}  # the command line's word counts, and makes a variant
     assert {s.kind for s in specs if s.model == "composite"} >= {"quality", "time", "tune", "count"}
