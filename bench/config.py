@@ -134,8 +134,6 @@ class Job:
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `RunOptions` that all models have on this data; they make no variant, the command line's win."""
-    fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Model -> options without which it would misread this data (which actions are likes); they make no variant."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -303,12 +301,14 @@ def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> 
     return mine if split is None else [j for j in mine if j.get("split") == split] or mine[:1]
 
 
-def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...], length: bool) -> list[Any]:
+def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...], given: Mapping[str, Any]) -> list[Any]:
     """The jobs of a sweep that have a wanted model, with those models alone."""
-    if length:
+    if "run.history_length" in given:
         raise UnknownName("run.history_length: a sweep sets it at every point; change the points in the suite's yaml")
-    if data:
-        raise UnknownName(f"data={','.join(data)}: a sweep makes random batches of its own; leave data out")
+    if "timed" in given:
+        raise UnknownName("timed: a sweep does nothing but count and time; leave timed out")
+    if wrong := [f"data={','.join(data)}"] * bool(data) + [k for k in given if k.startswith("data.")]:
+        raise UnknownName(f"{wrong[0]}: a sweep makes random batches of its own; leave it out")
     known = list(dict.fromkeys(m["model"] for j in listed for m in j["models"]))
     for name in only:
         if name not in known:
@@ -331,7 +331,7 @@ def _jobs(
             raise UnknownName(f"{name}={value}: must be true or false")
     listed = suite["jobs"]
     if any("sweep" in j for j in listed):
-        listed = _swept(listed, only, data, "run.history_length" in given)
+        listed = _swept(listed, only, data, given)
     if data:
         every = list({str(m): m for j in listed for m in j["models"]}.values())
         floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
@@ -354,10 +354,6 @@ def _jobs(
             timed=timed and bool(j.get("timed", True)),
             equal_flops=float(j.get("equal_flops", 0.0)),
             run={k: v for k, v in j.get("run", {}).items() if f"run.{k}" not in given},
-            fit={
-                m: {k: tuple(v) if isinstance(v, list) else v for k, v in o.items()}
-                for m, o in j.get("fit", {}).items()
-            },
             options={**j.get("options", {}), **options},
         )
         for j in listed

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ctrbench.bench.controls import CODE, METRICS
+from ctrbench.bench.controls import METRICS, code_of
+from ctrbench.bench.jobs import lookup
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.spec import cache_dir
 from ctrbench.reports import records
@@ -37,7 +38,7 @@ def usable(spec: RunSpec) -> bool:
         return bool(
             body["key"] == spec.key == RunSpec.from_json(body["spec"]).key
             and body["schema_version"] == records.SCHEMA_VERSION
-            and body["extra"]["code"] == CODE
+            and body["extra"]["code"] == code_of(lookup(spec).build)
             and tuple(table.columns) == records.COLUMNS
             and list(table["metric"]) == [METRICS[spec.kind]]
             and list(table["value"]) == [body["extra"]["auc"]]

@@ -11,8 +11,10 @@ Dims: N rows
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ SHUFFLES = 5
 SEED = 20_26
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "datasets", "models", "legacy_baselines")
+LIBRARIES = ("torch", "torchrec", "numpy")
 HARNESS = ("controls", "jobs", "pretrain", "quality", "step", "train")
 """Modules of `bench/` that a control's number depends on."""
 
@@ -75,9 +78,23 @@ def _code_digest() -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.parent.name}/{file.name}\n".encode() + file.read_bytes())
+    for package in LIBRARIES:
+        digest.update(f"{package} {version(package)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 CODE = _code_digest()
 """Hash of the code that makes a control's number: a kept result of other code is no result of this one. Taken on
 import, since a file may be edited while a suite runs."""
+
+
+def code_of(build: object) -> str:
+    """Hash of that code with the file of a model that another package brings.
+
+    Args:
+        build: `ModelSpec.build`, of a shipped model or not.
+    """
+    file = Path(inspect.getsourcefile(inspect.unwrap(getattr(build, "func", build))) or "")  # type: ignore[arg-type]
+    if not file.is_file() or file.parent.parent == ROOT:
+        return CODE
+    return hashlib.sha256(CODE.encode() + file.read_bytes()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,9 +83,13 @@ def checkpoint_bytes(model: nn.Module) -> int:
 
 
 def count_rows(
-    base: Base, spec: ModelSpec, config: Any, schema: FeatureSchema, model: nn.Module, batch: Batch
+    base: Base, spec: ModelSpec, config: Any, schema: FeatureSchema, model: nn.Module, batches: Sequence[Batch]
 ) -> tuple[list[Measurement], dict[str, Any], dict[str, dict[str, str]]]:
-    """(rows, extra, inputs of derived numbers) of one small preset at the batch of the run."""
+    """(rows, extra, inputs of derived numbers) of one small preset at the batch of the run.
+
+    The first batch is executed and counted; useful FLOPs and padding are means over all, which a timing repeats.
+    """
+    batch = batches[0]
     train = count_step(model, batch, train=True)
     infer = count_step(model, batch, train=False)
     with torch.device("meta"):
@@ -94,10 +98,13 @@ def count_rows(
     useful = useful_flops(spec, config, schema, batch) * batch.size
     analytic = (useful + flops_per_step(model.train())).full
     reason = withhold_reason(train, analytic) or backward_ratio_error(train)
+    others = [useful_flops(spec, config, schema, b).visible * b.size for b in batches]
+    share = sum(others) / len(others) / useful.visible if useful.visible else 1.0
     model_flops = (
-        model_flops_of(infer, useful + flops_per_step(model.eval())),
-        model_flops_of(train, useful + flops_per_step(model.train())),
+        share * model_flops_of(infer, useful + flops_per_step(model.eval())),
+        share * model_flops_of(train, useful + flops_per_step(model.train())),
     )
+    padding = sum(padding_share(schema, b) for b in batches) / len(batches)
     distinct, lookups = unique_rows(batch, schema)
     compulsory = compulsory_bytes(model, batch, distinct)
     rows = _flop_rows(base, train, model_flops, batch.size, analytic, reason)
@@ -106,7 +113,7 @@ def count_rows(
         make(base, "bytes_operands", train.bytes_operands(), "counted", phase="train"),
         make(base, "bytes_compulsory", compulsory, "counted", phase="train"),
         make(base, "unique_row_ratio", distinct / lookups, "counted", phase="train"),
-        make(base, "padding_waste", padding_share(schema, batch), "counted", phase="train"),
+        make(base, "padding_waste", padding, "counted", phase="train"),
     ]
     for metric, moved in (("ai_operands", train.bytes_operands()), ("ai_compulsory", compulsory)):
         rows.append(

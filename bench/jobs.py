@@ -172,7 +172,7 @@ def run_control(spec: RunSpec, folder: Path) -> RunRecord:
     scope = f"shuffle:{spec.shuffle}" if spec.kind == "shuffled" else ""
     row = make(base, controls.METRICS[spec.kind], found, "measured", phase="train", scope=scope, seed=spec.seed)
     extra = before | {
-        "auc": found, "code": controls.CODE, "family": model_spec.family, "track": schema.track,
+        "auc": found, "code": controls.code_of(model_spec.build), "family": model_spec.family, "track": schema.track,
         "title": model_spec.title, "control": model_spec.control, "sampled": prepared.sampler is not None,
         "fields": [f.name for f in schema.fields], "looks": [asdict(look) for look in looks],
         "seconds": time.perf_counter() - start,
@@ -345,7 +345,8 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
     model_spec, config, schema, model, _, batches = _fed(spec)
     base = base_columns(spec, model_spec.family, schema.track)
-    rows, extra, inputs = count_rows(base, model_spec, config, schema, model, next(batches))
+    held = random_batches.HELD if spec.data in random_batches.TRACKS else 1
+    rows, extra, inputs = count_rows(base, model_spec, config, schema, model, [next(batches) for _ in range(held)])
     card = model_spec.card(config)
     extra |= {
         "card": asdict(card), "title": model_spec.title, "control": model_spec.control,

@@ -17,6 +17,7 @@ from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.registry import dataset_spec
 from ctrbench.reports import records
 from ctrbench.reports.records import Measurement
 
@@ -39,7 +40,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
     specs: list[RunSpec] = []
     unsupported: list[Measurement] = []
     known: set[str] = set()
-    owed = controls.CONTROLS if plan.controls else PROCESSES
+    owed = ("tune",) if plan.tune_only else controls.CONTROLS if plan.controls else PROCESSES
     for item in ready:
         track = item.prepared.schema.track
         for entry in item.job.models:
@@ -126,15 +127,19 @@ def trial_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     """The tuning trials of an entry, the default first; none without `run.trials` or for an entry left as it is."""
     if plan.run.trials < 2 or not entry.tuned:
         return []
-    default = _spec(plan, item, "quality", entry)
-    probe = _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
-    penalised = _unbuildable(probe, item.prepared) is None
+    default, penalised = _spec(plan, item, "quality", entry), _penalised(plan, item, entry)
     rows = min(plan.run.trial_rows or default.train_rows, default.train_rows)
     made = []
     for trial, draw in enumerate(tuning.draws(plan.run.trials)):
         drawn = tuning.trial_entry(entry, draw, plan.run, "", penalised)
         made.append(_spec(plan, item, "tune", drawn, threads=1, trial=trial, variant=default.variant, train_rows=rows))
     return made
+
+
+def _penalised(plan: Plan, item: Ready, entry: Entry) -> bool:
+    """Whether the model can take L2 on the rows of a batch."""
+    probe = _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
+    return _unbuildable(probe, item.prepared) is None
 
 
 def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec | None:
@@ -148,7 +153,10 @@ def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec |
     given = {**entry.options, **plan.model_options.get(entry.model, {})}
     options = {k: v for k, v in given.items() if k in wanted}
     bare = replace(plan, model_options={})
-    return _spec(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed)
+    # Nothing in the key but what decides the weights and which rows are answered.
+    apart = {"batch": 0, "eval_batch": 0, "lr": 0.0, "epochs": 0, "evaluations": 0, "patience": 0, "plateau": 1.0,
+             "steps": 0, "warmup": 0, "level": "", "variant": ""}  # fmt: skip
+    return _spec(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed, **apart)
 
 
 def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[dict[str, Any]]]:
@@ -165,20 +173,15 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
                 continue
             runs = [summary.Run(t, _body(runs_dir, t.key)) for t in trials]
             best, scores = tuning.best_trial(runs)
-            winner = next(t for t in trials if t.trial == best)
-            drawn = tuning.trial_entry(
-                entry,
-                points[best],
-                plan.run,
-                tuning.group_label(summary.TUNED, entry),
-                "l2" in winner.config.get("tables", {}),
-            )
+            label = tuning.group_label(summary.TUNED, entry)
+            drawn = tuning.trial_entry(entry, points[best], plan.run, label, _penalised(plan, item, entry))
             if best and not plan.tune_only:
                 specs += [replace(s, tuned=True) for s in _trainings(plan, item, drawn)]
             chosen.append({
                 "data": item.job.data, "split": item.prepared.split, "model": entry.model, "variant": trials[0].variant,
                 "trials": len(trials), "best": best, "valid_auc_default": scores.get(0), "valid_auc_best": scores[best],
-                "options": tuning.changed(drawn) if best else {},
+                "label": label, "trained": not plan.tune_only,
+                "options": tuning.changed(drawn, plan.model_options.get(entry.model, {})) if best else {},
             })  # fmt: skip
     return specs, chosen
 
@@ -217,40 +220,51 @@ def equal_flops_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[l
             continue
         track = item.prepared.schema.track
         entries = [e for e in item.job.models if track in registry.model_spec(e.model).tracks]
-        reference = next((e for e in entries if e.model == summary.REFERENCE[track] and not e.options), None)
-        a_row = _flops_a_row(plan, item, reference, runs_dir, done) if reference else None
+        budget = _flops_budget(plan, item, entries, runs_dir, done)
         for entry in entries:
             spent = _flops_a_row(plan, item, entry, runs_dir, done)
             label = tuning.group_label(summary.EQUAL_FLOPS, entry)
-            made: list[RunSpec] = []
-            if spent is not None and a_row is not None and reference is not None:
-                rows = item.job.equal_flops * _spec(plan, item, "quality", reference).train_rows
-                made = _at_budget(plan, item, replace(entry, label=label), rows * a_row[0], spent)
-            specs += made
-            if not made:
-                base = {"run": f"skipped-{label}", "model": entry.model, "variant": label, "data": item.job.data,
-                        "split": item.prepared.split, "track": track,
-                        "family": registry.model_spec(entry.model).family}  # fmt: skip
-                reason = "equal FLOPs: no FLOPs were counted, or the budget is less than its step 1 or one batch"
-                missing += summary.owed_rows(base, "quality", "skipped", reason)
+            made: list[RunSpec] | str = "the FLOPs of a row are not known"
+            if budget is None:
+                made = f"{summary.REFERENCE[track]}, which sets the budget, has no counted FLOPs in this run"
+            elif spent is not None:
+                made = _at_budget(plan, item, replace(entry, label=label), budget, spent)
+            if not isinstance(made, str):
+                specs += made
+                continue
+            base = {"run": f"skipped-{label}", "model": entry.model, "variant": label, "data": item.job.data,
+                    "split": item.prepared.split, "track": track,
+                    "family": registry.model_spec(entry.model).family}  # fmt: skip
+            missing += summary.owed_rows(base, "quality", "skipped", f"equal FLOPs: {made}")
     return specs, missing
 
 
-def _at_budget(plan: Plan, item: Ready, entry: Entry, budget: float, spent: tuple[float, float]) -> list[RunSpec]:
-    """The trainings of an entry that spend `budget` FLOPs; none if that is less than a batch.
+def _flops_budget(
+    plan: Plan, item: Ready, entries: Iterable[Entry], runs_dir: Path, done: Collection[str]
+) -> float | None:
+    """What the reference spends on its share of rows; None where it does not run or was not counted."""
+    name = summary.REFERENCE[item.prepared.schema.track]
+    reference = next((e for e in entries if e.model == name and not e.options), None)
+    a_row = _flops_a_row(plan, item, reference, runs_dir, done) if reference else None
+    if reference is None or a_row is None:
+        return None
+    return item.job.equal_flops * _spec(plan, item, "quality", reference).train_rows * a_row[0]
+
+
+def _at_budget(plan: Plan, item: Ready, entry: Entry, budget: float, spent: tuple[float, float]) -> list[RunSpec] | str:
+    """The trainings of an entry that spend `budget` FLOPs, or why there are none.
 
     Args:
         spent: training FLOPs a row, and of the pre-training.
     """
     a_row, before = spent
-    wanted = int((budget - before) / a_row)
-    if wanted < plan.run.batch:
-        return []
-    epochs = -(-wanted // min(plan.run.train_rows, item.prepared.rows("train")))
-    return [
-        replace(s, flops_budget=budget, train_rows=wanted // epochs, epochs=epochs)
-        for s in _trainings(plan, item, entry)
-    ]
+    if before >= budget:
+        return f"its pre-training alone costs {before:.3g} FLOP, the budget is {budget:.3g}"
+    wanted, whole = int((budget - before) / a_row), _trainings(plan, item, entry)
+    epochs = -(-wanted // whole[0].train_rows)
+    if epochs == 0 or wanted // epochs < whole[0].batch:
+        return f"the budget of {budget:.3g} FLOP is less than a batch of {whole[0].batch} rows"
+    return [replace(s, flops_budget=budget, train_rows=wanted // epochs, epochs=epochs) for s in whole]
 
 
 def _flops_a_row(
@@ -292,8 +306,8 @@ def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> 
     model, run = entry.model, replace(plan.run, **{**item.job.run, **entry.run})
     typed = {**entry.options, **plan.model_options.get(model, {})}
     tables = table_options(run) if kind != "floor" else {}
-    config = {**(preset_options(model, item.job.preset) if kind != "floor" else {}), **item.job.fit.get(model, {})}
-    config |= typed
+    preset = preset_options(model, item.job.preset) if kind != "floor" else {}
+    config = {**preset, **dataset_spec(item.job.data).fit.get(model, {}), **typed}
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
     own = table_options(replace(plan.run, **entry.run)) if tables else {}

@@ -88,7 +88,9 @@ def run_suite(plan: Plan, console: Console) -> int:
         console.print(f"resuming: {len(specs) - len(todo)} of {len(specs)} runs are already recorded")
     kept = _kept_controls(plan, ready, specs, runs_dir, console)
     specs += [s for s in kept if s not in specs]
-    outcomes = _run([s for s in todo if s not in kept], runs_dir, console)
+    todo = [s for s in todo if s not in kept]
+    asked = {s.pretrained for s in todo} | ({s.pretrained for s in specs} if not plan.controls else set())
+    outcomes = _run([s for s in todo if s.kind != "pretrain" or s.key in asked], runs_dir, console)
     if plan.run.cache:
         control_cache.keep([s for s in specs if s.kind in CONTROLS], runs_dir)
     later, chosen, missing = _later(plan, ready, runs_dir, console)
@@ -101,7 +103,8 @@ def run_suite(plan: Plan, console: Console) -> int:
     rows = _summarise(specs, plan, runs_dir, chosen, missing)
     judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
-    _drop_answers(specs, runs_dir)
+    if not any(o.spec.pretrained for o in failures):  # a resumed run would ask for them again
+        _drop_answers(specs, runs_dir)
     for line in [advice(c) for c in chosen if plan.tune_only] + bands.lines(judged):
         console.print(line, markup=False)
     for text in _doubts(rows):
@@ -328,7 +331,7 @@ def _summarise(
         for s in specs
         if s.key in done
     ]
-    rows = summary.summarise(runs, runs_dir, "summary") + missing
+    rows = summary.summarise([*runs, *summary.standing_for_tuned(runs, chosen)], runs_dir, "summary") + missing
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
     rows += published_bands(plan, runs, rows, "summary")
@@ -351,7 +354,8 @@ def _drop_answers(specs: list[RunSpec], runs_dir: Path) -> None:
     """Stored answers are half a gigabyte a million rows; whoever needs them again computes the same values."""
     for spec in specs:
         if spec.kind == "pretrain":
-            (runs_dir / "records" / spec.key / ANSWERS).unlink(missing_ok=True)
+            for name in (ANSWERS, f"{ANSWERS}.partial"):
+                (runs_dir / "records" / spec.key / name).unlink(missing_ok=True)
 
 
 def _doubts(rows: Iterable[Measurement]) -> list[str]:

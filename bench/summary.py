@@ -68,6 +68,13 @@ class Run:
 
     spec: RunSpec
     body: Body
+    key: str = ""
+    """Of the record, where one run stands for two variants; else that of the spec."""
+
+    @property
+    def record(self) -> str:
+        """Key of the record with its rows and scores."""
+        return self.key or self.spec.key
 
 
 def owed_rows(
@@ -203,7 +210,7 @@ def quality_summary(
     aucs: dict[Who, np.ndarray] = {}
     for who, runs in trained.items():
         base = _base(runs[0], run_id) | {"track": prepared.schema.track}
-        score_SN = [np.load(runs_dir / "records" / r.spec.key / SCORES)["score"] for r in runs]
+        score_SN = [np.load(runs_dir / "records" / r.record / SCORES)["score"] for r in runs]
         draws[who] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
         by_metric = _per_seed(runs, runs_dir)
         aucs[who] = np.asarray(by_metric["auc", ""])
@@ -238,7 +245,28 @@ def count_of(who: Who, counted: Mapping[Who, Body]) -> Body | None:
     """The counts that hold for a model; tuning and another budget change no FLOP of a row."""
     model, variant = who
     group, _, rest = variant.partition(",")
-    return counted.get((model, rest if group in GROUPS else variant))
+    if group not in GROUPS:
+        return counted.get(who)
+    # Options of the command line are in the name of what was counted and not in that of the group.
+    found = [b for (m, v), b in counted.items() if m == model and f"{v},".startswith(f"{rest}," if rest else "")]
+    return counted.get((model, rest)) or (found[0] if len(found) == 1 else None)
+
+
+def standing_for_tuned(runs: Iterable[Run], chosen: Iterable[Mapping[str, Any]]) -> list[Run]:
+    """Trainings with defaults once more as the tuned ones, for entries whose default was the best trial.
+
+    Without them a model that tuning did not help would only be compared with an untuned reference.
+    """
+    labels = {
+        (c["data"], c["split"], c["model"], c["variant"]): c["label"] for c in chosen if not c["best"] and c["trained"]
+    }
+    out = []
+    for run in runs:
+        s = run.spec
+        label = labels.get((s.data, s.split, s.model, s.variant))
+        if label and s.kind == "quality":
+            out.append(Run(replace(s, variant=label, tuned=True), run.body, run.record))
+    return out
 
 
 def pool_doubt(trained: Mapping[Who, list[Run]]) -> str:
@@ -270,7 +298,7 @@ def _per_seed(runs: list[Run], runs_dir: Path) -> dict[tuple[str, str], list[flo
 
     out: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
-        table = pd.read_parquet(runs_dir / "records" / run.spec.key / "measurements.parquet")
+        table = pd.read_parquet(runs_dir / "records" / run.record / "measurements.parquet")
         for metric, scope, value in zip(table["metric"], table["scope"], table["value"], strict=True):
             out[str(metric), str(scope)].append(float(value))
     return out

@@ -15,6 +15,8 @@ import numpy as np
 from ctrbench.bench import registry
 from ctrbench.bench.config import Entry, Plan, RunOptions
 from ctrbench.bench.summary import Run
+from ctrbench.datasets.errors import UnknownName
+from ctrbench.datasets.random_batches import TRACKS
 
 SEED = 20_25
 TRIALS = 8
@@ -78,7 +80,17 @@ def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, pe
 
 
 def only_tuning(plan: Plan) -> Plan:
-    """The plan with its trials and nothing else; a plan without trials gets `TRIALS`."""
+    """The plan with its trials and nothing else; a plan without trials gets `TRIALS`.
+
+    Raises:
+        UnknownName: a suite that trains no model on true labels, or one trial, which leaves nothing to choose.
+    """
+    if plan.controls or all(j.data in TRACKS for j in plan.jobs):
+        raise UnknownName(
+            f"suite={plan.suite}: nothing to tune; take suite=standard, suite=quick or name data and model"
+        )
+    if plan.run.trials == 1:
+        raise UnknownName("run.trials=1: the default alone leaves nothing to choose; give at least 2")
     run = plan.run if plan.run.trials > 1 else replace(plan.run, trials=TRIALS)
     return replace(plan, run=run, tune_only=True)
 
@@ -97,9 +109,9 @@ def advice(chosen: Mapping[str, Any]) -> str:
     return f"{said}trial {chosen['best']} of {trials}, validation AUC {best:.4f} (default: {was}): {use}"
 
 
-def changed(entry: Entry) -> dict[str, Any]:
-    """What a trial sets, for records and tables."""
-    return {**entry.options, **{f"run.{k}": v for k, v in entry.run.items()}}
+def changed(entry: Entry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial sets, for records and tables; options that the command line gives win over a draw."""
+    return {**entry.options, **given, **{f"run.{k}": v for k, v in entry.run.items()}}
 
 
 def best_trial(runs: Iterable[Run]) -> tuple[int, Mapping[int, float]]:

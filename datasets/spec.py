@@ -72,3 +72,5 @@ class DataSpec:
     (columns of the shards that controls may read and models never get)."""
     fetch_options: tuple[str, ...] = ()
     """Options that only decide the raw bytes; the raw sha256 stands for them in the fingerprint."""
+    fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Model -> options without which it would misread these rows (which actions are likes); they make no variant."""

@@ -49,6 +49,10 @@ ASIDE = ("raw_item", "raw_category")
 """Target ids of the file: the control must see items that `min_count` hides from models, or it misses leaks."""
 
 
+FIT = {"composite": {"liked_ids": tuple(ACTIONS[a] for a in ("cart", "fav", "buy"))}}
+"""Its two histories are page views and everything stronger."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """What becomes a row; with `Sampler`, all options of the data set but the pool's path."""
@@ -315,4 +319,5 @@ SPEC = DataSpec(
     fetch=fetch,
     build=build,
     fetch_options=("pool",),
+    fit=FIT,
 )

@@ -272,4 +272,5 @@ SPEC = DataSpec(
     fetch=fetch,
     build=build,
     fetch_options=("users", "pool_users", "data_seed"),
+    fit=taobao_behaviour.FIT,
 )

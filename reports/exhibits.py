@@ -77,3 +77,10 @@ def extremes(table: pd.DataFrame, column: str) -> str:
 
 def delta_column(table: pd.DataFrame) -> str:
     return next((str(c) for c in table.columns if str(c).startswith("ΔAUC")), "")
+
+
+def by_group(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(how it is said, rows) of defaults, tuned models and those at equal FLOPs, which pair among themselves."""
+    names = {"tuned": ", both tuned", "equal_flops": ", both at equal FLOPs"}
+    kind = [next((g for g in names if f"· {g}" in str(m)), "") for m in table["Model"]]
+    return [(names.get(g, ""), table[[k == g for k in kind]]) for g in ("", *names) if g in kind]

@@ -97,10 +97,10 @@ def _modelled(frame: pd.DataFrame) -> list[str]:
         out.append(f"MFU on {', '.join(gpus)} is an upper bound. It can refute a claim of higher use; "
                    "it never shows that the bound is reached.")  # fmt: skip
     if len(published(known)):
-        here = ~known["preset"].str.startswith("published") & (known["model"] != "")
-        trained = sorted(set(known.loc[here, "preset"])) or ["small"]
-        out.append("Published presets were traced on the meta device and never trained: no AUC here belongs to one. "
-                   f"What was trained and timed is the preset {', '.join(trained)}.")  # fmt: skip
+        here = known["trained"] & (known["model"] != "")
+        trained = sorted(set(known.loc[here, "preset"]))
+        out.append("Published presets were traced on the meta device and never trained: no AUC here belongs to one."
+                   + (f" What ran is the preset {', '.join(trained)}." if trained else ""))  # fmt: skip
     withheld = int(frame["value"].isna().sum())
     if withheld:
         out.append(f"{withheld:,} numbers are withheld, each with its reason, listed near the end.")

@@ -36,9 +36,13 @@ def build_markdown(
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"no section {unknown[0]!r}; these records give {', '.join(known)}")
     lines = [report.lead, "", *(f"- {text}" for text in report.limits.cannot), ""]
+    lines += [f"- **Skipped: {text}**" for text in report.limits.skipped]
+    lines += [f"- **Failed: {text}**" for text in report.failures] + [""]
     for section in report.sections:
         if not only or section.id in only:
             lines += _section(section)
+    if not only and len(report.lost):
+        lines += ["## What is not there, or not steady", "", *_table(report.lost), ""]
     write_atomic(out, "\n".join([*lines, CAPTION, ""]).encode())
     return out
 

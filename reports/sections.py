@@ -9,7 +9,7 @@ import pandas as pd
 from ctrbench.reports import bands, controls, costs, drawing, figures, sweep, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
-from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
+from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
 from ctrbench.reports.limits import untuned
 
 
@@ -67,12 +67,14 @@ def quality(c: Context) -> Section | None:
 def _quality_sentence(table: pd.DataFrame, data: str, other: str) -> str:
     models = known(table[table["Camp"] != "floor"], "AUC")
     if models.empty:
-        return f"On {data} no model finished training."
+        return f"On {data} no model finished training." if (table["Camp"] != "floor").any() else ""
     best = max((row for _, row in models.iterrows()), key=lambda r: r["AUC"].value)
     said = f"On {data} the highest mean AUC of a model is {best['AUC'].text} {best['AUC'].band} ({best['Model']})."
-    counts = table.loc[table["Camp"] != "floor", "Paired verdict"].value_counts()
-    calls = [f"{counts[v]} {v}" for v in ("better", "tied", "worse") if v in counts]
-    return said + (f" Against {other}: {', '.join(calls)}." if calls else "")
+    for group, rows in by_group(table[table["Camp"] != "floor"]):
+        counts = rows["Paired verdict"].value_counts()
+        calls = [f"{counts[v]} {v}" for v in ("better", "tied", "worse") if v in counts]
+        said += f" Against {other}{group}: {', '.join(calls)}." if calls else ""
+    return said
 
 
 def floors(c: Context) -> Section | None:

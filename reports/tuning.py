@@ -42,15 +42,24 @@ def tuning(c: Context) -> Section | None:
         return None
     kept = int((table["Chosen"] == "default").sum())
     counts = sorted(set(table["Trials"]), key=int)
+    specs = [body.get("spec", {}) for body in c.bodies.values()]
+    trained = {(s["model"], s["data"]) for s in specs if s.get("kind") == "quality" and s.get("data")}
+    left = {m for m, d in trained} - set(table.index)
+    rest = f" Not tuned, by plan: {', '.join(c.names.title(m) for m in sorted(left))}." if left else ""
     return Section(
         id="tuning",
         title="Tuning: the same number of trials for every model",
-        sentence=f"Every model got {' or '.join(counts)} trials, the default among them, drawn alike; for {kept} of "
-        f"{len(table)} the default was the best on the validation rows.",
+        sentence=f"Every tuned model got {' or '.join(counts)} trials, the default among them, drawn alike; for "
+        f"{kept} of {len(table)} the default was the best on the validation rows.{rest}",
         flags=() if len(counts) == 1 else ("unequal numbers of finished trials: see failed runs",),
         exhibits=exhibit(table, open=True),
-        caveat="Chosen on validation rows with one seed; test rows were never scored by a trial. Tuned variants are "
-        "rows of their own in the tables of quality, and pair with the tuned reference.",
+        caveat="Chosen on validation rows with one seed; test rows were never scored by a trial."
+        + (
+            " Tuned variants are rows of their own in the tables of quality, and pair with the tuned reference; where "
+            "the default won, the tuned row is the default's trainings once more."
+            if trained
+            else ""
+        ),
     )
 
 

@@ -9,6 +9,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,13 +20,14 @@ from ctrbench.bench.config import build_plan
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import backward_ratio_error, withhold_reason
 from ctrbench.bench.counts import useful_flops
-from ctrbench.bench.jobs import lookup, model_config
+from ctrbench.bench.jobs import JOBS, _fed, lookup, model_config
 from ctrbench.bench.points import NO_LENGTH, sweep_points, times_d
 from ctrbench.bench.step import TrainStep
 from ctrbench.bench.summary import OWED
 from ctrbench.bench.sweep import sweep_specs
 from ctrbench.datasets.errors import BadInput, UnknownName
-from ctrbench.datasets.random_batches import random_schema
+from ctrbench.datasets.random_batches import HELD, random_schema
+from ctrbench.datasets.schema import padding_share
 from ctrbench.models.spec import flops_per_step, random_batch
 
 NAMES = {"deepfm", "dcn_v2", "fat", "din", "composite", "onetrans", "lum_step1", "gpt_block"}
@@ -93,10 +95,12 @@ def test_keys_are_stable_and_say_what_decides_the_number() -> None:
     ("arguments", "named"),
     [
         (["model=dcn"], "no sweep of it"),
-        (["data=movielens_1m"], "leave data out"),
+        (["data=movielens_1m"], "data=movielens_1m.*leave it out"),
         (["run.history_length=10"], "run.history_length"),
         (["model=random"], "unknown model"),
-        (["model=deepfm", "data.path=x"], "data=NAME"),
+        (["model=deepfm", "data.path=x"], "data.path.*leave it out"),
+        (["data.options.rows=5"], "data.options.rows.*leave it out"),
+        (["timed=false"], "leave timed out"),
     ],
 )
 def test_what_a_sweep_cannot_take_is_refused_by_name(arguments: list[str], named: str) -> None:
@@ -207,3 +211,17 @@ def test_resume_repeats_nothing_but_what_a_kill_left_half_written(runs: Path) ->
     assert {k for k in after if after[k] != before[k]} == {lost}
     assert set(after) == set(before)
     assert len([p for p in runs.iterdir() if not p.is_symlink()]) == 1
+
+
+def test_counts_of_a_point_are_means_over_the_batches_that_its_timing_repeats(tmp_path: Path) -> None:
+    arguments = ["suite=mfu", "model=lum_step1", "run.batch=8", "run.threads=1"]
+    specs, _ = sweep_specs(build_plan(arguments))
+    spec = next(s for s in specs if s.kind == "count" and s.variant == "unpacked,d=16,T=50")
+    rows = {r.metric: r for r in JOBS["count"](spec, tmp_path).rows}
+    model_spec, config, schema, _, _, batches = _fed(spec)
+    held = [next(batches) for _ in range(HELD)]
+    useful = [useful_flops(model_spec, config, schema, b).visible for b in held]
+    assert max(useful) > 1.02 * min(useful)  # users of different lengths: one batch does not speak for all
+    assert rows["flops_fwd_per_sample"].value == pytest.approx(np.mean(useful), rel=0.01)
+    waste = [padding_share(schema, b) for b in held]
+    assert rows["padding_waste"].value == pytest.approx(np.mean(waste))

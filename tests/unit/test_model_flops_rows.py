@@ -19,7 +19,7 @@ def test_rows_carry_useful_flops(name: str, full: bool, sequence_schema) -> None
     spec: ModelSpec = registry.model_spec(name)
     config, batch = spec.config(), synthetic_batch(sequence_schema, SIZE, full=full)
     model = spec.build(config, sequence_schema)
-    rows, extra, _ = count_rows({"run": "r", "model": name}, spec, config, sequence_schema, model, batch)
+    rows, extra, _ = count_rows({"run": "r", "model": name}, spec, config, sequence_schema, model, [batch])
     value = {r.metric: r.value for r in rows if r.metric.startswith("flops_")}
     useful = useful_flops(spec, config, sequence_schema, batch).visible
     assert extra["withheld"] == ""

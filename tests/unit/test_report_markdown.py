@@ -21,7 +21,9 @@ def test_it_holds_the_tables_of_the_page(tmp_path: Path) -> None:
     rows, bodies = synthetic_records(0)
     text = build_markdown(rows, bodies, tmp_path / "r.md").read_text()
     report = make_report(rows, bodies)
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [s.title for s in report.sections]
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+        *(s.title for s in report.sections), "What is not there, or not steady",
+    ]  # fmt: skip
     for section in report.sections:
         assert section.sentence in text
         for exhibit in section.exhibits:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctrbench.bench.runspec import Kind, RunSpec
-from ctrbench.bench.summary import EQUAL_FLOPS, TUNED, Run, _paired, count_of, references
+from ctrbench.bench.summary import EQUAL_FLOPS, TUNED, Run, _paired, count_of, references, standing_for_tuned
 
 AUC = {"composite": {0: 0.70, 1: 0.72, 2: 0.74}, "din": {0: 0.71, 1: 0.73, 2: 0.75}, "lightgbm_history": {0: 0.735}}
 
@@ -85,4 +85,19 @@ def test_tuned_and_equal_flops_variants_have_the_counts_of_their_model() -> None
     assert count_of(("din", TUNED), counted) == count_of(("din", EQUAL_FLOPS), counted) == {"extra": 1}
     assert count_of(("lum", f"{TUNED},host=fat"), counted) == {"extra": 2}
     assert count_of(("fat", "dim=4"), counted) == {"extra": 3}
-    assert count_of(("fat", TUNED), counted) is None
+    assert count_of(("fat", TUNED), counted) == {"extra": 3}  # an option of the command line names the count only
+    assert count_of(("fat", ""), counted) is None
+    assert count_of(("onetrans", TUNED), counted) is None
+    two = counted | {("lum", "host=din,queries=2"): {"extra": 4}}
+    assert count_of(("lum", f"{TUNED},host=din"), two) == {"extra": 4}
+
+
+def test_where_the_default_won_it_stands_for_the_tuned_model_too() -> None:
+    ((_, runs),) = [of("din")]
+    chosen = {"data": "d", "split": "s", "model": "din", "variant": "", "label": TUNED, "best": 0, "trained": True}
+    (again,) = standing_for_tuned(runs, [chosen])
+    assert (again.spec.variant, again.spec.tuned, again.body) == (TUNED, True, runs[0].body)
+    assert again.record == runs[0].record == runs[0].spec.key != again.spec.key
+    assert standing_for_tuned(runs, [chosen | {"best": 3}]) == []
+    assert standing_for_tuned(runs, [chosen | {"trained": False}]) == []
+    assert standing_for_tuned(of("fat")[1], [chosen]) == []

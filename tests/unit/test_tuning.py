@@ -14,7 +14,17 @@ from ctrbench.bench.config import Entry, build_plan
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.suite import run_suite
 from ctrbench.bench.summary import Run
-from ctrbench.bench.tuning import TRIALS, Draw, advice, best_trial, draws, group_label, only_tuning, trial_entry
+from ctrbench.bench.tuning import (
+    TRIALS,
+    Draw,
+    advice,
+    best_trial,
+    changed,
+    draws,
+    group_label,
+    only_tuning,
+    trial_entry,
+)
 from ctrbench.reports import records
 
 RUN = build_plan(["suite=ci"]).run
@@ -82,7 +92,7 @@ def test_a_suite_tunes_with_equal_trials_and_never_scores_test_rows(tuned_suite:
     else:
         assert not tuned
     page = (tuned_suite / "report.html").read_text()
-    assert "Every model got 3 trials" in page
+    assert "Every tuned model got 3 trials" in page
     assert "Untuned" not in page
     json.dumps(chosen)
 
@@ -105,3 +115,15 @@ def test_tune_alone_trains_nothing_else_and_says_what_to_use(
 def test_tune_without_a_number_of_trials_takes_eight() -> None:
     assert only_tuning(build_plan(["suite=ci"])).run.trials == TRIALS
     assert only_tuning(build_plan(["suite=ci", "run.trials=3"])).run.trials == 3
+
+
+@pytest.mark.parametrize("arguments", [["suite=mfu"], ["suite=controls"], ["suite=ci", "run.trials=1"]])
+def test_nothing_to_tune_is_wrong_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", *arguments]) == 2
+    assert arguments[-1] in capsys.readouterr().err
+
+
+def test_options_of_the_command_line_win_over_a_draw_and_the_advice_says_so() -> None:
+    entry = trial_entry(Entry(model="din"), DRAW, RUN, "", penalised=True)
+    assert changed(entry, {"dropout": 0.5})["dropout"] == 0.5
+    assert changed(entry, {})["dropout"] == DRAW.dropout
