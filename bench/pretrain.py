@@ -26,7 +26,7 @@ from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.lum import LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
 from ctrbench.models.lum_backbone import EventFields, UserModel
-from ctrbench.models.lum_rows import Sequences, pack
+from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack, targets_of
 
 RETRIEVAL_BATCH = 512
 QUERY_BATCH = 128
@@ -116,19 +116,13 @@ def event_log(prepared: Prepared, roles: EventFields) -> dict[str, np.ndarray]:
     return {n: log[n].to_numpy().astype(np.int64) for n in (roles.item, roles.cond, *roles.side)}
 
 
-def pretrain_flops(user: UserModel, rows: Sequences, candidates: float) -> float:
-    """Forward FLOPs of one epoch by the closed form (models.md section 4), the masked half left out.
-
-    24d² a token and layer, 4d a visible pair and layer, token maps, and 2Ud a loss position.
-    """
-    d, dim = user.norm.normalized_shape[0], user.tables.width
-    seen = rows.segment_RL > 0
-    events = float(seen.sum())
+def epoch_flops(user: UserModel, rows: Sequences) -> float:
+    """Forward FLOPs of tokens and decoder in one epoch, the masked half and padding left out."""
     largest = int(rows.segment_RL.max())
     sizes = torch.stack([(rows.segment_RL == s).sum(dim=1) for s in range(1, largest + 1)]).double()
     pairs = float((2 * sizes * (2 * sizes + 1) / 2).sum())
-    maps = 2.0 * dim * d * events * (2 + len(user.fields.side))
-    return maps + len(user.layers) * (48 * d * d * events + 4 * d * pairs) + 2.0 * candidates * d * events
+    dims = user.tables.width, user.norm.normalized_shape[0], len(user.layers), len(user.fields.side)
+    return decoder_flops(*dims, float(sizes.sum()), pairs)
 
 
 def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:
@@ -141,27 +135,28 @@ def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: 
     optimizer = torch.optim.Adam(parameters, lr=config.pretrain_lr)
     shuffle = torch.Generator().manual_seed(seed)
     losses: list[float] = []
-    candidates = []
+    forward = config.pretrain_epochs * epoch_flops(user, rows)
     user.train()
     for _ in range(config.pretrain_epochs):
         seen: list[Tensor] = []
         for part in torch.randperm(rows.size, generator=shuffle).split(config.pretrain_batch):
             batch = rows.take(part)
-            loss = user.loss(batch)
+            targets = targets_of(batch, user.fields.item)
+            loss = user.loss(batch, targets)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             user.tables.step()
             seen.append(loss.detach())
-            candidates.append(int(batch.ids[user.fields.item].unique().numel()))
+            items, events = targets.item_U.numel(), targets.index_N.numel()
+            forward += loss_flops(user.tables.width, user.norm.normalized_shape[0], items, events)
         losses.append(float(torch.stack(seen).mean()))
     user.eval()
     for p, was in zip(parameters, frozen, strict=True):
         p.requires_grad_(not was)
-    forward = pretrain_flops(user, rows, float(np.mean(candidates))) if candidates else 0.0
     return Pretraining(
         events=config.pretrain_epochs * int((rows.segment_RL > 0).sum()), rows=rows.size, losses=losses,
-        flops=3 * forward * config.pretrain_epochs, seconds=time.perf_counter() - start,
+        flops=3 * forward, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 

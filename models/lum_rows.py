@@ -53,6 +53,22 @@ def targets_of(sequences: Sequences, item: str) -> Targets:
     return Targets(real_N, *torch.unique(items_N, return_inverse=True, return_counts=True))
 
 
+def decoder_flops(dim: int, width: int, layers: int, side: int, events: float, pairs: float) -> float:
+    """Forward FLOPs of tokens and decoder layers (models.md section 4): token maps, 24d² a token, 4d a pair of tokens.
+
+    Args:
+        dim, width, layers, side: embedding width, token width d, decoder layers, side fields of an item token.
+        events: of two tokens each.
+        pairs: of tokens that attention works on, per layer.
+    """
+    return 2.0 * dim * width * (2 + side) * events + layers * (48.0 * width * width * events + 4.0 * width * pairs)
+
+
+def loss_flops(dim: int, width: int, items: int, events: int) -> float:
+    """Forward FLOPs of InfoNCE: the maps of the batch's different items, and each event against all of them."""
+    return 2.0 * width * items * (dim + events)
+
+
 def pack(lengths: Sequence[int], row: int) -> list[list[int]]:
     """Groups of sequences that share a row of `row` events: longest first, each into the first row with room."""
     groups: list[list[int]] = []

@@ -21,7 +21,7 @@ from ctrbench.kernels.attention import visible_pairs
 from ctrbench.models.cards import fixed, switched
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.lum_backbone import EventFields, Positions, Similarity, UserModel, event_fields
-from ctrbench.models.lum_rows import Sequences, Targets, pack, targets_of
+from ctrbench.models.lum_rows import Sequences, Targets, decoder_flops, loss_flops, pack, targets_of
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, OwnBatches, Preset, Stage
 
 POOL = 512
@@ -156,13 +156,9 @@ def flops(config: LumStep1Config, schema: FeatureSchema, lengths: Mapping[str, i
     top = schema.histories[roles.history][0].max_length
     real = min((lengths or {}).get(roles.history, top), top)
     side = len(roles.side)
-    return Flops(_row(config, side, top, (2.0 * top) ** 2), _row(config, side, real, visible_pairs(2 * real, 2 * real)))
-
-
-def _row(config: LumStep1Config, side: int, events: float, pairs: float) -> float:
-    """Token maps, 24d² a token and layer, 4d a pair and layer."""
-    d = config.width
-    return 2.0 * config.dim * d * (2 + side) * events + config.layers * (48.0 * d * d * events + 4.0 * d * pairs)
+    sizes = config.dim, config.width, config.layers, side
+    visible = decoder_flops(*sizes, real, visible_pairs(2 * real, 2 * real))
+    return Flops(decoder_flops(*sizes, top, (2.0 * top) ** 2), visible)
 
 
 def batch_flops(config: LumStep1Config, schema: FeatureSchema, batch: Batch) -> Flops:
@@ -173,8 +169,9 @@ def batch_flops(config: LumStep1Config, schema: FeatureSchema, batch: Batch) -> 
     side = len(event_fields(schema, config.cond).side)
     events = sum(map(sum, spans))
     pairs = sum(visible_pairs(2 * n, 2 * n) for row in spans for n in row)
-    loss = 2.0 * config.width * items * (config.dim + events)
-    return Flops(flops(config, schema).full * batch.size + loss, _row(config, side, events, pairs) + loss)
+    loss = loss_flops(config.dim, config.width, items, events)
+    visible = decoder_flops(config.dim, config.width, config.layers, side, events, pairs)
+    return Flops(flops(config, schema).full * batch.size + loss, visible + loss)
 
 
 def card(config: LumStep1Config) -> FidelityCard:
