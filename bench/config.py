@@ -132,8 +132,6 @@ class Job:
     """Time and trace the models; a second split of the same data has nothing new to time."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `RunOptions` that all models have on this data; they make no variant, the command line's win."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -353,7 +351,6 @@ def _jobs(
             judged=bool(j.get("judged", False)),
             timed=timed and bool(j.get("timed", True)),
             equal_flops=float(j.get("equal_flops", 0.0)),
-            run={k: v for k, v in j.get("run", {}).items() if f"run.{k}" not in given},
             options={**j.get("options", {}), **options},
         )
         for j in listed

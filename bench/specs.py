@@ -303,15 +303,14 @@ def _trainings(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
 
 
 def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
-    model, run = entry.model, replace(plan.run, **{**item.job.run, **entry.run})
+    model, run = entry.model, replace(plan.run, **entry.run)
     typed = {**entry.options, **plan.model_options.get(model, {})}
     tables = table_options(run) if kind != "floor" else {}
     preset = preset_options(model, item.job.preset) if kind != "floor" else {}
     config = {**preset, **dataset_spec(item.job.data).fit.get(model, {}), **typed}
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
-    own = table_options(replace(plan.run, **entry.run)) if tables else {}
-    variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *own.values()))
+    variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
         "preset": item.job.preset if kind != "floor" else "small",

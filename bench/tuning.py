@@ -26,6 +26,9 @@ TABLE_LR = (5e-3, 8e-2)
 DROPOUT = (0.0, 0.1, 0.2)
 L2 = (0.0, 1e-6, 1e-5)
 OPTIMIZERS = ("rowwise_adagrad", "adagrad")
+INIT_STD = (0.01, 0.1, 0.3)
+"""Start of the tables: where ids are rare it decides what attention can learn, for some models one way, for others the
+other (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,12 @@ class Draw:
     dropout: float
     l2: float
     table_optimizer: str
+    table_init_std: float
 
 
 def draws(trials: int) -> list[Draw | None]:
     """The default (None), then `trials` - 1 random points; the same for every model."""
-    g = np.random.default_rng(SEED)
+    g, starts = np.random.default_rng(SEED), np.random.default_rng([SEED, 1])
 
     def log_uniform(low: float, high: float) -> float:
         return float(f"{np.exp(g.uniform(np.log(low), np.log(high))):.3g}")
@@ -51,7 +55,7 @@ def draws(trials: int) -> list[Draw | None]:
         points.append(
             Draw(
                 log_uniform(*LR), log_uniform(*TABLE_LR), float(g.choice(DROPOUT)), float(g.choice(L2)),
-                str(g.choice(OPTIMIZERS)),
+                str(g.choice(OPTIMIZERS)), float(starts.choice(INIT_STD)),
             )
         )  # fmt: skip
     return points
@@ -74,6 +78,7 @@ def trial_entry(entry: Entry, draw: Draw | None, run: RunOptions, label: str, pe
     if "dropout" in known:
         options["dropout"] = draw.dropout
     own: dict[str, Any] = {"lr": draw.lr, "table_lr": draw.table_lr, "l2": draw.l2 if penalised else run.l2}
+    own["table_init_std"] = draw.table_init_std
     if run.embedding == "fused":
         own["table_optimizer"] = draw.table_optimizer
     return replace(entry, options=options, run={**entry.run, **own}, label=label)

@@ -28,7 +28,7 @@ from ctrbench.bench.tuning import (
 from ctrbench.reports import records
 
 RUN = build_plan(["suite=ci"]).run
-DRAW = Draw(lr=2e-3, table_lr=0.03, dropout=0.1, l2=1e-6, table_optimizer="adagrad")
+DRAW = Draw(lr=2e-3, table_lr=0.03, dropout=0.1, l2=1e-6, table_optimizer="adagrad", table_init_std=0.1)
 
 
 def test_draws_are_the_same_each_time_and_begin_with_the_default() -> None:
@@ -43,7 +43,7 @@ def test_draws_are_the_same_each_time_and_begin_with_the_default() -> None:
 def test_every_model_gets_the_draw_and_only_what_it_can_take() -> None:
     din = trial_entry(Entry(model="din"), DRAW, RUN, "", penalised=True)
     assert din.options == {"dropout": 0.1}
-    assert din.run == {"lr": 2e-3, "table_lr": 0.03, "l2": 1e-6, "table_optimizer": "adagrad"}
+    assert din.run == {"lr": 2e-3, "table_lr": 0.03, "l2": 1e-6, "table_optimizer": "adagrad", "table_init_std": 0.1}
     hidden = trial_entry(Entry(model="deepfm"), DRAW, RUN, "", penalised=False)
     assert hidden.run["l2"] == RUN.l2 == 0.0
     lum = trial_entry(Entry(model="lum", options={"host": "fat"}), DRAW, RUN, "", penalised=True)
