@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -22,9 +22,8 @@ from ctrbench.kernels.attention import visible_pairs
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.cards import fixed, switched
-from ctrbench.models.embedding import TableConfig
 from ctrbench.models.lum_answers import UserAnswers
-from ctrbench.models.lum_backbone import Positions, Similarity, UserModel, event_fields
+from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -32,7 +31,7 @@ Hosts = Callable[[str], ModelSpec]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LumConfig:
+class LumConfig(UserModelConfig):
     """Defaults are the `small` preset."""
 
     host: str = "din"
@@ -41,20 +40,6 @@ class LumConfig:
     """`direct`: answers and the target's item token, mapped to fields; `match`: their similarities; or both."""
     queries: int = 4
     """Q: the target's own condition, then the Q - 1 most frequent conditions of train."""
-    dim: int = 16
-    """Embedding width of the user model's own tables."""
-    width: int = 32
-    """Token width d."""
-    layers: int = 2
-    heads: int = 4
-    cond: str = ""
-    """Event field that conditions; empty takes the item-side one with the smallest table."""
-    similarity: Similarity = "cosine"
-    tau: float = 0.07
-    """Temperature of InfoNCE."""
-    logq: bool = False
-    """Correct the in-batch items for their frequency."""
-    positions: Positions = "token"
     frozen: bool = True
     """No gradient of step 3 reaches the user model; false goes on training it on the task (post-training)."""
     pretrain_epochs: int = 2
@@ -62,7 +47,6 @@ class LumConfig:
     pretrain_batch: int = 64
     """Packed rows of step 1, each as many events as a history holds."""
     pretrain_lr: float = 1e-3
-    tables: TableConfig = field(default_factory=TableConfig)
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.tau <= 0 or self.host == "lum":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,6 +28,27 @@ from ctrbench.models.lum_rows import Sequences, Targets, targets_of
 
 Similarity = Literal["cosine", "dot"]
 Positions = Literal["token", "pair"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserModelConfig:
+    """Sizes and choices of the user model; defaults are LUM's `small` preset."""
+
+    dim: int = 16
+    """Embedding width of the user model's own tables."""
+    width: int = 32
+    """Token width d."""
+    layers: int = 2
+    heads: int = 4
+    cond: str = ""
+    """Event field that conditions; empty takes the item-side one with the smallest table."""
+    similarity: Similarity = "cosine"
+    tau: float = 0.07
+    """Temperature of InfoNCE."""
+    logq: bool = False
+    """Correct the in-batch items for their frequency."""
+    positions: Positions = "token"
+    tables: TableConfig = field(default_factory=TableConfig)
 
 
 @dataclass(frozen=True, slots=True)

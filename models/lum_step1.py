@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.kernels.attention import visible_pairs
 from ctrbench.models.cards import fixed, switched
-from ctrbench.models.embedding import TableConfig
-from ctrbench.models.lum_backbone import EventFields, Positions, Similarity, UserModel, event_fields
+from ctrbench.models.lum_backbone import EventFields, UserModel, UserModelConfig, event_fields
 from ctrbench.models.lum_rows import Sequences, Targets, decoder_flops, loss_flops, pack, targets_of
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, OwnBatches, Preset, Stage
 
@@ -29,23 +28,11 @@ POOL = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LumStep1Config:
+class LumStep1Config(UserModelConfig):
     """Defaults are those of LUM's `small` preset."""
 
     packed: bool = True
     """Users share a row as far as they fit; false gives each a row of its own, padded."""
-    dim: int = 16
-    """Embedding width."""
-    width: int = 32
-    """Token width d."""
-    layers: int = 2
-    heads: int = 4
-    cond: str = ""
-    similarity: Similarity = "cosine"
-    tau: float = 0.07
-    logq: bool = False
-    positions: Positions = "token"
-    tables: TableConfig = field(default_factory=TableConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

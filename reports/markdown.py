@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ctrbench.reports.cells import Cell
 from ctrbench.reports.exhibits import Section
 from ctrbench.reports.page import make_report
 from ctrbench.reports.records import write_atomic
@@ -67,4 +68,10 @@ def _table(body: pd.DataFrame) -> Iterator[str]:
     yield "| " + " | ".join(map(str, body.columns)) + " |"
     yield "|---" * len(body.columns) + "|"
     for row in body.itertuples(index=False, name=None):
-        yield "| " + " | ".join(plain_text(entry).replace("|", "\\|") for entry in row) + " |"
+        yield "| " + " | ".join(entry_text(entry) for entry in row) + " |"
+
+
+def entry_text(entry: Any) -> str:
+    """An entry of a table; a withheld number comes with its reason."""
+    text = entry.text if isinstance(entry, Cell) and entry.value is None else plain_text(entry)
+    return text.replace("|", "\\|")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +118,12 @@ def _randomise(model: nn.Module, seed: int = 1) -> nn.Module:
 def randomise() -> Callable[..., nn.Module]:
     """Moves every weight, table row and running statistic off its start, in place; padding rows stay zero."""
     return _randomise
+
+
+@pytest.fixture(scope="module")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for one module, with a cache of prepared data of its own in `cache/`."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTRBENCH_CACHE", str(folder / "cache"))
+        yield folder

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,17 +21,11 @@ SMALL = ["run.train_rows=1500", "run.valid_rows=200", "run.batch=64", "run.seeds
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def work(cache_folder: Path) -> Path:
     """Folder of everything made here; the cache within it is this module's."""
-    folder = tmp_path_factory.mktemp("controls_suite")
-    write(Parameters(users=60), folder / "u.csv")
-    write(Parameters(users=400), folder / "pool.csv")
-    before = os.environ.get("CTRBENCH_CACHE")
-    os.environ["CTRBENCH_CACHE"] = str(folder / "cache")
-    yield folder
-    os.environ.pop("CTRBENCH_CACHE")
-    if before is not None:
-        os.environ["CTRBENCH_CACHE"] = before
+    write(Parameters(users=60), cache_folder / "u.csv")
+    write(Parameters(users=400), cache_folder / "pool.csv")
+    return cache_folder
 
 
 def arguments(work: Path, out: str, suite: str = "controls", model: str = "deepfm,din") -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ctrbench.bench.cli import main
-from ctrbench.reports.markdown import build_markdown
+from ctrbench.reports.cells import Cell, absent
+from ctrbench.reports.markdown import build_markdown, entry_text
 from ctrbench.reports.page import make_report
 from ctrbench.reports.records import Measurement, RunRecord, save
-from ctrbench.reports.tables import plain_text
 
 _synthetic = runpy.run_path(str(Path(__file__).parents[1] / "data" / "synthetic_report.py"))
 synthetic_records = _synthetic["synthetic_records"]
@@ -28,9 +28,14 @@ def test_it_holds_the_tables_of_the_page(tmp_path: Path) -> None:
         assert section.sentence in text
         for exhibit in section.exhibits:
             for row in exhibit.table.itertuples(index=False, name=None):
-                assert "| " + " | ".join(plain_text(e).replace("|", "\\|") for e in row) + " |" in text
+                assert "| " + " | ".join(entry_text(e) for e in row) + " |" in text
     for cannot in report.limits.cannot:
         assert cannot in text
+
+
+def test_a_withheld_number_says_why_and_a_known_one_how() -> None:
+    assert entry_text(absent("auc", "no | row")) == "— (no \\| row)"
+    assert entry_text(Cell(0.75, "auc_delta", "derived", 0.7, 0.8)) == "0.7500 [0.7000, 0.8000] d"
 
 
 def test_rows_have_as_many_cells_as_the_head(tmp_path: Path) -> None:

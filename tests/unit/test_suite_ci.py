@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -89,15 +88,9 @@ def _own_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def work(cache_folder: Path) -> Path:
     """Folder of everything made here; the cache within it is this module's."""
-    folder = tmp_path_factory.mktemp("suite")
-    before = os.environ.get("CTRBENCH_CACHE")
-    os.environ["CTRBENCH_CACHE"] = str(folder / "cache")
-    yield folder
-    os.environ.pop("CTRBENCH_CACHE")
-    if before is not None:
-        os.environ["CTRBENCH_CACHE"] = before
+    return cache_folder
 
 
 @pytest.fixture(scope="module")
