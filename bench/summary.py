@@ -319,7 +319,7 @@ def references(who: Who, runs: list[Run], trained: Mapping[Who, list[Run]], trac
         other = (name, "") if (name, "") in trained or len(plain) != 1 else plain[0]
         if group in GROUPS and (name, group) in trained:
             other = (name, group)
-        elif group == EQUAL_FLOPS and name != HISTORY_FLOOR:
+        elif group == EQUAL_FLOPS:  # the floor read all rows
             continue
         if other in trained and other != who:
             found.append(other)

@@ -54,7 +54,7 @@ def quality(c: Context) -> Section | None:
         parts.append(_quality_sentence(table, data, other))
     if not exhibits:
         return None
-    caveat = "An interval that includes 0 is a tie. Calibration is mean prediction over observed rate, ideal 1."
+    caveat = "An interval that includes 0 is a tie; tuned and equal_flops pair with the reference of their kind."
     return Section(
         id="quality",
         title="Quality: paired differences and ties",

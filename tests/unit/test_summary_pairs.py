@@ -68,16 +68,16 @@ def test_a_reference_with_options_is_still_the_reference() -> None:
     assert references(("composite", "dim=4"), trained["composite", "dim=4"], trained, "sequence") == []
 
 
-def test_a_training_at_equal_flops_pairs_with_its_like_and_the_history_floor_alone() -> None:
+def test_a_training_at_equal_flops_pairs_with_its_like_alone() -> None:
     trained = dict(
         [of("composite"), of("composite", EQUAL_FLOPS), of("din", EQUAL_FLOPS), of("fat"), of("lightgbm_history"),
          of("lum", f"{EQUAL_FLOPS},host=fat", "fat")]
     )  # fmt: skip
     pairs = {who: references(who, runs, trained, "sequence") for who, runs in trained.items()}
-    assert pairs["din", EQUAL_FLOPS] == [("composite", EQUAL_FLOPS), ("lightgbm_history", "")]
-    assert pairs["composite", EQUAL_FLOPS] == [("lightgbm_history", "")]
+    assert pairs["din", EQUAL_FLOPS] == [("composite", EQUAL_FLOPS)]
+    assert pairs["composite", EQUAL_FLOPS] == []
     # FAT ran with equal rows only: no pair of unequal kinds.
-    assert pairs["lum", f"{EQUAL_FLOPS},host=fat"] == [("composite", EQUAL_FLOPS), ("lightgbm_history", "")]
+    assert pairs["lum", f"{EQUAL_FLOPS},host=fat"] == [("composite", EQUAL_FLOPS)]
 
 
 def test_tuned_and_equal_flops_variants_have_the_counts_of_their_model() -> None:
