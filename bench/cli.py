@@ -1,4 +1,4 @@
-"""`ctrbench`: run, tune, audit, trace, data, report, hardware, list. Exit 0 done, 1 some run failed, 2 wrong input."""
+"""`ctrbench`: run, tune, audit, trace, scrub, data, report, hardware, list. Exit 0 done, 1 a run failed, 2 wrong input."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     trace = commands.add_parser("trace", help="kernel table and summary of recordings made elsewhere")
     trace.add_argument("files", nargs="+")
     trace.add_argument("--json", action="store_true")
+    clean = commands.add_parser("scrub", help="a copy of a recording that is fit to share")
+    clean.add_argument("file", help="nsys .sqlite, ncu .csv or Kineto .json; gzip or not")
+    clean.add_argument("-o", "--out", required=True, help="a new file; a name in .gz is compressed")
+    clean.add_argument("--redact-names", action="store_true", help="hash range names outside the domain ctrbench too")
     data = commands.add_parser("data", help="prepare or generate data").add_subparsers(dest="action", required=True)
     prepare = data.add_parser("prepare")
     prepare.add_argument("name")
@@ -114,6 +118,16 @@ def _trace(options: argparse.Namespace) -> int:
     from ctrbench.bench.trace.kineto import run_trace
 
     return run_trace(options.files, json=options.json)
+
+
+def _scrub(options: argparse.Namespace) -> int:
+    from ctrbench.bench.trace.kineto import BadRecording
+    from ctrbench.bench.trace.scrub import run_scrub
+
+    try:
+        return run_scrub(options.file, options.out, options.redact_names)
+    except BadRecording as error:
+        return _wrong(str(error))
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -252,7 +266,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "tune": _tune, "audit": _audit, "trace": _trace, "data": _data, "report": _report,
+    "run": _run, "tune": _tune, "audit": _audit, "trace": _trace, "scrub": _scrub, "data": _data, "report": _report,
     "hardware": _hardware, "list": _list,
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Reads the CSV of Nsight Compute: details page (a row a metric) and raw page (a row a launch); measures.md section 11."""
+"""Reads the CSV of Nsight Compute (measures.md section 11): details page, a row a metric; raw page, a row a launch."""
 
 from __future__ import annotations
 
@@ -102,8 +102,6 @@ def read_csv(path: str, raw: bytes) -> NcuReport:
         why = f" ncu said: {errors[0][:200]}" if errors else ""
         raise BadRecording(f'{path}: no line starts with "ID": not a CSV of ncu, or no kernel was profiled.{why}')
     rows = list(_rows(path, body, len(head)))
-    if not rows:
-        raise BadRecording(f"{path}:{len(head) + 1}: the header has no rows; record it again")
     header = rows[0][1]
     table = _Table(path=path, header=header, first_line=len(head) + 1)
     _partial_end(table, body, rows)
@@ -230,6 +228,8 @@ def _wide(table: _Table, rows: list[tuple[int, list[str]]]) -> None:
 
 
 def _report(table: _Table, form: str, before: int, refused: tuple[str, ...]) -> NcuReport:
+    if not table.launches:
+        raise table.error(table.first_line, "a header without launches: cut, or nothing was profiled; record it again")
     notes = []
     if table.scaled:
         notes.append(f"ncu scaled and rounded values ({', '.join(sorted(table.scaled))}): use --print-units base")

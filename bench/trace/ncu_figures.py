@@ -26,7 +26,6 @@ class Figure(NamedTuple):
         return {"value": self.value, "unit": self.unit, "basis": self.basis}
 
 
-
 class _Unknown(Exception):
     """Why a figure cannot be had."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+
 class Metric(NamedTuple):
     """A value in base units; a text, or None where ncu prints `n/a`."""
 

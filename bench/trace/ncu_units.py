@@ -19,7 +19,7 @@ _ABSENT = {"", "n/a", "N/A", "(!) n/a", "nan", "-nan", "inf", "-inf", "no data"}
 _DOT_DECIMAL = re.compile(r".*,\d{3}\.\d+|\d+,\d{3}(,\d{3})+|[\d,]*\.(\d{1,2}|\d{4,})([eE].*)?|0\.\d+")
 _COMMA_DECIMAL = re.compile(r".*\.\d{3},\d+|\d+\.\d{3}(\.\d{3})+|[\d.]*,(\d{1,2}|\d{4,})([eE].*)?|0,\d+")
 _EITHER = re.compile(r"[1-9]\d{0,2}\.\d{3}")
-_DIGITS = re.compile(r"[+-]?\d[\d.,\s'’]*([eE][+-]?\d+)?")
+_DIGITS = re.compile(r"[+-]?[.,]?\d[\d.,\s'’]*([eE][+-]?\d+)?")
 
 
 class BadNumber(ValueError):

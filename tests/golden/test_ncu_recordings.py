@@ -98,7 +98,7 @@ DERIVED = {
         "dram_bytes": 320768, "l2_bytes": 32 * 51432, "tensor_pipe": 2.32258064516129, "tensor_ops_int8": None,
         "peak_dram": 1280 * 1508923076.9230769, "flops_fp64": 0,
     },
-    ("ncu/a100_int8_gemm.ncu-rep", 1): {"tensor_ops_int8": 0, "tensor_flops": 0, "tensor_pipe": 0, "dram_bytes": 448128},
+    ("ncu/a100_int8_gemm.ncu-rep", 1): {"tensor_ops_int8": 0, "tensor_flops": 0, "dram_bytes": 448128},
 }  # fmt: skip
 
 
