@@ -63,7 +63,7 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
     began = time.perf_counter()
     llc = last_level_cache()
     values = max(2 * llc, 64 << 20) // 4
-    with _threads(threads), torch.inference_mode(), memory_aside():
+    with thread_count(threads), torch.inference_mode(), memory_aside():
         if quick:
             return Ceilings(
                 threads=threads, gemm_fp32_gflops=_gemm(_QUICK_M, torch.float32, 0.1), gemm_fp32_size=_QUICK_M,
@@ -108,7 +108,8 @@ def _cache_bytes(text: str) -> int:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def thread_count(count: int) -> Iterator[None]:
+    """Intra-op threads within a block; restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -131,13 +132,18 @@ def _fastest(run: Callable[[], object], seconds: float) -> float:
 
 
 def _gemm(m: int, dtype: torch.dtype, seconds: float) -> float:
-    """The faster of the two libraries that models may use (`kernels.linear`)."""
+    runs = gemm_runs(m, dtype)
+    return 2 * m**3 / min(_fastest(run, seconds / len(runs)) for run in runs) / 1e9
+
+
+def gemm_runs(m: int, dtype: torch.dtype) -> list[Callable[[], object]]:
+    """A square product of 2*m^3 FLOP by each of the libraries that models may use (`kernels.linear`)."""
     left_MM, right_MM = torch.randn(m, m).to(dtype), torch.randn(m, m).to(dtype)
     out_MM = torch.empty(m, m, dtype=dtype)
     runs: list[Callable[[], object]] = [lambda: torch.mm(left_MM, right_MM, out=out_MM)]
     if dtype == torch.float32:
         runs.append(lambda: linear(left_MM, right_MM))
-    return 2 * m**3 / min(_fastest(run, seconds / len(runs)) for run in runs) / 1e9
+    return runs
 
 
 def _best_gemm(dtype: torch.dtype, seconds: float) -> tuple[float, int]:
@@ -152,15 +158,27 @@ def _best_gemm(dtype: torch.dtype, seconds: float) -> tuple[float, int]:
 
 def _stream(values: int, seconds: float, arrays: int) -> float:
     """GB/s of copy (2 arrays) or triad (3)."""
+    return arrays * values * 4 / _fastest(stream_run(values, arrays), seconds) / 1e9
+
+
+def stream_run(values: int, arrays: int) -> Callable[[], object]:
+    """Copy (2 arrays of fp32) or triad a = b + 2c (3 arrays)."""
     out, b, c = torch.ones(values), torch.ones(values), torch.ones(values if arrays == 3 else 0)
-    run = (lambda: out.copy_(b)) if arrays == 2 else (lambda: torch.add(b, c, alpha=2.0, out=out))
-    return arrays * values * 4 / _fastest(run, seconds) / 1e9
+    return (lambda: out.copy_(b)) if arrays == 2 else (lambda: torch.add(b, c, alpha=2.0, out=out))
 
 
 def _gather(values: int, d: int, seconds: float) -> float:
-    """ns a row; the ids walk through a permutation of the whole table, so that no row is in the cache when asked."""
+    """ns a row."""
+    run, rows = gather_run(values, d)
+    return _fastest(run, seconds) / rows * 1e9
+
+
+def gather_run(values: int, d: int, gathered: int = _GATHERED) -> tuple[Callable[[], object], int]:
+    """(gather, rows a call) of a table of `values` fp32; the ids walk through a permutation of the whole table, so that
+    no row is in the cache when asked.
+    """
     table_VD = torch.ones(values // d, d)
-    n = _GATHERED // d
+    n = max(1, min(gathered // d, len(table_VD)))
     ids = [p for p in torch.randperm(len(table_VD), generator=torch.Generator().manual_seed(0)).split(n) if len(p) == n]
     out_ND = torch.empty(n, d)
     at = 0
@@ -170,7 +188,7 @@ def _gather(values: int, d: int, seconds: float) -> float:
         torch.index_select(table_VD, 0, ids[at % len(ids)], out=out_ND)
         at += 1
 
-    return _fastest(run, seconds) / n * 1e9
+    return run, n
 
 
 def _dispatch(seconds: float, calls: int = 2000) -> float:

@@ -1,4 +1,4 @@
-"""`ctrbench`: run, tune, audit, trace, scrub, data, report, hardware, list. Exit 0 done, 1 a run failed, 2 wrong input."""
+"""`ctrbench`: run, tune, audit, trace, scrub, data, report, hardware, list. Exit 0 done, 1 failed, 2 wrong input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 
@@ -88,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
     hardware = commands.add_parser("hardware", help="this machine's measured ceilings and the catalogue")
     hardware.add_argument("--json", action="store_true")
+    hardware.add_argument("--refresh", action="store_true", help="measure again, whatever the cache holds")
     listing = commands.add_parser("list", help="what there is")
     listing.add_argument("what", choices=["models", "datasets", "measures", "suites"])
     return parser
@@ -223,29 +223,9 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _hardware(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
+    from ctrbench.bench.hardware_page import run_hardware
 
-    import torch
-
-    from ctrbench.bench.ceilings import measure_ceilings
-    from ctrbench.bench.hardware import catalogue, this_machine
-
-    here = {"machine": this_machine(), "ceilings": asdict(measure_ceilings(torch.get_num_threads()))}
-    if options.json:
-        gpus = {name: asdict(gpu) for name, gpu in catalogue().items()}
-        print(json.dumps({**here, "catalogue": gpus}, indent=1, default=str))
-        return 0
-    console = Console()
-    console.print_json(json.dumps(here, default=str))
-    table = Table(title="catalogue: cited dense peaks, TFLOP/s")
-    types = ("fp32", "tf32", "bf16", "fp8")
-    for column in ("device", *types, "GB/s", "L2 MB", "GB", "note"):
-        table.add_column(column)
-    for name, gpu in catalogue().items():
-        peaks = (f"{gpu.peak_tflops[t]:g}" if t in gpu.peak_tflops else "-" for t in types)
-        table.add_row(name, *peaks, f"{gpu.bandwidth_gbs:g}", f"{gpu.l2_mb:g}", f"{gpu.memory_gb:g}", gpu.note)
-    console.print(table)
-    return 0
+    return run_hardware(options.json, options.refresh)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The catalogue of accelerators, and what this machine is.
+"""The catalogue of accelerators and CPU hosts, and what this machine is.
 
 An unknown device, or a dtype without a dense peak, gives a reason and never another device's figure.
 """
@@ -10,7 +10,7 @@ import platform
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,25 +49,75 @@ class Gpu:
     usd_per_hour: tuple[float, float] | None = None
     """Lowest and highest price seen."""
     price_source: str = ""
+    cc: str | None = None
+    """CUDA compute capability."""
+    sms: int | None = None
+    """Streaming multiprocessors or compute units."""
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> keys of `source_texts()`."""
     verified: tuple[str, ...] = ()
-    """Columns found in a recording or cross-read; all others are unchecked datasheet values."""
+    """Columns found in a recording or in two sources that agree; all others are unchecked datasheet values."""
+    contradicted: Mapping[str, str] = field(default_factory=dict)
+    """Column -> the other figure and who gives it."""
     note: str = ""
+
+    def figures(self) -> dict[str, float | int | str]:
+        """Every figure by column: dtypes of `peak_tflops`, then the others that are known."""
+        others = {name: getattr(self, name) for name in ("bandwidth_gbs", "l2_mb", "memory_gb", "watts", "sms", "cc")}
+        return {**self.peak_tflops, **{name: value for name, value in others.items() if value is not None}}
+
+    def mark(self, column: str) -> str:
+        """`?` contradicted, `` verified, `*` not checked again; a recording outweighs a contradiction."""
+        return "" if column in self.verified else "?" if column in self.contradicted else "*"
 
     def ridge(self, dtype: str) -> float:
         """FLOP per DRAM byte at which the dense peak and the bandwidth meet."""
         return peak(self, dtype) / (self.bandwidth_gbs * 1e9)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cpu:
+    """One CPU socket of `hardware.toml`; compute peaks are measured, never catalogued."""
+
+    name: str
+    model_names: tuple[str, ...]
+    """As /proc/cpuinfo gives them."""
+    cores: int
+    bandwidth_gbs: float
+    llc_mb: float
+    """Last-level cache, 2^20 bytes."""
+    watts: float
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    verified: tuple[str, ...] = ()
+    note: str = ""
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    return tomllib.loads((_HERE / "hardware.toml").read_text(encoding="utf-8"))
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    out = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    out["sources"] = {column: tuple(keys) for column, keys in row.get("sources", {}).items()}
+    return out
+
+
 @cache
 def catalogue() -> dict[str, Gpu]:
     """Every known accelerator by its short name."""
-    table: dict[str, dict[str, Any]] = tomllib.loads((_HERE / "hardware.toml").read_text(encoding="utf-8"))["gpu"]
-    lists = ("device_names", "usd_per_hour", "verified")
-    found = {}
-    for name, row in table.items():
-        columns: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
-        found[name] = Gpu(name=name, **columns)
-    return found
+    return {name: Gpu(name=name, **_columns(row)) for name, row in _tables()["gpu"].items()}
+
+
+@cache
+def cpu_catalogue() -> dict[str, Cpu]:
+    """Every known CPU socket by its short name."""
+    return {name: Cpu(name=name, **_columns(row)) for name, row in _tables()["cpu"].items()}
+
+
+def source_texts() -> dict[str, str]:
+    """What the keys in `sources` stand for."""
+    return dict(_tables()["sources"])
 
 
 def find(device_name: str) -> Gpu:

@@ -31,16 +31,22 @@ _TEXT: dict[str, set[str]] = {
 """Texts that describe hardware. Names of ranges, strings and diagnostics have rules of their own below."""
 _SECRET_NUMBERS = {("TARGET_INFO_GPU", "luid")}
 """Numbers that tell one card from all others."""
-_META = re.compile(r"EXPORT_(SCHEMA_VERSION(_M(AJOR|INOR|ICRO))?|PRODUCT_(NAME|VERSION|DATE)|TYPE)")
-_META_VALUE = re.compile(r"[\d.]+|NVIDIA Nsight Systems")
+_META = re.compile(
+    r"EXPORT_(SCHEMA_VERSION(_MAJOR|_MINOR|_MICRO|_CKSUM)?|PRODUCT_(NAME|VERSION|DATE)|PLATFORM|ARCH"
+    r"|(PARAM_)?(OVERWRITE|APPEND|LAZY|TIME_NORMALIZE|TIME_SHIFT)|CONFIG_TIME_SHIFT)"
+)
+_META_VALUE = re.compile(
+    r"-?[\d. ]+|NVIDIA Nsight Systems|true|false|(linux|windows)-(desktop|arm|sbsa|l4t)(-[a-z0-9]+)?|x64|x86_64|aarch64"
+)
 _CONSTANT = re.compile(r"[A-Z][A-Z0-9_]*")
 _DIGITS = re.compile(r"[\d,;\[\](){}: xX-]*")
 _DIAGNOSTIC = re.compile(
     r"Number of (CUDA|NVTX|OpenGL|OS runtime libraries|cuDNN|cuBLAS) events collected:\s*[\d,]+\."
     r"|Number of (CUPTI events produced|IP samples collected):\s*[\d,]+(, CUPTI buffers: \d+)?\."
     r"|Number of CUPTI events produced:\s*\d+, CUPTI buffers: \d+ of \d+\. Some CUPTI events might be missing\. To "
-    r"make sure all the events are collected, let the application run until it quits, and make sure cudaDeviceReset\(\) is "
-    r'called before exit\. Try using the "Flush data periodically" checkbox in CUDA trace options\.'
+    r"make sure all the events are collected, let the application run until it quits, and make sure "
+    r'cudaDeviceReset\(\) is called before exit\. Try using the "Flush data periodically" checkbox in '
+    r"CUDA trace options\."
     r"|(Profiling|Collection) has (started|stopped)\.|Enabling trace for device graph launch"
     r"|Profiling (started|stopped) due to cudaProfiler(Start|Stop) API invoked in the application\."
     r"|Not all (NVTX|CUDA|OpenGL|OS runtime libraries|cuDNN|cuBLAS) events might have been collected\."

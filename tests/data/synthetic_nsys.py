@@ -13,16 +13,18 @@ SECRETS = (
     "sk-live-0123456789abcdef",
     "--api-key=hunter2",
 )
+"""User, path, host, token, argument."""
 OWN_RANGE, FOREIGN_RANGE = "stage:embedding", "quarterly forecast"
 
 _TABLES = {
     "StringIds": "id INTEGER, value TEXT",
-    "CUPTI_ACTIVITY_KIND_KERNEL": "start INTEGER, end INTEGER, deviceId INTEGER, streamId INTEGER, correlationId INTEGER, "
-    "globalPid INTEGER, demangledName INTEGER, shortName INTEGER, graphNodeId INTEGER, someLaterColumn INTEGER",
-    "CUPTI_ACTIVITY_KIND_RUNTIME": "start INTEGER, end INTEGER, globalTid INTEGER, correlationId INTEGER, nameId INTEGER, "
-    "name TEXT",
-    "CUPTI_ACTIVITY_KIND_MEMCPY": "start INTEGER, end INTEGER, deviceId INTEGER, correlationId INTEGER, globalPid INTEGER, "
-    "bytes INTEGER, copyKind INTEGER, name TEXT",
+    "CUPTI_ACTIVITY_KIND_KERNEL": "start INTEGER, end INTEGER, deviceId INTEGER, streamId INTEGER, "
+    "correlationId INTEGER, globalPid INTEGER, demangledName INTEGER, shortName INTEGER, graphNodeId INTEGER, "
+    "someLaterColumn INTEGER",
+    "CUPTI_ACTIVITY_KIND_RUNTIME": "start INTEGER, end INTEGER, globalTid INTEGER, correlationId INTEGER, "
+    "nameId INTEGER, name TEXT",
+    "CUPTI_ACTIVITY_KIND_MEMCPY": "start INTEGER, end INTEGER, deviceId INTEGER, correlationId INTEGER, "
+    "globalPid INTEGER, bytes INTEGER, copyKind INTEGER, name TEXT",
     "NVTX_EVENTS": "start INTEGER, end INTEGER, eventType INTEGER, text TEXT, textId INTEGER, globalTid INTEGER, "
     "domainId INTEGER, int64Value INTEGER, doubleValue REAL, jsonText TEXT, binaryData TEXT",
     "TARGET_INFO_GPU": "id INTEGER, name TEXT, uuid TEXT, busLocation TEXT, memoryBandwidth INTEGER, smCount INTEGER, "
@@ -44,14 +46,7 @@ TID = PID + 7
 def write_nsys(path: Path) -> Path:
     """Two kernels, one copy, a range of ours and one of a user's, and secrets everywhere else."""
     user, home, host, token, flag = SECRETS
-    strings = [
-        (1, "gemm_kernel"),
-        (2, "cudaLaunchKernel_v7000"),
-        (3, OWN_RANGE),
-        (4, home),
-        (5, f"python {flag}"),
-        (6, user),
-    ]
+    strings = list(enumerate(("gemm_kernel", "cudaLaunchKernel_v7000", OWN_RANGE, home, f"python {flag}", user), 1))
     with closing(sqlite3.connect(path)) as db:
         for table, columns in _TABLES.items():
             db.execute(f"CREATE TABLE {table} ({columns})")
@@ -60,7 +55,9 @@ def write_nsys(path: Path) -> Path:
             "CUPTI_ACTIVITY_KIND_KERNEL": [
                 (100, 200, 0, 7, 1, PID, 1, 1, None, 5), (300, 450, 0, 7, 2, PID, 1, 1, None, token),
             ],
-            "CUPTI_ACTIVITY_KIND_RUNTIME": [(10, 20, TID, 1, 2, None), (30, 40, TID, 2, 2, home), (50, 60, TID, 3, 2, None)],
+            "CUPTI_ACTIVITY_KIND_RUNTIME": [
+                (10, 20, TID, 1, 2, None), (30, 40, TID, 2, 2, home), (50, 60, TID, 3, 2, None),
+            ],
             "CUPTI_ACTIVITY_KIND_MEMCPY": [(500, 600, 0, 3, PID, 4096, 1, host)],
             "NVTX_EVENTS": [
                 (0, None, 75, "ctrbench", None, TID, 1, None, None, None, None),
@@ -73,7 +70,8 @@ def write_nsys(path: Path) -> Path:
             "PROCESSES": [(PID, 4242, f"{home}/train.py"), (1 << 24, 1, user)],
             "ThreadNames": [(6, 20, TID)],
             "META_DATA_EXPORT": [
-                ("EXPORT_SCHEMA_VERSION", "3.24.14"), ("EXPORT_PRODUCT_VERSION", host), (user, "1"), ("EXPORT_FILE", home),
+                ("EXPORT_SCHEMA_VERSION", "3.24.14"), ("EXPORT_PRODUCT_VERSION", host), (user, "1"),
+                ("EXPORT_FILE", home),
             ],
             "META_DATA_CAPTURE": [("COMMAND_LINE", f"python train.py {flag}"), ("ENVIRONMENT", f"TOKEN={token}")],
             "TARGET_INFO_SYSTEM_ENV": [("Hostname", host), ("UserName", user)],
@@ -87,9 +85,11 @@ def write_nsys(path: Path) -> Path:
         }  # fmt: skip
         for table, rows in fill.items():
             db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
-        # deleted rows stay in free pages
+        # deleted rows stay in free pages, unless SQLite was built to wipe them
+        db.execute("PRAGMA secure_delete = OFF")
         db.execute("CREATE TABLE gone (text TEXT)")
         db.executemany("INSERT INTO gone VALUES (?)", [(f"{token} {home} {host} {i}",) for i in range(2000)])
+        db.commit()
         db.execute("DROP TABLE gone")
         db.commit()
     return path

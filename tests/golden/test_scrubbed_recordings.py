@@ -80,9 +80,7 @@ def test_nsys_device_schema_and_integrity_counts(file: str, tmp_path: Path) -> N
         meta = "EXPORT_META_DATA" if "EXPORT_META_DATA" in names(before) else "META_DATA_EXPORT"
         queries = [f"SELECT name, value FROM {meta} WHERE name LIKE 'EXPORT_SCHEMA_VERSION%'"]
         if "TARGET_INFO_GPU" in names(before):
-            queries.append(
-                "SELECT name, chipName, smCount, memoryBandwidth, l2CacheSize, totalMemory FROM TARGET_INFO_GPU"
-            )
+            queries.append("SELECT name, smCount, memoryBandwidth, l2CacheSize, totalMemory FROM TARGET_INFO_GPU")
         if "DIAGNOSTIC_EVENT" in names(before):
             like = "text LIKE '%events collected:%' OR text LIKE '%is not supported by this build%'"
             queries.append(f"SELECT text FROM DIAGNOSTIC_EVENT WHERE {like}")

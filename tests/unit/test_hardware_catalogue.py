@@ -8,7 +8,16 @@ import socket
 
 import pytest
 
-from ctrbench.bench.hardware import HardwareUnknown, catalogue, find, peak, this_machine
+from ctrbench.bench.hardware import (
+    HardwareUnknown,
+    catalogue,
+    cpu_catalogue,
+    find,
+    peak,
+    source_texts,
+    this_machine,
+)
+from ctrbench.bench.hardware_page import contradictions
 
 # measures.md section 8: dense bf16 TFLOP/s and GB/s
 SECTION_8 = {
@@ -56,7 +65,52 @@ def test_device_names_are_unique_and_prices_have_a_source() -> None:
     assert len(names) == len(set(names))
     for gpu in catalogue().values():
         assert (gpu.usd_per_hour is None) == (gpu.price_source == "")
-        assert set(gpu.verified) <= {"fp32", "bandwidth_gbs", "l2_mb", "memory_gb"}
+
+
+def test_every_figure_has_its_sources_and_nothing_else_has() -> None:
+    known = source_texts()
+    for gpu in catalogue().values():
+        assert set(gpu.sources) == set(gpu.figures()), gpu.name
+        for column, keys in gpu.sources.items():
+            assert keys, (gpu.name, column)
+            assert set(keys) <= set(known), (gpu.name, column)
+    for cpu in cpu_catalogue().values():
+        assert set(cpu.sources) == {"cores", "bandwidth_gbs", "llc_mb", "watts"}
+        assert {key for keys in cpu.sources.values() for key in keys} <= set(known)
+    used = {
+        key for entry in [*catalogue().values(), *cpu_catalogue().values()] for k in entry.sources.values() for key in k
+    }
+    assert used == set(known), "a source that no figure names"
+
+
+def test_verified_means_a_recording_or_two_sources_that_agree() -> None:
+    for entry in [*catalogue().values(), *cpu_catalogue().values()]:
+        assert set(entry.verified) <= set(entry.sources), entry.name
+        for column in entry.verified:
+            assert "rec" in entry.sources[column] or len(entry.sources[column]) > 1, (entry.name, column)
+    for gpu in catalogue().values():
+        assert set(gpu.contradicted) <= set(gpu.figures()), gpu.name
+        for column in set(gpu.contradicted) & set(gpu.verified):
+            assert "rec" in gpu.sources[column], (gpu.name, column)
+
+
+def test_marks_say_how_well_a_figure_is_known() -> None:
+    assert find("H100 SXM").mark("bf16") == ""
+    assert find("A10").mark("bf16") == "*"
+    assert find("L40S").mark("l2_mb") == "?"
+    assert find("RTX 5070").mark("fp32") == "", "a recording outweighs another source"
+    assert "L40S, l2_mb: 96, but 48" in "\n".join(contradictions())
+
+
+def test_recorded_devices_have_the_recorded_processors() -> None:
+    """smCount and compute capability of the kept recordings and of measures.md section 8."""
+    seen = {
+        "T4": (40, "7.5"), "V100 SXM2": (80, "7.0"), "A40": (84, "8.6"), "A100-40 SXM": (108, "8.0"),
+        "A100-80 PCIe": (108, "8.0"), "RTX 3080": (68, "8.6"), "RTX 5060 Ti": (36, "12.0"), "RTX 5070": (48, "12.0"),
+        "H100 SXM": (132, "9.0"), "B200 SXM": (148, "10.0"), "MI300X": (304, None),
+    }  # fmt: skip
+    for name, expected in seen.items():
+        assert (find(name).sms, find(name).cc) == expected, name
 
 
 def test_manifest_names_the_machine_and_nobody() -> None:

@@ -125,9 +125,9 @@ def kineto(path: Path) -> Path:
         }},
         {"ph": "X", "cat": "user_annotation", "name": FOREIGN_RANGE, "ts": 1, "dur": 20, **common, "args": {}},
         {"ph": "X", "cat": "user_annotation", "name": "ctrbench/stage:dense", "ts": 1, "dur": 20, **common, "args": {}},
-        {"ph": "X", "cat": "python_function", "name": f"{HOME}/train.py(3): main", "ts": 1, "dur": 9, **common, "args": {}},
+        {"ph": "X", "cat": "python_function", "name": f"{HOME}/a.py(3): f", "ts": 1, "dur": 9, **common, "args": {}},
         {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 3, "dur": 2, **common, "args": args},
-        {"ph": "X", "cat": "cuda_runtime", "name": f"{HOME}!", "ts": 3, "dur": 2, **common, "args": {"kernel_file": HOME}},
+        {"ph": "X", "cat": "cuda_runtime", "name": f"{HOME}!", "ts": 3, "dur": 2, **common, "args": {"file": HOME}},
         {"ph": "X", "cat": "kernel", "name": "gemm_kernel", "ts": 9, "dur": 4, "pid": 0, "tid": 7, "args": {
             "device": 0, "stream": 7, "correlation": 5, "grid": [1, 1, 1], "kernel_file": HOME, TOKEN: 5,
         }, "extra": HOST},
@@ -199,8 +199,7 @@ def test_ncu_texts_of_unknown_metrics_and_columns_go(tmp_path: Path) -> None:
     for name, text in {
         "long.csv": long_form([secret]),
         "raw.csv": raw_form([secret]),
-        "unknown.csv": line((*WHO, *METRIC, f"NVTX {USER}"[:4] + " note"))
-        + line((*who(0), "s", "a__b", "", "5", TOKEN)),
+        "unknown.csv": line((*WHO, *METRIC, "Note")) + line((*who(0), "s", "a__b", "", "5", TOKEN)),
     }.items():
         (tmp_path / name).write_text(text)
         scrub(tmp_path / name, tmp_path / f"out-{name}")
@@ -250,7 +249,8 @@ def test_input_and_existing_files_are_never_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"hello", "no export of Nsight Systems"), (b"{}", "without `traceEvents`"), (b'{"traceEvents": [', "no whole JSON"),
+        (b"hello", "no export of Nsight Systems"), (b"{}", "without `traceEvents`"),
+        (b'{"traceEvents": [', "no whole JSON"),
         (b"SQLite format 3\x00" + bytes(200), "damaged|without a table"), (b"\x1f\x8b\x08\x00", "gzip"),
         (b"==ERROR== ERR_NVGPUCTRPERM\n", "no export of Nsight Systems"),
     ],
