@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
 from rich.console import Console
@@ -29,8 +29,11 @@ def run_hardware(json_out: bool = False, refresh: bool = False, sizes: Sizes | N
         return 0
     console = Console()
     console.print_json(json.dumps(found.identity, default=str))
-    for table in (_ceilings(found), _gpus(), _cpus()):
+    dtypes, others = dict(zip(_PEAKS, _PEAKS, strict=True)), _OTHERS
+    for table in (_ceilings(found), _gpus("dense peaks, TFLOP/s", dtypes), _gpus("the rest", others), _cpus()):
         console.print(table)
+    for name, reason in found.withheld.items():
+        console.print(f"{name}: withheld: {reason}")
     console.print("* one source, not checked again   ? another source gives another figure (see the list)")
     for line in contradictions():
         console.print(line)
@@ -38,24 +41,22 @@ def run_hardware(json_out: bool = False, refresh: bool = False, sizes: Sizes | N
 
 
 def _ceilings(found: MachineCeilings) -> Table:
-    title = f"measured on {found.measured_on}: median, 10th to 90th percentile; --refresh measures again"
+    title = f"measured on {found.measured_on} (--refresh measures again)"
     table = Table(title=title, title_justify="left")
     for column in ("figure", "median", "p10", "p90", "spread", "n"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name, s in found.figures.items():
         cells = (f"{s.median:.3g} {s.unit}", f"{s.low:.3g}", f"{s.high:.3g}", f"{s.relative:.0%}", str(s.n))
         table.add_row(name, *cells)
-    for name, reason in found.withheld.items():
-        table.add_row(name, f"withheld: {reason}")
     return table
 
 
-def _gpus() -> Table:
-    table = Table(title="catalogue: cited dense peaks, TFLOP/s", title_justify="left")
-    for column in ("device", *_PEAKS, *_OTHERS.values()):
-        table.add_column(column)
+def _gpus(what: str, columns: Mapping[str, str]) -> Table:
+    table = Table(title=f"catalogue (cited): {what}", title_justify="left")
+    for heading in ("device", *columns.values()):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "device" else "right")
     for name, gpu in catalogue().items():
-        table.add_row(name, *(_cell(gpu, column) for column in (*_PEAKS, *_OTHERS)))
+        table.add_row(name, *(_cell(gpu, column) for column in columns))
     return table
 
 

@@ -11,7 +11,6 @@ import zlib
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ctrbench.bench.trace.kineto import BadRecording
@@ -70,7 +69,7 @@ def read_bytes(path: Path) -> bytes:
         raise BadRecording(f"{path}: truncated or damaged gzip ({error}); copy or record it again") from None
 
 
-def _library(path: Path) -> ModuleType:
+def _library(path: Path) -> Any:
     try:
         import ncu_report
     except ImportError:

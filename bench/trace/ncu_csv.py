@@ -130,7 +130,8 @@ def is_header(line: str) -> bool:
 
 def split_table(text: str) -> tuple[list[str], str | None]:
     """(lines before the header, text from the header on or None)."""
-    at, head = 0, []
+    head: list[str] = []
+    at = 0
     while at < len(text):
         end = text.find("\n", at)
         line = text[at:] if end < 0 else text[at : end + 1]

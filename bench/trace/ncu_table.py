@@ -6,6 +6,7 @@ ncu replays kernels: a duration here is the kernel's own time, never a part of a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -126,6 +127,19 @@ class NcuReport:
         row = self._launch(launch, derived) | {"values": launch.values(only=SHOWN)}
         row["missing"] = [name for name in SHOWN if launch.get(name) is None]
         return row
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """What a console shows of the file: (what, value)."""
+        yield "device", self.device or "not named: utilisation is withheld (device_unknown)"
+        yield "profiled launches", str(len(self.launches)) if self.launches else "none"
+        for what, figure in (
+            ("kernel time under ncu", self.total("time")), ("DRAM traffic", self.total("dram_bytes")),
+            ("L2 traffic", self.total("l2_bytes")), ("FLOPs", self.total("flops")),
+            ("tensor pipe", self.tensor_pipe_use()),
+        ):  # fmt: skip
+            yield what, f"withheld: {figure.reason}" if figure.value is None else f"{figure.value:.6g} {figure.unit}"
+        for what, texts in (("refused", self.refusals), ("partial", self.partial), ("note", self.notes)):
+            yield from ((what, text) for text in texts)
 
     def table(self) -> pl.DataFrame:
         """One row a launch: who, and the figures in base units; what is not known is null."""

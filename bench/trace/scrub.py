@@ -7,13 +7,9 @@ the same of both files. Names of NVTX ranges and of kernels are what the figures
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
-import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -21,38 +17,14 @@ from rich.table import Table
 
 from ctrbench.bench.trace.kineto import BadRecording
 from ctrbench.bench.trace.ncu import REPORT, looks_like_ncu, read_bytes
-from ctrbench.bench.trace.nvtx import DOMAIN
+from ctrbench.bench.trace.scrub_account import Dropped
+from ctrbench.bench.trace.scrub_kineto import scrub_kineto
+from ctrbench.bench.trace.scrub_ncu import scrub_ncu
+from ctrbench.bench.trace.scrub_nsys import scrub_nsys
 
-REDACTED = "redacted"
 _SQLITE = b"SQLite format 3\x00"
-_OWN = re.compile(rf"{DOMAIN}/.*|ProfilerStep#\d+")
-"""Our own ranges where a recording has no domains (the mirror for Kineto), and the profiler's step."""
 NAMES_KEPT = "kept: names of kernels, operators and NVTX ranges; the ranges are the user's words (--redact-names)"
 NAMES_HASHED = "kept: names of kernels and operators; range names outside the domain ctrbench are hashed"
-
-
-@dataclass
-class Dropped:
-    """What a scrubbing took out: where -> how many values."""
-
-    redact_names: bool = False
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, where: str, times: int = 1) -> None:
-        if times:
-            self.counts[where] += times
-
-    def range_name(self, name: str, own: bool | None = None) -> str:
-        """A range's name as it may be shared: one of ours or any, or a hash that still aggregates.
-
-        Args:
-            name: text of the range.
-            own: whether it is of our domain, where the recording tells; otherwise the name's form decides.
-        """
-        if not self.redact_names or (_OWN.fullmatch(name) if own is None else own):
-            return name
-        self.add("range names (hashed)")
-        return "range-" + hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 Scrubber = Callable[[Path, bytes, Path, Dropped], None]
@@ -106,8 +78,6 @@ def scrub(source: str | Path, out: str | Path, redact_names: bool = False) -> Dr
 def _scrubber(source: Path, raw: bytes) -> Scrubber:
     """By content, not by name."""
     if raw[: len(_SQLITE)] == _SQLITE:
-        from ctrbench.bench.trace.scrub_nsys import scrub_nsys
-
         return scrub_nsys
     if raw[:4] == REPORT or source.name.endswith((".ncu-rep", ".nsys-rep")):
         raise BadRecording(
@@ -116,11 +86,7 @@ def _scrubber(source: Path, raw: bytes) -> Scrubber:
             "`nsys export --type=sqlite`, and scrub that"
         )
     if looks_like_ncu(source, raw[: 1 << 20]):
-        from ctrbench.bench.trace.scrub_ncu import scrub_ncu
-
         return scrub_ncu
     if raw[:64].lstrip()[:1] in (b"{", b"["):
-        from ctrbench.bench.trace.scrub_kineto import scrub_kineto
-
         return scrub_kineto
     raise BadRecording(f"{source}: no export of Nsight Systems, CSV of Nsight Compute or Kineto JSON; nothing written")

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from ctrbench.bench.trace.kineto import BadRecording
-from ctrbench.bench.trace.scrub import REDACTED, Dropped
+from ctrbench.bench.trace.scrub_account import REDACTED, Dropped
 
 _TOP_NUMBERS = {
     "schemaVersion", "record_shapes", "with_stack", "with_flops", "with_modules", "profile_memory",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ctrbench.bench.trace.kineto import BadRecording
 from ctrbench.bench.trace.ncu_csv import IDENTITY, METRIC, RULE, decode, split_table
 from ctrbench.bench.trace.ncu_units import BadNumber, number
-from ctrbench.bench.trace.scrub import REDACTED, Dropped
+from ctrbench.bench.trace.scrub_account import REDACTED, Dropped
 
 _REDACTED = {"Process Name", "Host Name"}
 _KEPT = IDENTITY | {*METRIC, *RULE}

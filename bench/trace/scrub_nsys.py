@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.bench.trace.kineto import BadRecording
-from ctrbench.bench.trace.nvtx import DOMAIN
-from ctrbench.bench.trace.scrub import REDACTED, Dropped
+from ctrbench.bench.trace.scrub_account import DOMAIN, REDACTED, Dropped
 
 _TABLES = re.compile(
     r"CUPTI_ACTIVITY_KIND_(KERNEL|RUNTIME|DRIVER|MEMCPY|MEMSET|SYNCHRONIZATION|CUDA_EVENT|OVERHEAD|GRAPH_TRACE)"
@@ -122,7 +121,9 @@ def _foreign_strings(db: sqlite3.Connection, tables: Iterable[str]) -> set[int]:
     """Ids of strings that name ranges outside our domain and nothing else: those that `--redact-names` hashes."""
     if "NVTX_EVENTS" not in tables or not {"textId", "domainId"} <= {c for c, _ in _columns(db, "NVTX_EVENTS")}:
         return set()
-    own, foreign, ours = _own_domains(db), set(), set()
+    own = _own_domains(db)
+    foreign: set[int] = set()
+    ours: set[int] = set()
     for text, domain, kind in db.execute("SELECT DISTINCT textId, domainId, eventType FROM NVTX_EVENTS"):
         (ours if domain in own or kind in (_DOMAIN_CREATE, _CATEGORY) else foreign).add(text)
     return foreign - ours - _kept_strings(db, [table for table in tables if table != "NVTX_EVENTS"])

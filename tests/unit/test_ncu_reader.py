@@ -236,6 +236,18 @@ def test_signs_of_a_cut_file_are_flagged(tmp_path: Path) -> None:
     assert "the last launch has" in read(tmp_path, shorter).partial[0]
 
 
+def test_console_lines_give_totals_or_the_reason(tmp_path: Path) -> None:
+    shown = dict(read(tmp_path, long_form([counters(), counters()], cc="9.0")).lines())
+    assert shown["profiled launches"] == "2"
+    assert shown["kernel time under ncu"] == "20000 ns"
+    assert shown["DRAM traffic"] == "3e+06 byte"
+    assert shown["tensor pipe"] == "12.5 %"
+    bare = dict(read(tmp_path, long_form([{"a__b.sum": ("byte", "1")}])[:-1]).lines())
+    assert bare["FLOPs"].startswith("withheld: field_missing")
+    assert "device_unknown" in bare["device"]
+    assert "line end" in bare["partial"]
+
+
 def test_damaged_gzip_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(BadRecording, match="gzip"):
         read(tmp_path, gzip.compress(long_form([counters()]).encode())[:-20])

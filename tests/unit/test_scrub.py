@@ -281,3 +281,9 @@ def test_command_prints_what_was_dropped_and_what_is_kept(tmp_path: Path, capsys
     assert "hashed" in capsys.readouterr().out
     assert main(["scrub", str(source), "-o", str(source)]) == 2
     assert "is the input" in capsys.readouterr().err
+
+
+def test_the_domain_is_that_of_our_ranges() -> None:
+    from ctrbench.bench.trace import nvtx, scrub_account
+
+    assert scrub_account.DOMAIN == nvtx.DOMAIN
