@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import threadpoolctl
+import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
 from ctrbench.bench.ceilings import gather_run, gemm_runs, last_level_cache, stream_run, thread_count

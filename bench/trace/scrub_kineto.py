@@ -46,7 +46,20 @@ _TYPE = re.compile(r"[A-Za-z0-9_:<>, *\[\]]{0,60}")
 _CONCRETE = re.compile(r"-?[\d.]+(e[+-]?\d+)?|True|False|None|\[[\d., -]*\]|")
 _LISTS = {"Input type": _TYPE, "Concrete Inputs": _CONCRETE}
 _ARG_LISTS = {"Input Dims", "Input Strides", "grid", "block", "In split size", "Out split size"}
-_ARG_NUMBERS = re.compile(r"[A-Za-z][A-Za-z0-9 ._%()/]{0,40}")
+_ARG_NUMBERS = {
+    "External id", "External Id", "Record function id", "Ev Idx", "Profiler Event Index", "Sequence number",
+    "Fwd thread id", "Trace iteration", "correlation", "cbid", "cid", "device", "context", "stream", "queued",
+    "priority", "registers per thread", "shared memory", "blocks per SM", "warps per SM",
+    "est. achieved occupancy %", "bytes", "memory bandwidth (GB/s)", "graph id", "graph node id", "Op count",
+    "sort_index", "Total Reserved", "Total Allocated", "Bytes", "Addr", "Device Id", "Device Type", "In msg nelems",
+    "Out msg nelems", "Group size", "Global rank start", "Global rank stride", "Python id", "Python parent id",
+    "Python module id", "wait_on_stream", "wait_on_cuda_event_id", "wait_on_cuda_event_record_corr_id", "event_id",
+}  # fmt: skip
+_DEVICE = {
+    "id", "totalGlobalMem", "computeMajor", "computeMinor", "maxThreadsPerBlock", "maxThreadsPerMultiprocessor",
+    "regsPerBlock", "regsPerMultiprocessor", "warpSize", "sharedMemPerBlock", "sharedMemPerMultiprocessor",
+    "sharedMemPerBlockOptin", "maxSharedMemoryPerMultiProcessor", "numSms",
+}  # fmt: skip
 
 
 def scrub_kineto(source: Path, raw: bytes, out: Path, dropped: Dropped) -> None:
@@ -83,8 +96,6 @@ class _Cleaner:
     def __init__(self, dropped: Dropped) -> None:
         self._dropped = dropped
         self._who: dict[str, str] = {}
-        self._numeric: dict[str, bool] = {}
-        """Argument key -> whether a number may stand under it."""
 
     def top(self, top: dict[str, Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -97,13 +108,13 @@ class _Cleaner:
             elif key == "distributedInfo" and isinstance(value, dict):
                 out[key] = {k: v for k, v in value.items() if self._distributed(k, v)}
             else:
-                self._dropped.add(f"key {key if _WORD.fullmatch(key) else '(unknown)'}")
+                self._dropped.add(f"key {key}")
         return out
 
     def _device(self, device: dict[str, Any]) -> dict[str, Any]:
         out = {}
         for key, value in device.items():
-            if _number(value) or (key == "name" and isinstance(value, str)):
+            if (key in _DEVICE and _number(value)) or (key == "name" and isinstance(value, str)):
                 out[key] = value
             else:
                 self._dropped.add("deviceProperties")
@@ -169,7 +180,7 @@ class _Cleaner:
     def _args(self, event: dict[str, Any], args: Any) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for key, value in args.items() if isinstance(args, dict) else ():
-            if (_number(value) and self._number_key(key)) or (key in _ARG_LISTS and _numbers(value)):
+            if (_number(value) and key in _ARG_NUMBERS) or (key in _ARG_LISTS and _numbers(value)):
                 out[key] = value
             elif key in _LISTS and isinstance(value, list):
                 out[key] = [self._item(key, item) for item in value]
@@ -178,14 +189,9 @@ class _Cleaner:
             elif isinstance(value, str) and (value == "" or self._arg_text(key, value)):
                 out[key] = value
             else:
-                self._dropped.add(f"args.{key if _ARG_NUMBERS.fullmatch(key) and len(key) < 30 else '(unknown)'}")
+                self._dropped.add(f"args.{key if key in _ARG_NUMBERS or key in _ARG_TEXTS else '(unknown)'}")
                 out |= {key: REDACTED} if key in ("name", "labels") else {}
         return out
-
-    def _number_key(self, key: str) -> bool:
-        if key not in self._numeric:
-            self._numeric[key] = bool(_ARG_NUMBERS.fullmatch(key))
-        return self._numeric[key]
 
     def _item(self, key: str, item: Any) -> Any:
         if _numbers(item) or (isinstance(item, str) and _LISTS[key].fullmatch(item)):

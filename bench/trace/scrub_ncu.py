@@ -36,13 +36,23 @@ def scrub_ncu(source: Path, raw: bytes, out: Path, dropped: Dropped) -> None:
     records = _records(body)
     first = next(records)
     header = [_plain(cell) for cell in _cells(first)]
-    lines = [first]
+    lines = [_header(header, first, dropped)]
     for record in records:
         if not record.startswith('"') and not record[:1].isdigit() and not record.startswith(","):
             dropped.add("lines of the log below the header", 1 if record.strip() else 0)
             continue
         lines.append(_row(header, record, dropped))
     out.write_bytes("".join(lines).encode())
+
+
+def _header(header: list[str], record: str, dropped: Dropped) -> str:
+    """The header; names of columns that ncu does not have may be anybody's words."""
+    cells = _cells(record)
+    for i, name in enumerate(header):
+        if name not in _KEPT and not _METRIC_NAME.fullmatch(name) and not _RANGE_COLUMN.fullmatch(name):
+            cells[i] = f'"{REDACTED} {i}"'
+            dropped.add("names of unknown columns")
+    return ",".join(cells) + record[len(record.rstrip("\r\n")) :]
 
 
 def _records(body: str) -> Iterator[str]:

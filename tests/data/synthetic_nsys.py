@@ -12,8 +12,9 @@ SECRETS = (
     "gpu-host-77.corp",
     "sk-live-0123456789abcdef",
     "--api-key=hunter2",
+    "alice_the_user",
 )
-"""User, path, host, token, argument."""
+"""User, path, host, token, argument, and a word that could be a key."""
 OWN_RANGE, FOREIGN_RANGE = "stage:embedding", "quarterly forecast"
 
 _TABLES = {
@@ -45,7 +46,7 @@ TID = PID + 7
 
 def write_nsys(path: Path) -> Path:
     """Two kernels, one copy, a range of ours and one of a user's, and secrets everywhere else."""
-    user, home, host, token, flag = SECRETS
+    user, home, host, token, flag, word = SECRETS
     strings = list(enumerate(("gemm_kernel", "cudaLaunchKernel_v7000", OWN_RANGE, home, f"python {flag}", user), 1))
     with closing(sqlite3.connect(path)) as db:
         for table, columns in _TABLES.items():
@@ -71,10 +72,10 @@ def write_nsys(path: Path) -> Path:
             "ThreadNames": [(6, 20, TID)],
             "META_DATA_EXPORT": [
                 ("EXPORT_SCHEMA_VERSION", "3.24.14"), ("EXPORT_PRODUCT_VERSION", host), (user, "1"),
-                ("EXPORT_FILE", home),
+                ("EXPORT_FILE", home), (word, word),
             ],
             "META_DATA_CAPTURE": [("COMMAND_LINE", f"python train.py {flag}"), ("ENVIRONMENT", f"TOKEN={token}")],
-            "TARGET_INFO_SYSTEM_ENV": [("Hostname", host), ("UserName", user)],
+            "TARGET_INFO_SYSTEM_ENV": [("Hostname", host), ("UserName", user), (word, word)],
             "DIAGNOSTIC_EVENT": [
                 (1, 1, "Number of CUDA events collected: \t6."), (2, 1, f"see {home}/stdout.log"),
                 (3, 2, f"Number of {user} events collected: \t6."),

@@ -19,7 +19,7 @@ from ctrbench.bench.trace.kineto import BadRecording, read_kineto
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.scrub import scrub
 
-USER, HOME, HOST, TOKEN, FLAG = SECRETS
+USER, HOME, HOST, TOKEN, FLAG, WORD = SECRETS
 
 
 def content(path: Path) -> bytes:
@@ -129,14 +129,15 @@ def kineto(path: Path) -> Path:
         {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 3, "dur": 2, **common, "args": args},
         {"ph": "X", "cat": "cuda_runtime", "name": f"{HOME}!", "ts": 3, "dur": 2, **common, "args": {"file": HOME}},
         {"ph": "X", "cat": "kernel", "name": "gemm_kernel", "ts": 9, "dur": 4, "pid": 0, "tid": 7, "args": {
-            "device": 0, "stream": 7, "correlation": 5, "grid": [1, 1, 1], "kernel_file": HOME, TOKEN: 5,
+            "device": 0, "stream": 7, "correlation": 5, "grid": [1, 1, 1], "kernel_file": HOME, TOKEN: 5, WORD: 5,
         }, "extra": HOST},
         {"ph": "s", "cat": "ac2g", "name": "ac2g", "id": 5, "ts": 3, **common},
         {"ph": "i", "cat": USER, "name": HOST, "s": "g", "ts": 1, "pid": f"host {HOST}", "tid": HOME},
     ]  # fmt: skip
     body = {
-        "schemaVersion": 1, "traceName": f"{HOME}/trace.json", "hostname": HOST, USER: 1, "displayTimeUnit": "ms",
-        "deviceProperties": [{"id": 0, "name": "Tesla T4", "numSms": 40, "uuid": f"GPU-{TOKEN}"}],
+        "schemaVersion": 1, "traceName": f"{HOME}/trace.json", "hostname": HOST, USER: 1, WORD: 1,
+        "displayTimeUnit": "ms",
+        "deviceProperties": [{"id": 0, "name": "Tesla T4", "numSms": 40, "uuid": f"GPU-{TOKEN}", WORD: 5}],
         "distributedInfo": {"backend": "nccl", "rank": 0, "world_size": 2, "master": HOST},
         "environment": {"TOKEN": TOKEN}, "traceEvents": events,
     }  # fmt: skip
@@ -176,7 +177,7 @@ def ncu(path: Path, raw: bool) -> Path:
     """A table with the program's output above it and a line of the log below."""
     text = (raw_form if raw else long_form)([counters(), counters()])
     text = text.replace('"python"', f'"{HOME}/bin/python"').replace('"127.0.0.1"', f'"{HOST}"')
-    head = f"==PROF== Connected to process 1 ({HOME})\n{USER} logged in with {TOKEN} {FLAG}\n"
+    head = f"==PROF== Connected to process 1 ({HOME})\n{USER} logged in with {TOKEN} {FLAG} {WORD}\n"
     path.write_text(head + text + f"==PROF== Report: {HOME}/x.ncu-rep\n")
     return path
 
@@ -199,13 +200,14 @@ def test_ncu_texts_of_unknown_metrics_and_columns_go(tmp_path: Path) -> None:
     for name, text in {
         "long.csv": long_form([secret]),
         "raw.csv": raw_form([secret]),
-        "unknown.csv": line((*WHO, *METRIC, "Note")) + line((*who(0), "s", "a__b", "", "5", TOKEN)),
+        "unknown.csv": line((*WHO, *METRIC, WORD)) + line((*who(0), "s", "a__b", "", "5", TOKEN)),
     }.items():
         (tmp_path / name).write_text(text)
         scrub(tmp_path / name, tmp_path / f"out-{name}")
         found = content(tmp_path / f"out-{name}").decode()
         assert HOME not in found
         assert TOKEN not in found
+        assert WORD not in found
         assert read_ncu(tmp_path / name).figures == read_ncu(tmp_path / f"out-{name}").figures
 
 
