@@ -140,7 +140,7 @@ def held_out(data: Shapes, top: float, bandwidth: float, *, whole_microseconds: 
     for _ in range(SPLITS):
         out = rng.permutation(groups)[: max(1, round(HELD_OUT * len(groups)))]
         test_S = np.isin(data.group_S, out)
-        train, test = _pick(data, ~test_S), _pick(data, test_S)
+        train, test = pick(data, ~test_S), pick(data, test_S)
         said_S = modelled(test, fit_family(train, top, bandwidth), top, bandwidth)
         ideal_S = modelled(test, (1.0, 1.0, 0.0), top, bandwidth)
         slack = _HALF_US * 1e-6 if whole_microseconds else 0.0
@@ -153,7 +153,8 @@ def held_out(data: Shapes, top: float, bandwidth: float, *, whole_microseconds: 
     )  # fmt: skip
 
 
-def _pick(data: Shapes, mask_S: NDArray[np.bool_]) -> Shapes:
+def pick(data: Shapes, mask_S: NDArray[np.bool_]) -> Shapes:
+    """The shapes where the mask is set."""
     return Shapes(
         flops_S=data.flops_S[mask_S], bytes_S=data.bytes_S[mask_S], seconds_S=data.seconds_S[mask_S],
         group_S=data.group_S[mask_S],

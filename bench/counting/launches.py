@@ -63,7 +63,6 @@ def kernels_of(
         inputs: tensor arguments.
         device: the model's; scalars that Adam keeps on the host launch nothing.
     """
-    name = base_name(func)
     if family == "view":
         return 0.0, True
     if (
@@ -74,6 +73,18 @@ def kernels_of(
         return 0.0, True
     if family == "optimizer":
         return float(_multi_tensor_launches(x)), True
+    return table_entry(base_name(func), family)
+
+
+def table_entry(name: str, family: Family) -> tuple[float, bool]:
+    """(kernels of a call that launches, whether a recording showed the operator), by its name alone.
+
+    Args:
+        name: base name, `aten::add`.
+        family: of `ops`; an optimizer's launches depend on its tensors, one is the least.
+    """
+    if family == "view":
+        return 0.0, True
     if name in _OUTSIDE:
         return _OUTSIDE[name], False
     if family == "table_backward":

@@ -8,7 +8,7 @@ MFU, MBU or energy: those need a measured time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,24 +122,25 @@ def project(
 
 
 def projections(
-    counts: StepCounts, *, dtype: str = "bf16", uncachable: float = 0.0, idle_flops: float = 0.0
+    counts: StepCounts, gpus: Mapping[str, str], *, uncachable: Mapping[str, float] | None = None, idle_flops: float = 0.0
 ) -> tuple[Projection, ...]:
-    """The step on every catalogued GPU: at the dtype of its parameters where it has some, else at `dtype`; devices
-    without a dense peak for it are left out.
+    """The step on several GPUs, each at the dtype of its parameters where it has some.
 
     Args:
         counts: the step.
-        dtype: for devices without parameters.
-        uncachable: as in `project`; it is meant at `dtype`, so it is not used elsewhere.
+        gpus: catalogue name -> dtype, used where the device has no parameters.
+        uncachable: catalogue name -> bytes that must cross DRAM at that dtype.
         idle_flops: as in `project`.
+
+    Raises:
+        HardwareUnknown: `peak_missing_for_dtype`.
     """
     out = []
-    for gpu in catalogue().values():
-        fitted = parameter_sets().get(gpu.name)
+    for name, dtype in gpus.items():
+        fitted = parameter_sets().get(name)
         mine = fitted.dtype if fitted else dtype
-        if mine in gpu.peak_tflops:
-            must = uncachable if mine == dtype else 0.0
-            out.append(project(counts, gpu, mine, uncachable=must, idle_flops=idle_flops))
+        must = (uncachable or {}).get(name, 0.0) if mine == dtype else 0.0
+        out.append(project(counts, catalogue()[name], mine, uncachable=must, idle_flops=idle_flops))
     return tuple(out)
 
 
