@@ -134,8 +134,8 @@ def _print_projections(console: Console, result: AuditResult) -> None:
     if not result.projections:
         return
     table = _table(
-        "time of this step on a GPU, eager: a bound everywhere, modelled [t/2, 2t] where parameters are fitted",
-        ("GPU", "dtype", "at least", "modelled", "break-even host", "fix first", "shapes"),
+        "time of this step on a GPU, eager (modelled: parameters and errors in docs/projection.md)",
+        ("GPU", "dtype", "at least", "t/2 to 2t", "break-even us/op"),
     )
     for p in result.projections:
         time, even = p.time_s, p.break_even_host_us
@@ -143,14 +143,19 @@ def _print_projections(console: Console, result: AuditResult) -> None:
             p.gpu,
             p.dtype,
             f"{_si(p.bound_s)}s",
-            f"{_si(time.low)}s to {_si(time.high)}s" if time else ("withheld" if p.parameters else "no parameters"),
-            f"{even.low:.1f} to {even.high:.1f} us" if even else "-",
-            f"{p.blocks[0].name}: {p.blocks[0].term} ({p.blocks[0].share:.0%})" if time else "-",
-            f"{p.fewest_shapes}" if time else "-",
+            f"{_si(time.low)}s to {_si(time.high)}s" if time else ("withheld" if p.parameters else "-"),
+            f"{even.low:.1f} to {even.high:.1f}" if even else "-",
         )
     console.print(table)
     for p in result.projections:
-        if p.parameters and p.reason:
+        if p.parameters and (time := p.time_s):
+            first = p.blocks[0]
+            console.print(
+                f"  {p.gpu}: {p.parameters.id}, at least {p.fewest_shapes} shapes a family; fix first {first.name}: "
+                f"{first.share:.0%} of the time, mostly {first.term}",
+                markup=False, style="dim",
+            )  # fmt: skip
+        elif p.parameters:
             console.print(f"  {p.gpu}: {p.reason}", markup=False, style="dim")
 
 

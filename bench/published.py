@@ -19,7 +19,7 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
     """(rows, extra): every published preset of a model, at every batch, in training and inference."""
     rows: list[Measurement] = []
     assumptions: dict[str, list[str]] = {}
-    for point in published_points(model_spec, dtype=spec.dtype):
+    for point in published_points(model_spec, dtype=spec.dtype, mode=spec.compile):
         base = {
             "run": spec.key, "model": spec.model, "preset": f"published:{point.preset}", "family": model_spec.family,
             "device": "meta", "dtype": spec.dtype, "batch": point.batch, "phase": point.phase,
@@ -44,7 +44,13 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
         for p in model_spec.published()
     ]
     sets = {p.gpu: {"id": p.id, "recordings": p.recordings, "note": p.note} for p in parameter_sets().values()}
-    extra = {"presets": presets, "assumptions": assumptions, "kernel_time_parameters": sets, "title": model_spec.title, "control": model_spec.control}
+    extra = {
+        "presets": presets,
+        "assumptions": assumptions,
+        "kernel_time_parameters": sets,
+        "title": model_spec.title,
+        "control": model_spec.control,
+    }
     return rows, extra
 
 

@@ -23,7 +23,7 @@ from ctrbench.bench.counting.kernel_time import (
     parameter_sets,
     time_family,
 )
-from ctrbench.bench.counting.rows import OpRow, StepCounts
+from ctrbench.bench.counting.rows import COMPILED, OpRow, StepCounts
 from ctrbench.bench.hardware import Gpu, catalogue, peak
 
 FACTOR = 2.0
@@ -87,9 +87,9 @@ class Projection:
 
 
 def project(
-    counts: StepCounts, gpu: Gpu, dtype: str, *, uncachable: float = 0.0, idle_flops: float = 0.0
+    counts: StepCounts, gpu: Gpu, dtype: str, *, uncachable: float = 0.0, idle_flops: float = 0.0, mode: str = "eager"
 ) -> Projection:
-    """Projects one counted step, eager mode.
+    """Projects one counted step.
 
     Args:
         counts: from `meta`, so that attention and dropout are the operators that a GPU runs.
@@ -97,12 +97,16 @@ def project(
         dtype: of weights and activations: `bf16` and `fp16` count floats at 2 bytes, `fp32` and `tf32` as they are.
         uncachable: bytes that must cross DRAM (`Bound.bytes`); 0 claims none.
         idle_flops: FLOPs counted on masked pairs, which a kernel may skip.
+        mode: `eager`; in any other only FLOPs and bytes bound the time, for fusion removes kernels.
 
     Raises:
         HardwareUnknown: `peak_missing_for_dtype`.
     """
     rows = [r for r in counts.rows if r.kernels > 0]
-    bound = lower_bound_s(rows, gpu, dtype, uncachable=uncachable, idle_flops=idle_flops)
+    shortest = T_MIN_S if mode == "eager" else 0.0
+    bound = lower_bound_s(rows, gpu, dtype, uncachable=uncachable, idle_flops=idle_flops, shortest=shortest)
+    if mode != "eager":
+        return _without_time(gpu, dtype, bound, COMPILED)
     parameters = parameter_sets().get(gpu.name)
     if parameters is None or parameters.dtype != dtype:
         return _without_time(gpu, dtype, bound, _no_parameters(gpu, dtype, parameters))
@@ -122,7 +126,12 @@ def project(
 
 
 def projections(
-    counts: StepCounts, gpus: Mapping[str, str], *, uncachable: Mapping[str, float] | None = None, idle_flops: float = 0.0
+    counts: StepCounts,
+    gpus: Mapping[str, str],
+    *,
+    uncachable: Mapping[str, float] | None = None,
+    idle_flops: float = 0.0,
+    mode: str = "eager",
 ) -> tuple[Projection, ...]:
     """The step on several GPUs, each at the dtype of its parameters where it has some.
 
@@ -131,6 +140,7 @@ def projections(
         gpus: catalogue name -> dtype, used where the device has no parameters.
         uncachable: catalogue name -> bytes that must cross DRAM at that dtype.
         idle_flops: as in `project`.
+        mode: as in `project`.
 
     Raises:
         HardwareUnknown: `peak_missing_for_dtype`.
@@ -140,7 +150,7 @@ def projections(
         fitted = parameter_sets().get(name)
         mine = fitted.dtype if fitted else dtype
         must = (uncachable or {}).get(name, 0.0) if mine == dtype else 0.0
-        out.append(project(counts, catalogue()[name], mine, uncachable=must, idle_flops=idle_flops))
+        out.append(project(counts, catalogue()[name], mine, uncachable=must, idle_flops=idle_flops, mode=mode))
     return tuple(out)
 
 
@@ -151,16 +161,22 @@ def step_seconds(counts: StepCounts, parameters: ParameterSet, gpu: Gpu) -> floa
 
 
 def lower_bound_s(
-    rows: Iterable[OpRow], gpu: Gpu, dtype: str, *, uncachable: float = 0.0, idle_flops: float = 0.0
+    rows: Iterable[OpRow],
+    gpu: Gpu,
+    dtype: str,
+    *,
+    uncachable: float = 0.0,
+    idle_flops: float = 0.0,
+    shortest: float = T_MIN_S,
 ) -> float:
     """Time that these operators cannot beat, run one after the other: each call takes its FLOPs at the dense peak or
-    one shortest kernel, whichever is more, and the step the bytes that must cross DRAM.
+    one shortest kernel (seconds), whichever is more, and the step the bytes that must cross DRAM.
 
     Raises:
         HardwareUnknown: `peak_missing_for_dtype`.
     """
     top = peak(gpu, dtype)
-    kernels = sum(max(r.flops / top, min(r.calls, r.kernels) * T_MIN_S) for r in rows)
+    kernels = sum(max(r.flops / top, min(r.calls, r.kernels) * shortest) for r in rows)
     return max(kernels - idle_flops / top, uncachable / (gpu.bandwidth_gbs * 1e9))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ctrbench.bench.counting.bound import Bound, mfu_bound
 from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.projection import Projection, projections
 from ctrbench.bench.counting.rows import (
     KernelCount,
     StepCounts,
@@ -19,7 +20,6 @@ from ctrbench.bench.counting.rows import (
     coverage,
     withhold_reason,
 )
-from ctrbench.bench.counting.projection import Projection, projections
 from ctrbench.bench.hardware import Gpu, HardwareUnknown, catalogue
 from ctrbench.datasets.schema import padding_share, synthetic_batch
 from ctrbench.models.spec import Flops, ModelSpec, Preset, flops_per_step, random_batch
@@ -92,7 +92,11 @@ class PublishedPoint:
 
 
 def published_points(
-    spec: ModelSpec, batches: Sequence[int] = (), gpus: Sequence[str] | None = None, dtype: str = "bf16"
+    spec: ModelSpec,
+    batches: Sequence[int] = (),
+    gpus: Sequence[str] | None = None,
+    dtype: str = "bf16",
+    mode: str = "eager",
 ) -> list[PublishedPoint]:
     """Counts every published preset of a model at every batch, training and inference.
 
@@ -101,17 +105,18 @@ def published_points(
         batches: rows a step; none takes `BATCHES`, or what a model with batches of its own names.
         gpus: catalogue entries to bound; none takes all that have a dense peak for the dtype.
         dtype: of weights, activations and gradients.
+        mode: `eager`, or how torch.compile runs it: then kernels and times are withheld.
 
     Raises:
         HardwareUnknown: a GPU has no dense peak for `dtype`.
     """
     wanted = batches or (spec.own_batches.rows if spec.own_batches else BATCHES)
     chosen = bounded_gpus(dtype) if gpus is None else {g: narrow_dtype(catalogue()[g], dtype) for g in gpus}
-    return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, chosen, dtype)]
+    return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, chosen, dtype, mode)]
 
 
 def _preset_points(
-    spec: ModelSpec, preset: Preset, batches: Sequence[int], gpus: Mapping[str, str], dtype: str
+    spec: ModelSpec, preset: Preset, batches: Sequence[int], gpus: Mapping[str, str], dtype: str, mode: str
 ) -> Iterator[PublishedPoint]:
     with torch.device("meta"):
         model = spec.build(preset.config, preset.schema)
@@ -124,7 +129,7 @@ def _preset_points(
             )
             for phase in PHASES:
                 counts = count_step(model, batch, train=phase == "train")
-                yield _point(spec, preset, model, counts, form, phase, gpus, dtype, waste)
+                yield _point(spec, preset, model, counts, form, phase, gpus, dtype, mode, waste)
         return
     form = spec.flops(preset.config, preset.schema, None)
     traces = {phase: [_trace(model, preset, b, phase) for b in TRACED] for phase in PHASES}
@@ -132,7 +137,7 @@ def _preset_points(
         for phase in PHASES:
             low, high = traces[phase]
             counts = at_batch(low, high, size) or _trace(model, preset, size, phase)
-            yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype)
+            yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype, mode)
 
 
 def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCounts:
@@ -141,7 +146,7 @@ def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCou
 
 def _point(
     spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, form: Flops, phase: Phase,
-    gpus: Mapping[str, str], dtype: str, padding: float | None = None,
+    gpus: Mapping[str, str], dtype: str, mode: str, padding: float | None = None,
 ) -> PublishedPoint:  # fmt: skip
     """`form`: closed-form forward FLOPs of the whole batch, without what a step costs once."""
     size = counts.batch
@@ -168,12 +173,12 @@ def _point(
         bytes_operands=counts.bytes_operands(dtype),
         ai_operands=counts.ai_operands(dtype),
         ops=counts.ops,
-        kernels=counts.kernels,
+        kernels=counts.kernels_in(mode),
         unfusable=counts.unfusable,
         coverage=coverage(counts.flops("forward"), analytic),
         withheld=reason,
         bounds={} if reason else bounds,
-        projections=() if reason else projections(counts, gpus, uncachable=must, idle_flops=idle_step),
+        projections=() if reason else projections(counts, gpus, uncachable=must, idle_flops=idle_step, mode=mode),
         counts=counts,
         padding=padding,
     )

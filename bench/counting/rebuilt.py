@@ -58,9 +58,7 @@ class _BertLayer(nn.Module):
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        q, k, v = (
-            f(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+        q, k, v = (f(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
         a_BLD = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x_BLD.shape)
         x_BLD = self.first(self.out(a_BLD) + x_BLD)
         out: Tensor = self.second(self.down(functional.gelu(self.up(x_BLD))) + x_BLD)
@@ -82,7 +80,10 @@ def bert_small_counts(tokens: int = 141) -> StepCounts:
 
 FORWARD = ("## forward:bottom_mlp ##", "## forward:over_arch ##")
 """User ranges of the dense part's forward in one step."""
-LAYERS = frozenset(f"aten::{n}" for n in "linear layer_norm sigmoid tanh relu mul add bmm clamp nan_to_num sum".split())
+LAYERS = frozenset({
+    "aten::linear", "aten::layer_norm", "aten::sigmoid", "aten::tanh", "aten::relu", "aten::mul", "aten::add",
+    "aten::bmm", "aten::clamp", "aten::nan_to_num", "aten::sum",
+})  # fmt: skip
 """Operators rebuilt; concatenations are not: old recordings hold no shapes of a list."""
 LOOKUP = "fbgemm::split_embedding_codegen_lookup_rowwise_adagrad_function"
 _NODE = "autograd::engine::evaluate_function"
@@ -132,9 +133,7 @@ def dense_part(recorded: RecordedCalls) -> tuple[tuple[Layer, ...], Recorded]:
     spans = _Spans((s, e, t) for name, s, e, t in recorded.annotations if name in FORWARD)
     steps = len({s for name, s, _, _ in recorded.annotations if name == FORWARD[0]})
     outer = [c for c in _outermost(recorded.calls) if c in spans]
-    chosen = [
-        (c, later) for c, later in zip(outer, [*outer[1:], None], strict=True) if c.name in LAYERS and _shapes(c)
-    ]
+    chosen = [(c, later) for c, later in zip(outer, [*outer[1:], None], strict=True) if c.name in LAYERS and _shapes(c)]
     layers = tuple(
         Layer(op=c.name, dims=_shapes(c), differentiable=later is None or later.sequence != c.sequence)
         for c, later in chosen
@@ -142,9 +141,7 @@ def dense_part(recorded: RecordedCalls) -> tuple[tuple[Layer, ...], Recorded]:
     own = [(c.start, c.end, c.thread) for c, _ in chosen]
     inside = _Spans(own)
     nodes = {c.sequence for c in recorded.calls if c.sequence is not None and c in inside}
-    backward = [
-        (c.start, c.end, c.thread) for c in recorded.calls if c.name.startswith(_NODE) and c.sequence in nodes
-    ]
+    backward = [(c.start, c.end, c.thread) for c in recorded.calls if c.name.startswith(_NODE) and c.sequence in nodes]
     return layers[: len(layers) // max(steps, 1)], _recorded(recorded, [*own, *backward], steps)
 
 

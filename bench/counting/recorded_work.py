@@ -24,7 +24,10 @@ WIDTHS = {
     "c10::BFloat16": 2, "c10::Half": 2,
 }  # fmt: skip
 """Bytes of an element, by the names that Kineto uses."""
-_BOOLEAN = frozenset(f"aten::{n}" for n in "eq ne lt le gt ge logical_and logical_or logical_not isnan isinf".split())
+_BOOLEAN = frozenset({
+    "aten::eq", "aten::ne", "aten::lt", "aten::le", "aten::gt", "aten::ge", "aten::logical_and", "aten::logical_or",
+    "aten::logical_not", "aten::isnan", "aten::isinf",
+})  # fmt: skip
 _WRITE_ONLY = frozenset({"aten::fill", "aten::zero"})
 _LISTS = frozenset({"TensorList", "OptionalTensorList"})
 

@@ -24,9 +24,16 @@ from ctrbench.bench.counting.kernel_time import FamilyFit, ParameterSet, paramet
 from ctrbench.bench.counting.launches import table_entry
 from ctrbench.bench.counting.ops import classify_name
 from ctrbench.bench.counting.projection import project, step_seconds
-from ctrbench.bench.counting.rebuilt import bert_small_counts, dense_counts, dense_part, table_counts, table_part
+from ctrbench.bench.counting.rebuilt import (
+    Recorded,
+    bert_small_counts,
+    dense_counts,
+    dense_part,
+    table_counts,
+    table_part,
+)
 from ctrbench.bench.counting.recorded import OpCall, RecordedCalls, recorded_calls
-from ctrbench.bench.counting.rows import StepCounts
+from ctrbench.bench.counting.rows import Part, StepCounts
 from ctrbench.bench.hardware import Gpu, find, peak
 from ctrbench.bench.trace.kineto import BadRecording
 
@@ -34,7 +41,7 @@ BERT, A100, V100 = "h100_bert_small", "a100_recsys_train", "v100_recsys_train_gr
 MI250, SAMPLED = "mi250_toy_train", "recsys_sampled_ops"
 NAMES = (BERT, A100, V100, MI250, SAMPLED)
 GPU_OF = {BERT: "H100 SXM", A100: "A100-40 SXM", V100: "V100 SXM2"}
-"""Catalogue entries; the driver's name of the A100 (PG509-200) is in no catalogue, the other two are found by theirs."""
+"""Catalogue entries; the catalogue has no A100-PG509-200, as the driver of that one says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +102,7 @@ def rebuilt(recorded: RecordedCalls) -> Rebuilt:
     )  # fmt: skip
 
 
-def _half_fits(
-    recorded: RecordedCalls, counts: StepCounts, parameters: ParameterSet, gpu: Gpu
-) -> tuple[float, float]:
+def _half_fits(recorded: RecordedCalls, counts: StepCounts, parameters: ParameterSet, gpu: Gpu) -> tuple[float, float]:
     """The recording supplies fit and test: half of its shapes, drawn at random, show what the other half adds."""
     rng = np.random.default_rng(SEED)
     top, bandwidth = peak(gpu, gemm_dtype(recorded)), gpu.bandwidth_gbs * 1e9
@@ -207,11 +212,18 @@ class Carried:
 
     recording: str
     part: str
+    kernels: float
+    """Predicted, all steps, as the seconds are."""
+    kernels_recorded: int
     seconds: float
-    """Predicted, a step."""
     seconds_recorded: float
     e_m: float
     """Of the other device: above 1, because repeated ids are read from cache."""
+
+    @property
+    def kernel_error(self) -> float:
+        """predicted / recorded - 1."""
+        return self.kernels / self.kernels_recorded - 1
 
     @property
     def error(self) -> float:
@@ -221,22 +233,32 @@ class Carried:
 
 def carried_tables(recordings: Sequence[RecordedCalls]) -> list[Carried]:
     """Each of two recommenders by the other: two kinds of lookup each, so no set of parameters is made of them."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    found: dict[str, dict[Part, tuple[float, float, Recorded]]] = {}
     for recorded in recordings:
-        lookups, forward, backward = table_part(recorded)
+        lookups, *parts = table_part(recorded)
         counts = [table_counts(x) for x in lookups]
         found[recorded.name] = {
-            "table_forward": (sum(c.bytes_operands(part="forward") for c in counts), forward.seconds),
-            "table_backward": (sum(c.bytes_operands(part="backward") for c in counts), backward.seconds),
-        }
+            part: (
+                sum(c.bytes_operands(part=part) for c in counts),
+                sum(r.kernels for c in counts for r in c.rows if r.part == part),
+                there,
+            )
+            for part, there in zip(_PARTS, parts, strict=True)
+        }  # fmt: skip
     out = []
     for mine, other in ((a.name, b.name) for a in recordings for b in recordings if a is not b):
-        for part, (nbytes, seconds) in found[mine].items():
-            there_bytes, there_seconds = found[other][part]
-            e_m = there_bytes / there_seconds / (find(GPU_OF[other]).bandwidth_gbs * 1e9)
+        for part, (nbytes, kernels, there) in found[mine].items():
+            their_bytes, _, theirs = found[other][part]
+            e_m = their_bytes / theirs.seconds / (find(GPU_OF[other]).bandwidth_gbs * 1e9)
             said = nbytes / (e_m * find(GPU_OF[mine]).bandwidth_gbs * 1e9)
-            out.append(Carried(recording=mine, part=part, seconds=said, seconds_recorded=seconds, e_m=e_m))
+            out.append(
+                Carried(recording=mine, part=part, kernels=kernels, kernels_recorded=there.kernels, seconds=said,
+                        seconds_recorded=there.seconds, e_m=e_m)
+            )  # fmt: skip
     return out
+
+
+_PARTS: tuple[Part, Part] = ("forward", "backward")
 
 
 # --------------------------------------------------------------------- printing
@@ -245,7 +267,7 @@ def carried_tables(recordings: Sequence[RecordedCalls]) -> list[Carried]:
 def tables_of(recordings: Mapping[str, RecordedCalls]) -> list[Table]:
     """The tables of docs/projection.md."""
     first = _table("rebuilt on meta, one step", "part, device", "ops", "kernels", "recorded", "error", "us", "recorded",
-                   "error", "half fits", "carried", "share of kernels / time")  # fmt: skip
+                   "error", "half fits", "carried", "share of kernels / time", "projected")  # fmt: skip
     for name in (BERT, A100, V100):
         r = rebuilt(recordings[name])
         half = "-" if r.half_fits is None else " to ".join(f"{x / r.seconds_recorded - 1:+.0%}" for x in r.half_fits)
@@ -253,7 +275,7 @@ def tables_of(recordings: Mapping[str, RecordedCalls]) -> list[Table]:
         first.add_row(
             f"{r.part}, {r.gpu}", str(r.ops), f"{r.kernels:.0f}", f"{r.kernels_recorded:.0f}", f"{r.kernel_error:+.1%}",
             f"{r.seconds * 1e6:.0f}", f"{r.seconds_recorded * 1e6:.0f}", f"{r.time_error:+.1%}", half, carried,
-            f"{r.share_of_kernels:.0%} / {r.share_of_time:.0%}",
+            f"{r.share_of_kernels:.0%} / {r.share_of_time:.0%}", r.projection_reason.split(":")[0] or "yes",
         )  # fmt: skip
     second = _table("kernels from operator calls", "recording", "kernels", "without it", "error", "shipped table",
                     "every call", "outside the table")  # fmt: skip
@@ -262,10 +284,12 @@ def tables_of(recordings: Mapping[str, RecordedCalls]) -> list[Table]:
             c.recording, str(c.kernels), f"{c.without_it:.0f}", f"{c.error(c.without_it):+.1%}",
             f"{c.error(c.shipped):+.1%}", f"{c.error(c.every_call):+.1%}", str(c.outside),
         )  # fmt: skip
-    third = _table("table operators by the other device's e_m", "recording, part", "e_m", "us", "recorded", "error")
+    third = _table("table operators, all steps, by the other device's e_m", "recording, part", "kernels", "recorded",
+                   "error", "e_m", "us", "recorded", "error")  # fmt: skip
     for t in carried_tables([recordings[A100], recordings[V100]]):
-        third.add_row(f"{t.recording} {t.part}", f"{t.e_m:.2f}", f"{t.seconds * 1e6:.0f}",
-                      f"{t.seconds_recorded * 1e6:.0f}", f"{t.error:+.1%}")  # fmt: skip
+        third.add_row(f"{t.recording} {t.part}", f"{t.kernels:.0f}", str(t.kernels_recorded), f"{t.kernel_error:+.1%}",
+                      f"{t.e_m:.2f}", f"{t.seconds * 1e6:.0f}", f"{t.seconds_recorded * 1e6:.0f}",
+                      f"{t.error:+.1%}")  # fmt: skip
     return [first, second, third]
 
 
