@@ -143,6 +143,13 @@ def test_kernels_from_operator_calls_by_a_table_made_without_the_recording(
     assert abs(found.error(found.shipped)) < BAND
 
 
+@pytest.mark.parametrize(
+    ("name", "error"), [(BERT, 0.155), (A100, 0.183), (V100, 1.283), (MI250, 0.181), (SAMPLED, 0.061)]
+)
+def test_every_call_overcounts_what_runs_on_the_host(calls: dict[str, FromCalls], name: str, error: float) -> None:
+    assert calls[name].error(calls[name].every_call) == pytest.approx(error, abs=6e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kernel_is_in_the_table_or_outside(
     calls: dict[str, FromCalls], recordings: dict[str, RecordedCalls], name: str

@@ -53,7 +53,7 @@ def test_a_group_is_held_out_whole() -> None:
 
 
 def test_whole_microseconds_widen_small_times() -> None:
-    """Times of 0.5 and 1.2 us at no difference of size: half of them are missed by more than 2x, none by 0.5 us more."""
+    """Times of 0.5 and 1.2 us without a reason in the size: some are missed by 2x that an interval would forgive."""
     rows = [(0.0, 1e4 * (i + 1), 1.2e-6 if i % 2 else 0.5e-6, i) for i in range(40)]
     strict, widened = (
         held_out(shapes(rows), TOP, BANDWIDTH, whole_microseconds=whole) for whole in (False, True)
