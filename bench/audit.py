@@ -23,6 +23,8 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ctrbench.bench.counting.bound import Bound, mfu_bound
 from ctrbench.bench.counting.counter import Recorder, phase_blocks
+from ctrbench.bench.counting.projection import Projection, projections
+from ctrbench.bench.counting.published import bounded_gpus
 from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error
 from ctrbench.bench.hardware import catalogue, peak
 from ctrbench.datasets.errors import BadInput
@@ -65,6 +67,8 @@ class AuditResult:
     bounds: dict[str, Bound]
     """GPU -> `mfu_bound` in bf16; empty when withheld."""
     suspects: tuple[Suspect, ...]
+    projections: tuple[Projection, ...] = ()
+    """On every catalogued GPU; empty when utilisation is withheld."""
 
 
 def audit(
@@ -235,6 +239,7 @@ def _result(name: str, model: nn.Module, counts: StepCounts, notes: tuple[str, .
         withheld=reason,
         bounds=bounds,
         suspects=_suspects(model, counts),
+        projections=() if reason else projections(counts, bounded_gpus("bf16")),
     )
 
 

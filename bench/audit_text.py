@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ctrbench.bench.audit import AuditResult
     from ctrbench.bench.counting.bound import Bound
+    from ctrbench.bench.counting.projection import Projection
 
 _LIMITS = {
     "bytes": "bytes that cannot stay in L2",
@@ -41,6 +42,7 @@ def figures(result: AuditResult) -> dict[str, Any]:
             "ops": "counted",
             "kernels": "modelled",
             "mfu_bound": "derived",
+            "projection": "modelled",
         },
         "flops_forward": counts.flops("forward"),
         "flops_backward": counts.flops("backward"),
@@ -55,6 +57,7 @@ def figures(result: AuditResult) -> dict[str, Any]:
         "unknown_ops": counts.unknown,
         "withheld": result.withheld,
         "mfu_bound": {g: _bound(b) for g, b in result.bounds.items()},
+        "projection": [_projection(p) for p in result.projections],
         "modules": [asdict(m) for m in counts.by_module()],
         "look_first": [asdict(s) for s in result.suspects],
     }
@@ -64,6 +67,23 @@ def _bound(bound: Bound) -> dict[str, Any]:
     """A term without bytes or kernels does not bind: null."""
     terms = {name: term if isfinite(term) else None for name, term in bound.terms.items()}
     return {**asdict(bound), "terms": terms, "limit": bound.limit}
+
+
+def _projection(p: Projection) -> dict[str, Any]:
+    """Times in seconds; no time without parameters of the device, and none where too much rests on none."""
+    return {
+        "gpu": p.gpu,
+        "dtype": p.dtype,
+        "at_least_s": p.bound_s,
+        "time_s": asdict(p.time_s) if p.time_s else None,
+        "break_even_host_us": asdict(p.break_even_host_us) if p.break_even_host_us else None,
+        "parameters": p.parameters.id if p.parameters else None,
+        "fewest_shapes": p.fewest_shapes,
+        "unfitted_share": p.unfitted_share,
+        "reason": p.reason,
+        "families": [asdict(c) for c in p.families],
+        "blocks": [asdict(c) for c in p.blocks[:5]],
+    }
 
 
 def print_json(result: AuditResult) -> None:
@@ -93,6 +113,7 @@ def print_text(result: AuditResult) -> None:
     table.add_row("CUDA kernels, eager", modelled, "modelled" if kernels.value else "abstained")
     console.print(table)
     _print_bounds(console, result)
+    _print_projections(console, result)
     _print_modules(console, result)
 
 
@@ -107,6 +128,35 @@ def _print_bounds(console: Console, result: AuditResult) -> None:
     console.print(table)
     for text in next(iter(result.bounds.values())).assumptions:
         console.print(f"  assumes: {text}", markup=False, style="dim")
+
+
+def _print_projections(console: Console, result: AuditResult) -> None:
+    if not result.projections:
+        return
+    table = _table(
+        "time of this step on a GPU, eager (modelled: parameters and errors in docs/projection.md)",
+        ("GPU", "dtype", "at least", "t/2 to 2t", "break-even us/op"),
+    )
+    for p in result.projections:
+        time, even = p.time_s, p.break_even_host_us
+        table.add_row(
+            p.gpu,
+            p.dtype,
+            f"{_si(p.bound_s)}s",
+            f"{_si(time.low)}s to {_si(time.high)}s" if time else ("withheld" if p.parameters else "-"),
+            f"{even.low:.1f} to {even.high:.1f}" if even else "-",
+        )
+    console.print(table)
+    for p in result.projections:
+        if p.parameters and (time := p.time_s):
+            first = p.blocks[0]
+            console.print(
+                f"  {p.gpu}: {p.parameters.id}, at least {p.fewest_shapes} shapes a family; fix first {first.name}: "
+                f"{first.share:.0%} of the time, mostly {first.term}",
+                markup=False, style="dim",
+            )  # fmt: skip
+        elif p.parameters:
+            console.print(f"  {p.gpu}: {p.reason}", markup=False, style="dim")
 
 
 def _print_modules(console: Console, result: AuditResult) -> None:
@@ -135,7 +185,7 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 
 def _si(value: float) -> str:
     """Three significant digits with a decimal prefix."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "u")):
         if abs(value) >= factor:
             return f"{value / factor:.3g} {prefix}"
     return f"{value:.3g} "

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ctrbench.bench.counting.published import PublishedPoint, published_points
+from ctrbench.bench.counting.kernel_time import parameter_sets
+from ctrbench.bench.counting.published import PublishedPoint, bounded_gpus, narrow_dtype, published_points
+from ctrbench.bench.hardware import catalogue
+from ctrbench.bench.projection_rows import projection_rows
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
@@ -16,17 +19,20 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
     """(rows, extra): every published preset of a model, at every batch, in training and inference."""
     rows: list[Measurement] = []
     assumptions: dict[str, list[str]] = {}
-    for point in published_points(model_spec, dtype=spec.dtype):
+    for point in published_points(model_spec, dtype=spec.dtype, mode=spec.compile):
         base = {
             "run": spec.key, "model": spec.model, "preset": f"published:{point.preset}", "family": model_spec.family,
             "device": "meta", "dtype": spec.dtype, "batch": point.batch, "phase": point.phase,
         }  # fmt: skip
         rows += _counted(base, point)
         for gpu, bound in point.bounds.items():
-            rows.append(make(base, "mfu_bound", bound.value, "derived", scope=gpu))
+            dtype = narrow_dtype(catalogue()[gpu], spec.dtype)
+            rows.append(make(base, "mfu_bound", bound.value, "derived", scope=gpu, dtype=dtype))
             assumptions.setdefault(f"{point.preset} {point.phase} {gpu}", list(bound.assumptions))
         if point.withheld:
-            rows.append(withheld(base, "mfu_bound", point.withheld))
+            rows += [withheld(base, m, point.withheld) for m in ("mfu_bound", "gpu_time_modelled", "gpu_time_bound")]
+        rows += projection_rows(base, point.projections)
+    rows += _without_peak(model_spec, spec)
     presets = [
         {
             "label": p.label,
@@ -37,8 +43,24 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
         }
         for p in model_spec.published()
     ]
-    extra = {"presets": presets, "assumptions": assumptions, "title": model_spec.title, "control": model_spec.control}
+    sets = {p.gpu: {"id": p.id, "recordings": p.recordings, "note": p.note} for p in parameter_sets().values()}
+    extra = {
+        "presets": presets,
+        "assumptions": assumptions,
+        "kernel_time_parameters": sets,
+        "title": model_spec.title,
+        "control": model_spec.control,
+    }
     return rows, extra
+
+
+def _without_peak(model_spec: ModelSpec, spec: RunSpec) -> list[Measurement]:
+    """One row a catalogued GPU whose peak at the dtype nobody knows."""
+    base = {"run": spec.key, "model": spec.model, "family": model_spec.family, "device": "meta", "dtype": spec.dtype,
+            "phase": "train"}  # fmt: skip
+    reason = f"peak_missing_for_dtype: no dense {spec.dtype} peak in bench/hardware.toml"
+    known = bounded_gpus(spec.dtype)
+    return [withheld(base, "mfu_bound", reason, scope=gpu) for gpu in catalogue() if gpu not in known]
 
 
 def _counted(base: dict[str, Any], point: PublishedPoint) -> list[Measurement]:

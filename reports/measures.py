@@ -91,7 +91,9 @@ MEASURES: Mapping[str, Measure] = _table(
     ("mfu_cpu", "MFU on this CPU", "ratio", "up", "percent", "model FLOPs / (step time x this CPU's measured GEMM ceiling at the same dtype and threads)", _MFU),
     ("mbu", "Bandwidth use", "ratio", "up", "percent", "bytes of a step / (step time x this CPU's measured copy bandwidth); the byte figure is named", _ROOF),
     ("mfu_bound", "MFU bound", "ratio", "up", "percent", "upper bound of MFU on a catalogued GPU: min(1, FLOPs / (uncachable bytes x ridge), FLOPs / (kernels no fusion removes x shortest kernel x dense peak)); errs on the high side, is not an estimate", "counts x datasheet peaks"),
-    ("break_even_host_us", "Break-even host time", "us", "down", "number", "modelled GPU time of a step / its launches: on a host slower than this per operator the model is launch-bound", "counts x datasheet peaks"),
+    ("break_even_host_us", "Break-even host time", "us", "up", "number", "modelled GPU time of a step / its launches: on a host slower than this per operator the model is launch-bound", "kernel-time model x kernel count, both bands at their worst"),
+    ("gpu_time_modelled", "GPU time (modelled)", "s", "down", "time", "sum over the operator calls of a step of max(FLOPs / (e_c x dense peak), operand bytes / (e_m x DRAM bandwidth)) + c, with parameters of the device at the dtype stated; an interval [t/2, 2t], no basis of a utilisation; n is the number of shapes behind the weakest family", "kernel-time model fitted on recordings"),
+    ("gpu_time_bound", "GPU time (lower bound)", "s", "down", "time", "modelled, unfitted: time that the eager operators of a step cannot beat on one stream, from the dense peak, the DRAM bandwidth and the shortest kernel", "counts x datasheet peaks"),
     # memory and storage
     ("rss_peak", "Peak RSS", "B", "down", "bytes", "largest resident set of the process, one process per configuration", _CALLS),
     ("bytes_raw", "Raw data", "B", "down", "bytes", "input files as found", _FILES),

@@ -21,14 +21,20 @@ from torch.overrides import TorchFunctionMode
 @torch.library.custom_op("ctrbench::sdpa", mutates_args=(), device_types="meta")
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Shapes of a fused attention: output [..., Lq, Dv] and log-sum-exp [..., Lq] in fp32."""
-    shape = (*query.shape[:-1], value.shape[-1])
-    return query.new_empty(shape), query.new_empty(query.shape[:-1], dtype=torch.float32)
+    return _as_on_gpu(query, value.shape[-1]), query.new_empty(query.shape[:-1], dtype=torch.float32)
 
 
 @_sdpa.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    shape = (*query.shape[:-1], value.shape[-1])
-    return query.new_empty(shape), query.new_empty(query.shape[:-1], dtype=torch.float32)
+    return _as_on_gpu(query, value.shape[-1]), query.new_empty(query.shape[:-1], dtype=torch.float32)
+
+
+def _as_on_gpu(query: Tensor, width: int) -> Tensor:
+    """[B, H, L, D] in memory order [B, L, H, D], as the fused kernels write it: what joins the heads copies nothing."""
+    if query.dim() != 4:
+        return query.new_empty(*query.shape[:-1], width)
+    b, h, length, _ = query.shape
+    return query.new_empty(b, length, h, width).transpose(1, 2)
 
 
 @torch.library.custom_op("ctrbench::sdpa_backward", mutates_args=(), device_types="meta")

@@ -8,6 +8,7 @@ it may hide a GEMM, so utilisation is withheld until it gets a formula.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from math import prod
 from typing import Any, Literal
 
@@ -189,8 +190,31 @@ def _is_table(name: str, backward: bool) -> bool:
 
 def classify(func: OpOverload) -> tuple[OpClass, Family]:
     """Class and family of an operator; unknown operators are ("U", "other")."""
-    name = base_name(func)
-    if func.is_view or name in _VIEWS or name.startswith(("profiler::", "prim::")):
+    pointwise, reduction = torch.Tag.pointwise in func.tags, torch.Tag.reduction in func.tags
+    return _classify(base_name(func), is_view=func.is_view, pointwise=pointwise, reduction=reduction)
+
+
+@cache
+def classify_name(op: str) -> tuple[OpClass, Family]:
+    """Class and family of an operator known by its name alone, in a recording or a row: `aten::add_` or `aten.add_`.
+
+    Operators of packages that are not loaded are classified by the tables here; a node of autograd that C++ defines
+    (`torch::autograd::CppNode<...>`) is what its class says.
+    """
+    name = op if "::" in op else op.replace(".", "::", 1)
+    if name.startswith("torch::autograd::CppNode"):
+        known = (("SplitLookupFunction", "table_backward"), ("PermutePooledEmbsFunction", "jagged"))
+        family: Family | None = next((f for part, f in known if part in name), None)  # type: ignore[misc]
+        return ("Z", family) if family else ("U", "other")
+    room, _, base = name.partition("::")
+    packet = getattr(getattr(torch.ops, room), base, None) if room and base.isidentifier() else None
+    if packet is None:
+        return _classify(name.rstrip("_"), is_view=False, pointwise=False, reduction=False)
+    return classify(getattr(packet, packet.overloads()[0]))
+
+
+def _classify(name: str, *, is_view: bool, pointwise: bool, reduction: bool) -> tuple[OpClass, Family]:
+    if is_view or name in _VIEWS or name.startswith(("profiler::", "prim::")):
         return "V", "view"
     if name in FORMULAS:
         if "convolution" in name:
@@ -214,9 +238,9 @@ def classify(func: OpOverload) -> tuple[OpClass, Family]:
             return "Z", family
     if name in _ELEMENTWISE or name in _FILLS:
         return "Z", "elementwise"
-    if name.startswith("aten::") and torch.Tag.pointwise in func.tags:
+    if name.startswith("aten::") and pointwise:
         return "Z", "elementwise"
-    if name.startswith("aten::") and torch.Tag.reduction in func.tags:
+    if name.startswith("aten::") and reduction:
         return "Z", "reduction"
     return "U", "other"
 

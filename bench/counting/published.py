@@ -11,6 +11,7 @@ from torch import nn
 
 from ctrbench.bench.counting.bound import Bound, mfu_bound
 from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.projection import Projection, projections
 from ctrbench.bench.counting.rows import (
     KernelCount,
     StepCounts,
@@ -19,7 +20,7 @@ from ctrbench.bench.counting.rows import (
     coverage,
     withhold_reason,
 )
-from ctrbench.bench.hardware import catalogue
+from ctrbench.bench.hardware import Gpu, HardwareUnknown, catalogue
 from ctrbench.datasets.schema import padding_share, synthetic_batch
 from ctrbench.models.spec import Flops, ModelSpec, Preset, flops_per_step, random_batch
 
@@ -28,7 +29,31 @@ TRACED = (251, 509)
 """Batches that are traced; the others follow from them, see `rows.at_batch`. Primes, so that no width is a multiple."""
 Phase = Literal["train", "infer"]
 PHASES: tuple[Phase, ...] = ("train", "infer")
-GPUS = ("H100 SXM", "A100-80 SXM", "L4", "B200 SXM")
+
+
+def narrow_dtype(gpu: Gpu, dtype: str) -> str:
+    """`dtype`, or fp16 on a GPU that has tensor cores or rates for it and no bf16: the bytes are the same.
+
+    Raises:
+        HardwareUnknown: `peak_missing_for_dtype`.
+    """
+    if dtype in gpu.peak_tflops:
+        return dtype
+    if dtype == "bf16" and "fp16" in gpu.peak_tflops:
+        return "fp16"
+    text = f"{gpu.name} has no dense {dtype} peak in bench/hardware.toml"
+    raise HardwareUnknown("peak_missing_for_dtype", text)
+
+
+def bounded_gpus(dtype: str) -> dict[str, str]:
+    """Catalogued GPU -> dtype of its bound; those without a peak for it are left out."""
+    found = {}
+    for name, gpu in catalogue().items():
+        try:
+            found[name] = narrow_dtype(gpu, dtype)
+        except HardwareUnknown:
+            continue
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,31 +84,39 @@ class PublishedPoint:
     """Why FLOPs and utilisation must not be used, or ''."""
     bounds: Mapping[str, Bound]
     """GPU -> `mfu_bound`; empty when withheld."""
+    projections: tuple[Projection, ...]
+    """On every catalogued GPU; empty when withheld."""
     counts: StepCounts
     padding: float | None = None
     """Share of padded event cells, where the batch is the model's own."""
 
 
 def published_points(
-    spec: ModelSpec, batches: Sequence[int] = (), gpus: Sequence[str] = GPUS, dtype: str = "bf16"
+    spec: ModelSpec,
+    batches: Sequence[int] = (),
+    gpus: Sequence[str] | None = None,
+    dtype: str = "bf16",
+    mode: str = "eager",
 ) -> list[PublishedPoint]:
     """Counts every published preset of a model at every batch, training and inference.
 
     Args:
         spec: the model.
         batches: rows a step; none takes `BATCHES`, or what a model with batches of its own names.
-        gpus: catalogue entries to bound.
+        gpus: catalogue entries to bound; none takes all that have a dense peak for the dtype.
         dtype: of weights, activations and gradients.
+        mode: `eager`, or how torch.compile runs it: then kernels and times are withheld.
 
     Raises:
         HardwareUnknown: a GPU has no dense peak for `dtype`.
     """
     wanted = batches or (spec.own_batches.rows if spec.own_batches else BATCHES)
-    return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, gpus, dtype)]
+    chosen = bounded_gpus(dtype) if gpus is None else {g: narrow_dtype(catalogue()[g], dtype) for g in gpus}
+    return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, chosen, dtype, mode)]
 
 
 def _preset_points(
-    spec: ModelSpec, preset: Preset, batches: Sequence[int], gpus: Sequence[str], dtype: str
+    spec: ModelSpec, preset: Preset, batches: Sequence[int], gpus: Mapping[str, str], dtype: str, mode: str
 ) -> Iterator[PublishedPoint]:
     with torch.device("meta"):
         model = spec.build(preset.config, preset.schema)
@@ -96,7 +129,7 @@ def _preset_points(
             )
             for phase in PHASES:
                 counts = count_step(model, batch, train=phase == "train")
-                yield _point(spec, preset, model, counts, form, phase, gpus, dtype, waste)
+                yield _point(spec, preset, model, counts, form, phase, gpus, dtype, mode, waste)
         return
     form = spec.flops(preset.config, preset.schema, None)
     traces = {phase: [_trace(model, preset, b, phase) for b in TRACED] for phase in PHASES}
@@ -104,7 +137,7 @@ def _preset_points(
         for phase in PHASES:
             low, high = traces[phase]
             counts = at_batch(low, high, size) or _trace(model, preset, size, phase)
-            yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype)
+            yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype, mode)
 
 
 def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCounts:
@@ -113,7 +146,7 @@ def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCou
 
 def _point(
     spec: ModelSpec, preset: Preset, model: nn.Module, counts: StepCounts, form: Flops, phase: Phase,
-    gpus: Sequence[str], dtype: str, padding: float | None = None,
+    gpus: Mapping[str, str], dtype: str, mode: str, padding: float | None = None,
 ) -> PublishedPoint:  # fmt: skip
     """`form`: closed-form forward FLOPs of the whole batch, without what a step costs once."""
     size = counts.batch
@@ -124,8 +157,10 @@ def _point(
     analytic = step.full
     reason = withhold_reason(counts, analytic) or backward_ratio_error(counts)
     bounds = {
-        g: mfu_bound(counts, model, catalogue()[g], dtype, schema=preset.schema, masked_flops=idle_step) for g in gpus
+        g: mfu_bound(counts, model, catalogue()[g], own, schema=preset.schema, masked_flops=idle_step)
+        for g, own in gpus.items()
     }
+    must = {g: bound.bytes for g, bound in bounds.items()}
     return PublishedPoint(
         model=spec.name,
         preset=preset.label,
@@ -138,11 +173,12 @@ def _point(
         bytes_operands=counts.bytes_operands(dtype),
         ai_operands=counts.ai_operands(dtype),
         ops=counts.ops,
-        kernels=counts.kernels,
+        kernels=counts.kernels_in(mode),
         unfusable=counts.unfusable,
         coverage=coverage(counts.flops("forward"), analytic),
         withheld=reason,
         bounds={} if reason else bounds,
+        projections=() if reason else projections(counts, gpus, uncachable=must, idle_flops=idle_step, mode=mode),
         counts=counts,
         padding=padding,
     )

@@ -7,7 +7,7 @@ import torch
 
 from ctrbench.bench import registry
 from ctrbench.bench.counting.counter import count_step
-from ctrbench.bench.counting.published import published_points
+from ctrbench.bench.counting.published import bounded_gpus, published_points
 from ctrbench.bench.counting.rows import at_batch, backward_ratio_error, coverage, withhold_reason
 from ctrbench.datasets.schema import FeatureSchema, synthetic_batch
 from ctrbench.models.spec import flops_per_step
@@ -46,7 +46,7 @@ def test_published_presets(name: str) -> None:
         assert p.counts.unknown == {}
         assert p.kernels.value is not None, (p.preset, p.kernels.reason)
         assert 0 < p.unfusable < p.ops
-        assert set(p.bounds) == {"H100 SXM", "A100-80 SXM", "L4", "B200 SXM"}
+        assert set(p.bounds) == set(bounded_gpus("bf16")) == {x.gpu for x in p.projections}
         assert all(0 < b.value <= 1 and b.assumptions for b in p.bounds.values())
         if p.phase == "train":
             assert (1 if p.counts.frozen_parts else 2) <= p.flops_per_sample / p.flops_fwd_per_sample <= 3 + 1e-9

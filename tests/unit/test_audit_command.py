@@ -105,6 +105,13 @@ def test_example_as_a_process_prints_json() -> None:
     assert figures["traced_on"] == "meta"
     assert set(figures["mfu_bound"]) == {"H100 SXM", "A100-80 SXM", "L4", "B200 SXM"}
     assert len(figures["look_first"]) == 5
+    projected = {p["gpu"]: p for p in figures["projection"]}
+    assert {"A100-40 SXM", "H100 SXM", "L4"} < set(projected)
+    assert all(p["at_least_s"] > 0 for p in projected.values())
+    assert {g for g, p in projected.items() if p["parameters"]} == {"V100 SXM2", "A100-40 SXM", "H100 SXM", "MI300X"}
+    for p in projected.values():  # a lookup with a dense gradient: more than a fifth of the time is unfitted
+        assert p["time_s"] is p["break_even_host_us"] is None
+        assert p["reason"].startswith("coverage_low" if p["parameters"] else "field_missing")
     assert figures["withheld"] == ""
     assert figures["unknown_ops"] == {}
     assert sum(m["flops"] for m in figures["modules"]) == figures["flops_forward"] + figures["flops_backward"]
@@ -115,6 +122,19 @@ def test_example_as_tables(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("Ranker", "FLOPs", "H100 SXM", "assumes", "five modules", "project"):
         assert word in text
+
+
+def test_a_model_of_fitted_families_gets_a_time_and_what_to_fix(model_file, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    path, batch = model_file(LINEAR), save(tmp_path, torch.randn(64, 8))
+    assert run_audit(str(path), str(batch), True) == 0
+    projected = {p["gpu"]: p for p in json.loads(capsys.readouterr().out)["projection"]}
+    mine = projected["A100-40 SXM"]
+    assert mine["dtype"] == "tf32"
+    assert mine["at_least_s"] < mine["time_s"]["low"] < mine["time_s"]["value"] < mine["time_s"]["high"]
+    assert mine["blocks"][0]["term"] == "launches"
+    assert mine["fewest_shapes"] == 32
+    assert run_audit(str(path), str(batch), False) == 0
+    assert "fix first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
