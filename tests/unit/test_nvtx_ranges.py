@@ -34,8 +34,10 @@ class FakeDomain:
         self.events: list[tuple[str, int, str, str, Any, int]] = []
         self.names: dict[int, str] = {}
 
-    def get_event_attributes(self, message: str, category: str | None = None) -> SimpleNamespace:
-        return SimpleNamespace(message=message, category=category, payload=None)
+    def get_event_attributes(
+        self, message: str, color: int | None = None, category: str | None = None
+    ) -> SimpleNamespace:
+        return SimpleNamespace(message=message, color=color, category=category, payload=None)
 
     def start_range(self, attributes: SimpleNamespace) -> int:
         number = len(self.names) + 1
@@ -145,7 +147,7 @@ def run_step(model: nn.Module, ranges: NvtxRanges, number: int = 3) -> None:
 
 def test_names_order_and_nesting(domain: FakeDomain) -> None:
     ranges = NvtxRanges()
-    with ranges.config("abc"):
+    with ranges.config("abc", 8):
         run_step(TwoBranches(domain), ranges)
     domain.check_balance()
     forward = domain.shape()[: domain.shape().index("+stage:backward")]
