@@ -1,4 +1,7 @@
-"""`ctrbench`: run, tune, audit, trace, scrub, data, report, hardware, list. Exit 0 done, 1 failed, 2 wrong input."""
+"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, hardware, list.
+
+Exit 0 done, 1 some run failed or recorded nothing, 2 wrong input.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ctrbench.bench.trace.commands import TOOLS
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 
 if TYPE_CHECKING:  # commands that read no data start without torch
@@ -53,6 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("model", help="Python file with `model` or `build()`")
     audit.add_argument("--batch", help="file written by torch.save; default: example_batch() of the model file")
     audit.add_argument("--json", action="store_true")
+    profile = commands.add_parser("profile", help="one configuration under a profiler; exit 1 if nothing was recorded")
+    profile.add_argument(
+        "settings", nargs="+", metavar="key=value", help="as of run, e.g. model=din; small data if none"
+    )
+    profile.add_argument("--tool", required=True, choices=TOOLS,
+                         help="nvtx: our own recorder, any CPU; none: the steps that the others record")  # fmt: skip
+    profile.add_argument("--out", help="run directory (default: a new one in runs/)")
+    profile.add_argument("--steps", type=int, help="in the capture window")
+    profile.add_argument("--arch", help="of ncu's metrics, e.g. sm_90 (default: of the GPU here)")
+    profile.add_argument("--every", type=int, default=1, metavar="N", help="ranges in every N-th step only")
+    profile.add_argument("--operators", action="store_true", help="a range for every operator; slow")
     trace = commands.add_parser("trace", help="kernel table and summary of recordings made elsewhere")
     trace.add_argument("files", nargs="+")
     trace.add_argument("--json", action="store_true")
@@ -112,6 +127,16 @@ def _audit(options: argparse.Namespace) -> int:
     from ctrbench.bench.audit import run_audit
 
     return run_audit(options.model, options.batch, options.json)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from ctrbench.bench.profile import Request, run_profile
+
+    request = Request(
+        settings=tuple(options.settings), tool=options.tool, out=Path(options.out) if options.out else None,
+        steps=options.steps, arch=options.arch, every=options.every, operators=options.operators,
+    )  # fmt: skip
+    return run_profile(request, Console(soft_wrap=not sys.stdout.isatty()))
 
 
 def _trace(options: argparse.Namespace) -> int:
@@ -246,8 +271,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "tune": _tune, "audit": _audit, "trace": _trace, "scrub": _scrub, "data": _data, "report": _report,
-    "hardware": _hardware, "list": _list,
+    "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
+    "report": _report, "hardware": _hardware, "list": _list,
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ctrbench.bench import controls, proc, registry
@@ -71,7 +72,9 @@ def _build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Pre
     prepared = controls.view(spec)
     schema = prepared.schema_for(spec.history_length)
     config = model_config(spec, model_spec)
-    return model_spec, config, schema, model_spec.build(config, schema), prepared
+    with torch.device(spec.device):
+        model = model_spec.build(config, schema)
+    return model_spec, config, schema, model, prepared
 
 
 def budget_of(spec: RunSpec) -> Budget:
@@ -327,6 +330,21 @@ def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
         rows = [withheld(base, "split_host", reason, phase="train")]
     extra = {"operators": split.operators(), "named_coverage": split.coverage, "silent_blocks": split.silent_blocks}
     return _record(spec, rows, extra)
+
+
+def run_captured(spec: RunSpec, every: int = 1, operators: bool = False) -> bool:
+    """The steps that another program records, with NVTX ranges in their capture window; keeps nothing itself.
+
+    Returns:
+        whether an NVTX tool was attached.
+    """
+    from ctrbench.bench.trace.capture import captured_steps
+
+    _, _, _, model, prepared = _build(spec)
+    return captured_steps(
+        model, _stream(spec, prepared)[1], lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges),
+        steps=spec.steps, warmup=spec.warmup, key=spec.digest, batch=spec.batch, every=every, operators=operators,
+    )  # fmt: skip
 
 
 def run_published(spec: RunSpec, folder: Path) -> RunRecord:

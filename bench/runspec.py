@@ -71,13 +71,17 @@ class RunSpec:
     timeout_s: int = 1800
 
     @property
-    def key(self) -> str:
-        """Stable hash of all that decides the number."""
+    def digest(self) -> str:
+        """Hash of all that decides the number; names the configuration in NVTX."""
         body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def key(self) -> str:
+        """Stable name of the run: what it is, and its digest."""
         variant = "-" + self.variant.replace("=", "_") if self.variant else ""
-        return f"{self.data or 'meta'}-{self.model}{variant}-{self.kind}-{digest}"
+        return f"{self.data or 'meta'}-{self.model}{variant}-{self.kind}-{self.digest}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

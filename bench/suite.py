@@ -74,7 +74,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     for job in plan.jobs:  # a model without the preset fails before any work
         for entry in job.models:
             preset_options(entry.model, job.preset)
-    ready, rows, skipped = _prepare(plan, console)
+    ready, rows, skipped = prepare_jobs(plan, console)
     specs, unsupported = suite_specs(plan, ready)
     swept, left_out = sweep_specs(plan)
     specs, unsupported = specs + swept, unsupported + left_out
@@ -148,7 +148,7 @@ def _run_dir(plan: Plan) -> Path:
     return folder
 
 
-def _prepare(plan: Plan, console: Console) -> tuple[list[Ready], list[Measurement], list[str]]:
+def prepare_jobs(plan: Plan, console: Console) -> tuple[list[Ready], list[Measurement], list[str]]:
     """Prepares every data set first: bad input stops here, before any run."""
     ready, rows, skipped = [], [], []
     for job in plan.jobs:

@@ -1,8 +1,9 @@
 """Named ranges of a step: NVTX domain `ctrbench`, mirrored for Kineto on request (measures.md section 9).
 
-Names: `cfg:<hash>` > `iter` > `stage:<stage>` > `block:<submodule>`; numbers are payload, so that names aggregate.
-All are start/end ranges: a block's hooks are two functions, and the backward may run on a thread of its own. Every
-start has exactly one end, also when the model or the backward raises.
+Names, categories and colours are those of `names`: `cfg:<hash>` > `iter` > `stage:<stage>` > `block:<submodule>` >
+`op:<operator>`, the last on request; numbers are payload. All are start/end ranges: a block's hooks are two functions,
+and the backward may run on a thread of its own. Every start has exactly one end, also when the model or the backward
+raises.
 
 Which block an autograd node belongs to is read off autograd's sequence numbers: they grow with every node that a
 thread creates, so the nodes of one call of a block are those numbered between its entry and its exit. That holds
@@ -23,11 +24,23 @@ import nvtx
 from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr
 from torch._C._profiler import _RecordFunctionFast
+from torch.utils._python_dispatch import TorchDispatchMode
 
-DOMAIN = "ctrbench"
-STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm")
-TRACER = "tracer"
-"""Range around the tracer's own work between forward and backward; a split takes it out of the step."""
+from ctrbench.bench.trace.names import (
+    BLOCK_PREFIX,
+    COLORS,
+    CONFIG_PREFIX,
+    DOMAIN,
+    ITER,
+    NEUTRAL,
+    OP_PREFIX,
+    STAGE_PREFIX,
+    TRACER,
+)
+
+OFF_SWITCH = "CTRBENCH_NVTX"
+"""Environment variable; `0` emits no NVTX event."""
+_BACKWARD = f"{STAGE_PREFIX}backward"
 
 _NULL = nullcontext()
 _SCOPE = {"scope": "user_scope"}  # a user annotation, as record_function makes
@@ -59,16 +72,33 @@ class Range:
 class _Scope:
     """A range over a `with` block."""
 
-    __slots__ = ("_name", "_open", "_payload", "_ranges")
+    __slots__ = ("_name", "_open", "_outer", "_payload", "_ranges")
 
     def __init__(self, ranges: NvtxRanges, name: str, payload: int | None) -> None:
         self._ranges, self._name, self._payload = ranges, name, payload
 
     def __enter__(self) -> None:
+        self._outer, self._ranges.scope = self._ranges.scope, self._name
         self._open = self._ranges.open(self._name, self._payload)
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+        self._ranges.scope = self._outer
+
+
+class _Operators(TorchDispatchMode):
+    """`op:<operator>` around every operator dispatched; autograd hands the mode on to the threads of the backward."""
+
+    def __init__(self, ranges: NvtxRanges) -> None:
+        super().__init__()
+        self._ranges = ranges
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        opened = self._ranges.open(f"{self._ranges.place()}/{OP_PREFIX}{func._schema.name}")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            opened.close()
 
 
 class NvtxRanges:
@@ -77,22 +107,26 @@ class NvtxRanges:
     Args:
         profiler: mirror every range as a user annotation `ctrbench/stage:x[/block:y]` for torch.profiler.
         every: emit in every n-th iteration only.
+        first: emit from this iteration on; those before are warm-up.
+        operators: a range for every operator too. Costs several us each: for looking, never for timing.
 
     With `CTRBENCH_NVTX=0` no NVTX event is emitted; with no NVTX tool attached either, and no mirror, nothing is
     hooked and a stage costs one attribute test.
     """
 
-    def __init__(self, *, profiler: bool = False, every: int = 1) -> None:
+    def __init__(self, *, profiler: bool = False, every: int = 1, first: int = 0, operators: bool = False) -> None:
         if every < 1:
             raise ValueError(f"every={every}: emit in every n-th iteration, n >= 1")
         self._domain = _attached_domain()
-        self._profiler, self._every = profiler, every
+        self._profiler, self._every, self._first, self._operators = profiler, every, first, operators
         self.enabled = profiler or self._domain is not None
         """Whether anything can be emitted at all."""
         self.entered: set[str] = set()
         """Blocks seen in a forward."""
         self._active = self.enabled
         self._step = 0
+        self.scope = ""
+        """Innermost range opened by a `with` block."""
         self._known: dict[str, tuple[Any, str | None]] = {}
         self._stage: Range | None = None
         self._stage_name = ""
@@ -109,7 +143,10 @@ class NvtxRanges:
     # ------------------------------------------------------------------ ranges
 
     def open(self, path: str, payload: int | None = None) -> Range:
-        """Opens `stage:x`, `stage:x/block:y`, `iter` ...; NVTX gets the last part, the mirror the whole path."""
+        """Opens `stage:x`, `stage:x/block:y`, `iter` ...; NVTX gets the last part, the mirror the whole path.
+
+        The payload is the step if none is given.
+        """
         known = self._known.get(path)
         if known is None:
             known = self._known[path] = self._register(path)
@@ -119,25 +156,43 @@ class NvtxRanges:
         return Range(self._domain, attributes, mirror)
 
     def _register(self, path: str) -> tuple[Any, str | None]:
-        stage, _, block = path.partition("/")
+        parts = path.split("/")
+        stage = parts[0].removeprefix(STAGE_PREFIX)
         attributes = None
         if self._domain is not None:
             attributes = self._domain.get_event_attributes(
-                message=block or stage, category=stage.removeprefix("stage:")
+                message=parts[-1], color=COLORS.get(stage, NEUTRAL), category=stage if stage in COLORS else None
             )
-        return attributes, f"{DOMAIN}/{path}" if self._profiler else None
+        # Kineto lists the operators itself.
+        mirrored = self._profiler and not parts[-1].startswith(OP_PREFIX)
+        return attributes, f"{DOMAIN}/{path}" if mirrored else None
 
-    def config(self, key: str) -> AbstractContextManager[None]:
-        """`cfg:<key>` around all iterations of one configuration."""
-        return _Scope(self, f"cfg:{key}", None) if self.enabled else _NULL
+    def config(self, key: str, batch: int) -> AbstractContextManager[None]:
+        """`cfg:<key>` around all iterations of one configuration, with its batch size as payload."""
+        return _Scope(self, f"{CONFIG_PREFIX}{key}", batch) if self.enabled else _NULL
+
+    def place(self) -> str:
+        """Path of the stage or block that the calling thread works for."""
+        running = self._running.get(get_ident())
+        if running is not None and running[0] is not None:
+            return f"{_BACKWARD}/{BLOCK_PREFIX}{running[0]}"
+        if self._home is not None:
+            return _BACKWARD
+        if self._stage is None:
+            return self.scope
+        inside = f"/{BLOCK_PREFIX}{self._block_name}" if self._block is not None else ""
+        return f"{STAGE_PREFIX}{self._stage_name}{inside}"
 
     @contextmanager
     def iteration(self, step: int) -> Iterator[None]:
         """`iter` around one step; its number is the payload of every range inside."""
         self._step = step
-        self._active = self.enabled and step % self._every == 0
+        self._active = self.enabled and step >= self._first and (step - self._first) % self._every == 0
         try:
-            with _Scope(self, "iter", step) if self._active else _NULL:
+            with (
+                _Scope(self, ITER, step) if self._active else _NULL,
+                _Operators(self) if self._active and self._operators else _NULL,
+            ):
                 yield
         finally:
             self._active = self.enabled
@@ -146,7 +201,7 @@ class NvtxRanges:
         """`stage:<name>` around a `with` block."""
         if not self._active:
             return _NULL
-        return self._backward_stage(payload) if name == "backward" else _Scope(self, f"stage:{name}", payload)
+        return self._backward_stage(payload) if name == "backward" else _Scope(self, f"{STAGE_PREFIX}{name}", payload)
 
     # ----------------------------------------------------------------- forward
 
@@ -181,8 +236,8 @@ class NvtxRanges:
         if self._stage is None or self._stage_name != stage:
             if self._stage is not None:
                 self._stage.close()
-            self._stage, self._stage_name = self.open(f"stage:{stage}"), stage
-        self._block = self.open(f"stage:{stage}/block:{name}")
+            self._stage, self._stage_name = self.open(f"{STAGE_PREFIX}{stage}"), stage
+        self._block = self.open(f"{STAGE_PREFIX}{stage}/{BLOCK_PREFIX}{name}")
         self._block_name, self._first_node = name, _get_sequence_nr()
         self.entered.add(name)
 
@@ -213,7 +268,7 @@ class NvtxRanges:
 
     @contextmanager
     def _backward_stage(self, payload: int | None) -> Iterator[None]:
-        with _Scope(self, "stage:backward", payload):
+        with _Scope(self, _BACKWARD, payload):
             self._home = get_ident()
             try:
                 yield
@@ -232,23 +287,23 @@ class NvtxRanges:
                 return
             if thread not in self._running:
                 # The launching thread is what a reader attributes kernels by: it gets a stage range of its own.
-                self._running[thread] = (None, [] if thread == self._home else [self.open("stage:backward")])
+                self._running[thread] = (None, [] if thread == self._home else [self.open(_BACKWARD)])
             current, opened = self._running[thread]
             if block == current:
                 return
             if current is not None:
                 opened.pop().close()
             if block is not None:
-                opened.append(self.open(f"stage:backward/block:{block}"))
+                opened.append(self.open(f"{_BACKWARD}/{BLOCK_PREFIX}{block}"))
             self._running[thread] = (block, opened)
 
 
 def _attached_domain() -> Any:
     """The domain, or None when switched off or no NVTX tool is attached (then nvtx hands out no attributes)."""
-    if os.environ.get("CTRBENCH_NVTX", "1") == "0":
+    if os.environ.get(OFF_SWITCH, "1") == "0":
         return None
     domain = nvtx.get_domain(DOMAIN)
-    return None if domain.get_event_attributes(message="iter") is None else domain
+    return None if domain.get_event_attributes(message=ITER) is None else domain
 
 
 def _blocks(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +22,15 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ctrbench.bench.step import Ranges
+from ctrbench.bench.trace.capture import iterate
 from ctrbench.bench.trace.kineto import read_kineto
-from ctrbench.bench.trace.nvtx import DOMAIN, STAGES, TRACER, NvtxRanges
+from ctrbench.bench.trace.names import DOMAIN, OTHER, STAGES, TRACER, join_key
+from ctrbench.bench.trace.nvtx import NvtxRanges
 from ctrbench.bench.trace.recording import HostEvent, Recording
 from ctrbench.datasets.schema import Batch
 
 COVERAGE = 0.98
 """Least share of the step that the named stages must explain."""
-OTHER = "other"
 
 _ITER, _TRACER = f"{DOMAIN}/iter", f"{DOMAIN}/{TRACER}"
 _COLUMNS = ("stage", "block", "calls", "op_calls", "op_self_ns", "ns", "share", "key")
@@ -74,12 +75,9 @@ class Split:
         """The operators of most self time of every stage and block, with the record's join key."""
         best = self.ops.groupby(["stage", "block"], sort=False).head(top)
         rows: list[dict[str, Any]] = [dict(zip(best.columns, row, strict=True)) for row in best.values.tolist()]
-        return [row | {"key": key(row["stage"], row["block"]), "share": row["self_ns"] / self.step_ns} for row in rows]
-
-
-def key(stage: str, block: str) -> str:
-    """Join key of the records."""
-    return f"{DOMAIN}/{stage}/{block}" if block else f"{DOMAIN}/{stage}"
+        return [
+            row | {"key": join_key(row["stage"], row["block"]), "share": row["self_ns"] / self.step_ns} for row in rows
+        ]
 
 
 def traced_steps(
@@ -115,29 +113,16 @@ def traced_steps(
     plan = schedule(wait=0, warmup=1, active=steps, repeat=1)
     with ranges.attach(model):
         for number in range(warmup - 1):
-            _iterate(ranges, number, stream, step, device)
+            iterate(ranges, number, stream, step, device)
         with profile(activities=activities, schedule=plan, record_shapes=True, acc_events=True) as profiler:
             for number in range(warmup - 1, warmup + steps):
-                _iterate(ranges, number, stream, step, device)
+                iterate(ranges, number, stream, step, device)
                 if number < warmup + steps - 1:
                     profiler.step()
     profiler.export_chrome_trace(str(out))
     _scrub(out)
     named = {name for names in getattr(model, "phases", {}).values() for name in names}
     return split_of(read_kineto(out), tuple(sorted(named - ranges.entered)))
-
-
-def _iterate(
-    ranges: NvtxRanges, number: int, stream: Iterator[Batch], step: Callable[[Batch], Any], device: torch.device
-) -> None:
-    with ranges.iteration(number):
-        with ranges.stage("data"):
-            batch = next(stream, None)
-        if batch is None:
-            raise ValueError(f"batches ran out at step {number}; give warmup + steps of them")
-        with ranges.stage("h2d"):
-            batch = batch.to(device, non_blocking=True)
-        step(batch)
 
 
 def _scrub(path: Path) -> None:
@@ -177,7 +162,7 @@ def split_of(recording: Recording, silent_blocks: tuple[str, ...] = ()) -> Split
     rows = []
     for place in sorted(spent, key=lambda p: (order.get(p[0], len(order)), p[1])):
         share = spent[place] / step_ns
-        rows.append((*place, calls[place], op_calls[place], op_ns[place], spent[place], share, key(*place)))
+        rows.append((*place, calls[place], op_calls[place], op_ns[place], spent[place], share, join_key(*place)))
     return Split(
         steps=len(iters), step_ns=step_ns, tracer_ns=tracer_ns, table=pd.DataFrame(rows, columns=list(_COLUMNS)),
         ops=ops, silent_blocks=silent_blocks,

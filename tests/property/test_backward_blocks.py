@@ -22,7 +22,7 @@ class Opened:
         self.names: dict[int, str] = {}
         self.count = 0
 
-    def get_event_attributes(self, message: str, category: str) -> Any:
+    def get_event_attributes(self, message: str, color: int = 0, category: str | None = None) -> Any:
         return type("Attributes", (), {"message": message, "payload": None})()
 
     def start_range(self, attributes: Any) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.bench.step import TrainStep
+from ctrbench.bench.trace.names import COLORS, NEUTRAL
 from ctrbench.bench.trace.nvtx import NvtxRanges
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field, synthetic_batch
 
@@ -33,13 +34,17 @@ class FakeDomain:
     def __init__(self) -> None:
         self.events: list[tuple[str, int, str, str, Any, int]] = []
         self.names: dict[int, str] = {}
+        self.colors: dict[str, set[int | None]] = defaultdict(set)
 
-    def get_event_attributes(self, message: str, category: str | None = None) -> SimpleNamespace:
-        return SimpleNamespace(message=message, category=category, payload=None)
+    def get_event_attributes(
+        self, message: str, color: int | None = None, category: str | None = None
+    ) -> SimpleNamespace:
+        return SimpleNamespace(message=message, color=color, category=category, payload=None)
 
     def start_range(self, attributes: SimpleNamespace) -> int:
         number = len(self.names) + 1
         self.names[number] = attributes.message
+        self.colors[attributes.message].add(attributes.color)
         self._add("start", number, attributes.message, attributes.category, attributes.payload)
         return number
 
@@ -145,7 +150,7 @@ def run_step(model: nn.Module, ranges: NvtxRanges, number: int = 3) -> None:
 
 def test_names_order_and_nesting(domain: FakeDomain) -> None:
     ranges = NvtxRanges()
-    with ranges.config("abc"):
+    with ranges.config("abc", 8):
         run_step(TwoBranches(domain), ranges)
     domain.check_balance()
     forward = domain.shape()[: domain.shape().index("+stage:backward")]
@@ -225,6 +230,63 @@ def test_a_foreign_thread_gets_a_stage_range_of_its_own(domain: FakeDomain) -> N
     domain.check_balance()
     foreign = [name for kind, _, name, *_, t in domain.events if kind == "start" and t != threading.get_ident()]
     assert foreign == ["stage:backward", "block:left", "block:root"]
+
+
+def test_colour_of_the_stage_and_batch_size_of_the_configuration(domain: FakeDomain) -> None:
+    ranges = NvtxRanges()
+    with ranges.config("abc", 4096):
+        run_step(TwoBranches(domain), ranges, number=2)
+    starts = {name: payload for kind, _, name, _, payload, _ in domain.events if kind == "start"}
+    assert (starts["cfg:abc"], starts["iter"]) == (4096, 2)
+    assert domain.colors["iter"] == {NEUTRAL}
+    assert domain.colors["stage:dense"] == {COLORS["dense"]}
+    assert domain.colors["block:tower.head"] == {COLORS["dense"], COLORS["backward"]}  # forward and backward
+
+
+def test_warm_up_emits_nothing(domain: FakeDomain) -> None:
+    ranges, model = NvtxRanges(first=2, every=2), TwoBranches(domain)
+    for number in range(5):
+        run_step(model, ranges, number)
+    iters = [payload for kind, _, name, _, payload, _ in domain.events if kind == "start" and name == "iter"]
+    assert iters == [2, 4]
+    domain.check_balance()
+
+
+def test_operators_lie_in_their_block_forward_and_backward(domain: FakeDomain) -> None:
+    run_step(TwoBranches(domain), NvtxRanges(operators=True))
+    domain.check_balance()
+    around: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    stack: list[str] = []
+    for kind, _, name, category, _, _ in domain.events:
+        if kind == "end":
+            assert stack.pop() == name
+            continue
+        if name.startswith("op:"):
+            around[stack[-1]].add((name, category))
+        stack.append(name)
+    assert ("op:aten::addmm", "interaction") in around["block:left"]
+    assert ("op:aten::tanh_backward", "backward") in around["block:left"]
+    assert ("op:aten::binary_cross_entropy_with_logits", "loss") in around["stage:loss"]
+    assert "tracer" not in around, "the tracer dispatches nothing"
+
+
+def test_an_operator_of_a_foreign_thread_is_placed_by_that_thread(domain: FakeDomain) -> None:
+    ranges, places = NvtxRanges(), []
+    with ranges.stage("backward"):
+        ranges._enter_node("head")
+
+        def foreign() -> None:
+            ranges._enter_node("left")
+            places.append(ranges.place())
+
+        thread = threading.Thread(target=foreign)
+        thread.start()
+        thread.join()
+        places.append(ranges.place())
+        ranges._enter_node(None)
+        places.append(ranges.place())
+    assert places == ["stage:backward/block:left", "stage:backward/block:head", "stage:backward"]
+    assert ranges.place() == ""
 
 
 def test_every_nth_step(domain: FakeDomain) -> None:
