@@ -146,6 +146,7 @@ def link_figures(recording: Recording) -> dict[str, Any]:
     kernel, linked = gpu.is_kernel, call >= 0
     launch = api.name[call[kernel & linked]]
     _, first, rows = recording.distinct_calls
+    shared_calls = first[rows > 1]
     unique = np.concatenate((first, np.flatnonzero(api.correlation == MISSING)))
     found = {
         "gpu_ops": len(gpu),
@@ -157,7 +158,7 @@ def link_figures(recording: Recording) -> dict[str, Any]:
         "graph_launch_calls": int(recording.is_graph_launch[api.name[unique]].sum()),
     }
     linked_kernels, by_api = int((kernel & linked).sum()), _counts(recording, launch)
-    unlinked_kernels, shared = int((kernel & ~linked).sum()), int((rows > 1).sum())
+    unlinked_kernels, shared = int((kernel & ~linked).sum()), int(np.isin(call[linked], shared_calls).sum())
     if recording.format == "nsys-sqlite":
         return found | {
             "linked_kernels": linked_kernels, "unlinked_kernels": unlinked_kernels, "kernel_launch_api": by_api,

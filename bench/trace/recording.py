@@ -40,8 +40,9 @@ class Recording:
     """Name of the first device listed."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further figures of the file that only its format has, by their key in the summary."""
-    own_domains: frozenset[int] = frozenset({0})
-    """NVTX domains whose ranges name parts of the program: the default one and our own, or those asked for."""
+    own_ranges: Mask | None = None
+    """By range: names a part of the program. NVTX: of the default domain or our own, or of the one asked for; None
+    where every range does."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Reason code -> text, as far as the reader found them."""
     whole_microseconds: bool = False
@@ -136,8 +137,8 @@ class Recording:
 
     @cached_property
     def own(self) -> Mask:
-        """By range: of one of our own domains."""
-        return np.isin(self.annotations.domain, list(self.own_domains))
+        """By range: names a part of the program."""
+        return np.ones(len(self.annotations), bool) if self.own_ranges is None else self.own_ranges
 
     @cached_property
     def device_numbers(self) -> list[int]:
