@@ -54,9 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("model", help="Python file with `model` or `build()`")
     audit.add_argument("--batch", help="file written by torch.save; default: example_batch() of the model file")
     audit.add_argument("--json", action="store_true")
-    trace = commands.add_parser("trace", help="kernel table and summary of recordings made elsewhere")
-    trace.add_argument("files", nargs="+")
-    trace.add_argument("--json", action="store_true")
+    trace = commands.add_parser("trace", help="kernels, ranges and verdict of recordings made elsewhere")
+    trace.add_argument("files", nargs="+", metavar="FILE", help="nsys .sqlite, Kineto .json; gzipped or not")
+    trace.add_argument("--json", action="store_true", help="one JSON object a line and file")
+    trace.add_argument("--domain", metavar="NAME", help="NVTX ranges of this domain (default: ctrbench and `default`)")
     data = commands.add_parser("data", help="prepare or generate data").add_subparsers(dest="action", required=True)
     prepare = data.add_parser("prepare")
     prepare.add_argument("name")
@@ -111,9 +112,9 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from ctrbench.bench.trace.kineto import run_trace
+    from ctrbench.bench.trace.command import run_trace
 
-    return run_trace(options.files, json=options.json)
+    return run_trace(options.files, json=options.json, domain=options.domain)
 
 
 def _data(options: argparse.Namespace) -> int:

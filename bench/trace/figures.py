@@ -10,6 +10,7 @@ import numpy as np
 from ctrbench.bench.trace import projection
 from ctrbench.bench.trace.columns import KINDS, MEMCPY, MEMSET, MISSING, HostEvents, Ints, known, total
 from ctrbench.bench.trace.idle import UNLINKED_LIMIT, device_time, idle_split, verdict
+from ctrbench.bench.trace.names import DOMAIN, ITER
 
 if TYPE_CHECKING:
     from ctrbench.bench.trace.recording import Recording
@@ -24,6 +25,7 @@ def summary(recording: Recording) -> dict[str, Any]:
     nsys = recording.format == "nsys-sqlite"
     refused = refusals(recording)
     hidden = "graph_trace_only" in refused or not len(recording.gpu)
+    withheld = hidden or "unlinked_share" in refused
     devices = [] if hidden else recording.device_numbers
     verdicts = {str(d): recording.launch_verdict(d) for d in devices}
     found: dict[str, Any] = {
@@ -41,7 +43,8 @@ def summary(recording: Recording) -> dict[str, Any]:
         "launch_verdict": verdicts,
         "verdict": verdict(verdicts),
         "link": _withheld_if(hidden, link_figures(recording)),
-        "steps": None if hidden or "unlinked_share" in refused else projection.step_figures(recording, steps(recording)),
+        "steps": None if withheld else projection.step_figures(recording, steps(recording)),
+        "gpu_time_by_range": None if withheld else projection.by_innermost(recording),
         "families": None if hidden else families(recording),
     }
     if nsys:
@@ -51,7 +54,7 @@ def summary(recording: Recording) -> dict[str, Any]:
             "distinct": len(np.unique(api.name)),
             "launches": _counts(recording, api.name[recording.is_launch[api.name]]),
         }
-        found["nvtx"] = range_figures(recording, hidden or "unlinked_share" in refused)
+        found["nvtx"] = range_figures(recording, withheld)
     else:
         ops = recording.ops
         found |= {
@@ -292,8 +295,11 @@ def range_figures(recording: Recording, withheld: bool) -> dict[str, Any] | None
 
 def steps(recording: Recording) -> HostEvents:
     """The ranges that are one step each: our `iter`, or the profiler's `ProfilerStep#n`."""
-    named = [i for i, s in enumerate(recording.strings) if s in ("iter", "ctrbench/iter") or s.startswith("ProfilerStep#")]
-    return recording.annotations.take(recording.own & np.isin(recording.annotations.name, named))
+    name = recording.annotations.name
+    ours = [i for i, s in enumerate(recording.strings) if s in (ITER, f"{DOMAIN}/{ITER}")]
+    profiled = [i for i, s in enumerate(recording.strings) if s.startswith("ProfilerStep#")]
+    mine = recording.our_ranges & np.isin(name, ours)
+    return recording.annotations.take(mine if mine.any() else recording.own & np.isin(name, profiled))
 
 
 def sizes(times_ns: Sequence[int] | Ints) -> dict[str, tuple[float, float]]:

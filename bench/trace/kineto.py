@@ -16,6 +16,7 @@ from ctrbench.bench.trace.columns import (
     KERNEL, MEMCPY, MEMSET, MISSING, NO_NAME, BadRecording, Calls, Ints, Thread, host_events, operations,
 )  # fmt: skip
 from ctrbench.bench.trace.json_events import PIECE, read_events
+from ctrbench.bench.trace.names import DOMAIN
 from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.source import content, identity
 
@@ -69,7 +70,8 @@ def read_kineto(path: str | Path, piece: int = PIECE) -> Recording:
         api=Calls(process=np.zeros(len(api["name"]), np.int64), **api), ops=ops, annotations=annotations,
         device=devices[0].get("name") if devices else None,
         devices={d["id"]: d["name"] for d in devices if type(d.get("id")) is int and type(d.get("name")) is str},
-        facts=facts, whole_microseconds=bool((whole % 1000 == 0).all()),
+        facts=facts, our_ranges=np.array([s.startswith(f"{DOMAIN}/") for s in strings], bool)[annotations.name],
+        whole_microseconds=bool((whole % 1000 == 0).all()),
     )  # fmt: skip
 
 

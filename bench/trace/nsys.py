@@ -70,6 +70,7 @@ def read_nsys(path: str | Path, domain: str | None = None) -> Recording:
         threads=[(int(g >> 24) & 0xFFFFFF, int(g) & 0xFFFFFF) for g in ids.tolist()], gpu=gpu, api=api,
         ops=host_events(**{c: np.empty(0, np.int64) for c in ranges}), annotations=annotations,
         device=next(iter(names), None), devices=devices, facts=facts, own_ranges=nvtx.own if nvtx else None,
+        our_ranges=nvtx.ours if nvtx else np.zeros(0, bool),
         refused=_refused(facts, gpu, api, annotations.end),
     )  # fmt: skip
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.trace.columns import MISSING, UNNAMED, BadRecording, Ints, Mask
+from ctrbench.bench.trace.names import DOMAIN
 from ctrbench.bench.trace.nsys_strings import Strings
 from ctrbench.bench.trace.sqlite_tables import Tables
 
-OWN = "ctrbench"
-"""Our domain, `nvtx.DOMAIN`; that module needs torch."""
 TABLE = "NVTX_EVENTS"
 CATEGORY, MARK, THREAD_NAME, PUSH_POP, START_END, DOMAIN_CREATE = 33, 34, 39, 59, 60, 75
 DEFAULT = "default"
@@ -28,6 +27,8 @@ class Nvtx:
     """name, start, end, thread (the file's globalTid), domain, category, payload."""
     own: Mask
     """By range: names a part of the program."""
+    ours: Mask
+    """By range: of our domain."""
     facts: dict[str, Any]
 
 
@@ -61,7 +62,9 @@ def read_nvtx(tables: Tables, strings: Strings, domain: str | None) -> Nvtx | No
         "name": name[ranges], "start": start, "end": end, "thread": thread, "domain": found["domainId"][ranges],
         "category": found["category"][ranges], "payload": payload,
     }  # fmt: skip
-    return Nvtx(columns=columns, own=_own(tables, domain, of, domains), facts=_facts(strings, found, name, has_text, domains))
+    ours = np.array([domains.get(key) == DOMAIN for key in of], bool)
+    facts = _facts(strings, found, name, has_text, domains)
+    return Nvtx(columns=columns, own=_own(tables, domain, of, domains), ours=ours, facts=facts)
 
 
 def _texts(tables: Tables, strings: Strings, n: int) -> tuple[Ints, Mask]:
@@ -88,7 +91,7 @@ def _own(
 ) -> Mask:
     """Ranges of the domain asked for; if none was, of the default one and of ours."""
     known = {key: DEFAULT if key[1] == 0 else domains.get(key, f"#{key[1]}") for key in set(of)}
-    wanted = (DEFAULT, OWN) if domain is None else (domain,)
+    wanted = (DEFAULT, DOMAIN) if domain is None else (domain,)
     own = np.array([known[key] in wanted for key in of], bool)
     if domain is not None and not own.any():
         held = ", ".join(sorted(set(known.values()))) or "no range at all"

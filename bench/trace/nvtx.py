@@ -24,10 +24,7 @@ from torch import Tensor, nn
 from torch._C._autograd import _get_sequence_nr
 from torch._C._profiler import _RecordFunctionFast
 
-DOMAIN = "ctrbench"
-STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm")
-TRACER = "tracer"
-"""Range around the tracer's own work between forward and backward; a split takes it out of the step."""
+from ctrbench.bench.trace.names import DOMAIN, TRACER
 
 _NULL = nullcontext()
 _SCOPE = {"scope": "user_scope"}  # a user annotation, as record_function makes

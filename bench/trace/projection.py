@@ -89,6 +89,24 @@ def by_name(recording: Recording, events: HostEvents, own: Owned) -> dict[str, d
     return dict(sorted(rows, key=lambda row: (-row[1]["gpu_ns"], row[0])))
 
 
+def by_innermost(recording: Recording) -> dict[str, dict[str, int]]:
+    """Key of a range -> operations launched in it and in no range inside it; the sum is all device time exactly.
+
+    "" holds what no range owns.
+    """
+    at, keys = recording.range_keys
+    row = recording.annotation_of
+    key = np.where(row >= 0, at[row], -1) if len(at) else np.full(len(row), -1, np.int64)
+    out: dict[str, dict[str, int]] = {}
+    for code in np.unique(key).tolist():
+        here = key == code
+        kernels = here & recording.gpu.is_kernel
+        out[keys[code] if code >= 0 else ""] = {
+            "ops": int(here.sum()), "kernels": int(kernels.sum()), "gpu_ns": total(recording.gpu.ns[here]),
+        }  # fmt: skip
+    return dict(sorted(out.items(), key=lambda item: (-item[1]["gpu_ns"], item[0])))
+
+
 def paths(recording: Recording, events: HostEvents) -> tuple[Ints, list[str]]:
     """(index of each range's path, paths): the names of the ranges around it on its thread and its own, by `/`.
 

@@ -12,7 +12,8 @@ import numpy as np
 from ctrbench.bench.trace import figures
 from ctrbench.bench.trace.columns import MISSING, Calls, HostEvent, HostEvents, Ints, Mask, Operations, Thread, known
 from ctrbench.bench.trace.idle import GRAPH_LAUNCHES, LAUNCHES, launch_verdict
-from ctrbench.bench.trace.projection import innermost_of
+from ctrbench.bench.trace.names import DOMAIN
+from ctrbench.bench.trace.projection import innermost_of, paths
 
 UNIFIED_MEMORY = (11, 12, 13)
 """CUPTI copy kinds that the driver starts by itself: no call launches them."""
@@ -43,6 +44,8 @@ class Recording:
     own_ranges: Mask | None = None
     """By range: names a part of the program. NVTX: of the default domain or our own, or of the one asked for; None
     where every range does."""
+    our_ranges: Mask
+    """By range: emitted by this project (stages and blocks)."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Reason code -> text, as far as the reader found them."""
     whole_microseconds: bool = False
@@ -65,6 +68,30 @@ class Recording:
             )
             for name, start, end, thread, external, shape in rows if end != MISSING
         ]  # fmt: skip
+
+    @cached_property
+    def range_keys(self) -> tuple[Ints, list[str]]:
+        """(index of each range's key, keys).
+
+        A range of ours has the record's key, `ctrbench/stage:x/block:y`; any other the names around it and its own.
+        """
+        if self.format == "kineto-json":  # a mirrored range carries its key as its name
+            codes, at = np.unique(self.annotations.name, return_inverse=True)
+            return at, [self.strings[c] for c in codes.tolist()]
+        at, texts = np.full(len(self.annotations), -1, np.int64), list[str]()
+        for rows, ours in ((np.flatnonzero(self.our_ranges), True), (np.flatnonzero(~self.our_ranges), False)):
+            found, of_rows = paths(self, self.annotations.take(rows))
+            at[rows] = found + len(texts)
+            texts += [_key(text) for text in of_rows] if ours else of_rows
+        return at, texts
+
+    @cached_property
+    def our_events(self) -> list[HostEvent]:
+        """Our closed ranges as objects, named by their key."""
+        rows = np.flatnonzero(self.our_ranges & (self.annotations.end != MISSING))
+        at, keys = self.range_keys
+        events = self.events(self.annotations.take(rows))
+        return [e._replace(name=keys[k]) for e, k in zip(events, at[rows].tolist(), strict=True)]
 
     @cached_property
     def is_launch(self) -> Mask:
@@ -173,3 +200,10 @@ class Recording:
     def summary(self) -> dict[str, Any]:
         """Every figure of the recording; names and rules of measures.md section 4. Withheld figures are None."""
         return figures.summary(self)
+
+
+def _key(path: str) -> str:
+    """`ctrbench/stage:x/block:y` of the names on the stack; what lies in no stage goes by its own name."""
+    parts = path.split("/")
+    stages = [i for i, part in enumerate(parts) if part.startswith("stage:")]
+    return "/".join((DOMAIN, *parts[stages[-1] if stages else -1 :]))
