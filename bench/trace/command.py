@@ -165,7 +165,10 @@ def _top(title: str, column: str, rows: Iterable[tuple[str, int, int]], total_ns
 
 def _plain(figures: dict[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in figures.items():
-        yield name, "withheld" if value is None else orjson.dumps(value).decode() if isinstance(value, dict) else str(value)
+        yield (
+            name,
+            "withheld" if value is None else orjson.dumps(value).decode() if isinstance(value, dict) else str(value),
+        )
 
 
 def _lines(recording: Recording, s: dict[str, Any]) -> Iterable[tuple[str, str]]:
@@ -215,7 +218,10 @@ def _device_lines(recording: Recording, s: dict[str, Any]) -> Iterable[tuple[str
         per_step = sorted(set(s["steps"]["kernels_per_step"]))
         many = f"{per_step[0]}" if len(per_step) == 1 else f"{per_step[0]} to {per_step[-1]}"
         lost = s["steps"]["kernels_unlinked"]
-        yield "launches per step", f"{many} in {s['steps']['steps']} steps" + (f"; {lost} kernels have no call" if lost else "")
+        yield (
+            "launches per step",
+            f"{many} in {s['steps']['steps']} steps" + (f"; {lost} kernels have no call" if lost else ""),
+        )
     hist = sizes(recording.gpu.ns[recording.gpu.is_kernel])
     yield "kernel sizes", ", ".join(f"{n} {c:.0%} of launches, {t:.0%} of time" for n, (c, t) in hist.items() if c)
 

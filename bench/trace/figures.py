@@ -78,7 +78,7 @@ def refusals(recording: Recording) -> dict[str, str]:
             f"{worst:.1%} of the device operations have no recorded launch (limit {UNLINKED_LIMIT:.0%}): figures per "
             "range and the verdict are withheld; record from the start of the process, or a longer window"
         )
-    if recording.thinned:
+    if recording.thinned and len(recording.ops):
         found["thinned_recording"] = "no API call besides launches, copies and sets: operator counts and host time"
     return found
 
@@ -185,14 +185,13 @@ def _counts(recording: Recording, names: Ints) -> dict[str, int]:
 def families(recording: Recording) -> dict[str, dict[str, int]]:
     """Kernels and their time by the family of their name."""
     kernel = recording.gpu.is_kernel
-    names, at = np.unique(recording.gpu.name[kernel], return_inverse=True)
-    sums, counts = np.zeros(len(names), np.int64), np.bincount(at, minlength=len(names))
-    np.add.at(sums, at, recording.gpu.ns[kernel])
+    ns = recording.gpu.ns[kernel]
+    names, sums = projection.grouped(recording.gpu.name[kernel], {"kernels": np.ones(len(ns), np.int64), "ns": ns})
     out: dict[str, dict[str, int]] = {}
-    for code, count, ns in zip(names.tolist(), counts.tolist(), sums.tolist(), strict=True):
+    for code, found in zip(names.tolist(), sums, strict=True):
         row = out.setdefault(family(recording.string(code)), {"kernels": 0, "ns": 0})
-        row["kernels"] += count
-        row["ns"] += ns
+        row["kernels"] += found["kernels"]
+        row["ns"] += found["ns"]
     return dict(sorted(out.items()))
 
 
@@ -241,10 +240,8 @@ def annotation_figures(recording: Recording) -> dict[str, Any]:
         "ranges": np.ones(len(events), np.int64), "kernels_same_thread": same.kernels, "ns_same_thread": same.kernel_ns,
         "kernels_any_thread": every.kernels, "ns_any_thread": every.kernel_ns,
     }  # fmt: skip
-    out: dict[str, dict[str, int]] = {}
-    for code in np.unique(events.name).tolist():
-        here = events.name == code
-        out[recording.string(code)] = {column: total(values[here]) for column, values in columns.items()}
+    codes, sums = projection.grouped(events.name, columns)
+    out = {recording.string(code): row for code, row in zip(codes.tolist(), sums, strict=True)}
     top = sorted(out, key=lambda n: (-out[n]["kernels_any_thread"], n))
     return {
         "events": len(events),
@@ -257,7 +254,8 @@ def annotation_figures(recording: Recording) -> dict[str, Any]:
 def range_figures(recording: Recording, withheld: bool) -> dict[str, Any] | None:
     """NVTX ranges and what was launched inside them; None without an NVTX table.
 
-    `by_name` holds the ranges of our own domains, or of those asked for; all other figures count every domain.
+    `by_name` holds the ranges of our own domains, or of those asked for, with their time on the host; all other figures
+    count every domain.
     """
     if recording.facts.get("nvtx") is None:
         return None
@@ -283,14 +281,20 @@ def range_figures(recording: Recording, withheld: bool) -> dict[str, Any] | None
         "ranges_with_gpu_ops": int((owned.ops > 0).sum()),
     }
     every = projection.by_name(recording, events, owned)
-    rows = np.flatnonzero(recording.own)
-    ours = projection.by_name(recording, events.take(rows), owned.take(rows))
+    rows = np.flatnonzero(recording.own & closed)
+    mine = events.take(rows)
+    ours = projection.by_name(recording, mine, owned.take(rows))
+    codes, host = projection.grouped(mine.name, {"host_ns": mine.end - mine.start})
+    for code, row in zip(codes.tolist(), host, strict=True):
+        name = recording.string(code)
+        ours[name] = (dict.fromkeys(ours[name]) | {"ranges": ours[name]["ranges"]} if withheld else ours[name]) | row
     if not len(recording.gpu):
         none = ("gpu_ops_inside_a_range", "gpu_ops_inside_a_range_by_domain", "linked_gpu_ops_outside_any_range")
         found |= dict.fromkeys((*none, "ranges_with_gpu_ops"))
-    if withheld:
-        ours = {name: dict.fromkeys(row) | {"ranges": row["ranges"]} for name, row in ours.items()}
-    return found | {"top8_by_gpu_ns": None if withheld else [*every.items()][:8], "by_name": ours}
+    return found | {
+        "top8_by_gpu_ns": None if withheld else [*every.items()][:8],
+        "by_name": ours,
+    }
 
 
 def steps(recording: Recording) -> HostEvents:

@@ -70,6 +70,8 @@ def launch_verdict(recording: Recording, device: int) -> dict[str, Any]:
     share = recording.unlinked_share(device)
     if not (here & recording.gpu.is_kernel).any():
         return {"verdict": None, "reason": "no_kernel_table"}
+    if "thinned_recording" in recording.refused:
+        return {"verdict": None, "reason": f"thinned_recording: {recording.refused['thinned_recording']}"}
     time = device_time(recording, device)
     if share is None or share > UNLINKED_LIMIT or not time["span_ns"]:
         text = f"unlinked_share: {share or 0:.3f} of the operations have no recorded launch"
@@ -90,5 +92,3 @@ def verdict(by_device: dict[str, dict[str, Any]]) -> str | None:
     if not words or None in words:
         return None
     return str(words.pop()) if len(words) == 1 else "mixed"
-
-

@@ -15,94 +15,88 @@ from ctrbench.bench.trace.columns import BadRecording
 PIECE = 1 << 23
 """Bytes parsed at once."""
 TRIES = 32
-"""Places tried for the end of a piece, or of the list, before the file is parsed whole."""
+"""Places tried for the end of a piece before the rest of the file is parsed as one."""
 
 _LIST = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")
 
 
-def read_events(path: Path, raw: bytes, piece: int = PIECE) -> tuple[dict[str, Any], Iterator[list[Any]]]:
-    """Top level without its events, and the events in lists, in file order.
+class JsonEvents:
+    """The events of one file in lists, in file order; `top` is complete after the last list.
 
     A piece is a run of bytes that is a list of JSON values once brackets are put around it. A list that starts at the
-    level of the events and is balanced ends there too, so pieces never cut an event; where no such run is found the
-    rest of the file is parsed as one.
+    level of the events and is balanced ends there too, so pieces never cut an event. What comes before the events and
+    what is left after the last piece are one JSON document again.
 
-    Raises:
-        BadRecording: no JSON, cut in the middle, or without a list of events.
+    Args:
+        path: name of the file in messages.
+        raw: its bytes, decompressed.
+        piece: bytes parsed at once.
     """
-    span = _span(raw) if len(raw) > piece else None
-    if span is None:
-        body = _whole(path, raw)
-        events = body.get("traceEvents") if isinstance(body, dict) else body
+
+    def __init__(self, path: Path, raw: bytes, piece: int = PIECE) -> None:
+        self._path, self._raw, self._piece = path, raw, piece
+        self.top: dict[str, Any] = {}
+        """The document without its events."""
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Raises:
+        BadRecording: no JSON, cut in the middle, or without a list of events.
+        """
+        head = begin = self._first()
+        while head is not None and begin is not None and len(self._raw) - begin > self._piece:
+            found = self._next(begin)
+            if found is None:
+                break
+            events, begin = found
+            yield events
+        if head is None or begin is None:
+            head = begin = 0
+        body = self._parsed(self._raw[:head] + self._raw[begin:] if begin > head else self._raw, head, begin)
+        events = body.pop("traceEvents", None) if isinstance(body, dict) else body
         if not isinstance(events, list):
-            raise BadRecording(f"{path}: JSON without `traceEvents`; not a torch.profiler recording")
-        top = {k: v for k, v in body.items() if k != "traceEvents"} if isinstance(body, dict) else {}
-        return top, iter([events])
-    begin, end, top = span
-    return top, _pieces(path, raw, begin, end, piece)
+            raise BadRecording(f"{self._path}: JSON without `traceEvents`; not a torch.profiler recording")
+        self.top = body if isinstance(body, dict) else {}
+        yield events
 
-
-def _span(raw: bytes) -> tuple[int, int, dict[str, Any]] | None:
-    """(first byte of the events, byte after the last, top level), or None if the file has another form."""
-    found = _LIST.search(raw)
-    if found is None:
-        return None
-    head, at = raw[: found.end()], len(raw)
-    for _ in range(TRIES):
-        at = raw.rfind(b"]", found.end(), at)
-        if at < 0:
+    def _first(self) -> int | None:
+        """Byte after the bracket that opens the events; None if they are not where they should be."""
+        start = len(self._raw) - len(self._raw.lstrip()) if self._raw[:1].isspace() else 0
+        if self._raw[start : start + 1] == b"[":
+            return start + 1
+        found = _LIST.search(self._raw)
+        if found is None:
             return None
         try:
-            top = orjson.loads(head + raw[at:])
+            top = orjson.loads(self._raw[: found.end()] + b"]}")
         except orjson.JSONDecodeError:
-            continue
-        if isinstance(top, dict) and top.pop("traceEvents", None) == []:
-            return found.end(), at, top
-    return None
+            return None
+        return found.end() if isinstance(top, dict) and top.get("traceEvents") == [] else None
 
-
-def _pieces(path: Path, raw: bytes, begin: int, end: int, piece: int) -> Iterator[list[Any]]:
-    while end - begin > piece:
-        part, begin = _next(path, raw, begin, end, piece)
-        yield part
-    yield _rest(path, raw, begin, end)
-
-
-def _next(path: Path, raw: bytes, begin: int, end: int, piece: int) -> tuple[list[Any], int]:
-    """(events, byte after them and their comma)."""
-    at = begin + piece
-    for _ in range(TRIES):
-        found = _BETWEEN.search(raw, at, end)
-        if found is None:
-            break
-        try:
-            events = orjson.loads(b"[%b]" % raw[begin : found.start() + 1])
-        except orjson.JSONDecodeError:
-            at = found.start() + 1
-            continue
-        return events, found.end() - 1
-    return _rest(path, raw, begin, end), end
-
-
-def _rest(path: Path, raw: bytes, begin: int, end: int) -> list[Any]:
-    if not raw[begin:end].strip():
-        return []
-    events = _whole(path, b"[%b]" % raw[begin:end], raw[:begin].count(b"\n"))
-    assert isinstance(events, list)
-    return events
-
-
-def _whole(path: Path, raw: bytes, lines_before: int = 0) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        if b"NaN" in raw or b"Infinity" in raw:  # written by Python's json and by some profilers; no JSON
+    def _next(self, begin: int) -> tuple[list[Any], int] | None:
+        """(events, byte after them and their comma), or None if no end was found."""
+        at = begin + self._piece
+        for _ in range(TRIES):
+            found = _BETWEEN.search(self._raw, at)
+            if found is None:
+                return None
             try:
-                return json.loads(raw)
-            except ValueError:
-                pass
-        raise BadRecording(
-            f"{path}: no whole JSON (line {error.lineno + lines_before}, column {error.colno}: {error.msg}); "
-            "truncated or damaged: copy or record it again"
-        ) from None
+                return orjson.loads(b"[%b]" % self._raw[begin : found.start() + 1]), found.end() - 1
+            except orjson.JSONDecodeError:
+                at = found.start() + 1
+        return None
+
+    def _parsed(self, raw: bytes, head: int, begin: int) -> Any:
+        try:
+            return orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            if b"NaN" in raw or b"Infinity" in raw:  # written by Python's json and by some profilers; no JSON
+                try:
+                    return json.loads(raw)
+                except ValueError:
+                    pass
+            line = error.lineno + self._raw.count(b"\n", head, begin)
+            raise BadRecording(
+                f"{self._path}: no whole JSON (line {line}, column {error.colno}: {error.msg}); truncated or damaged: "
+                "copy or record it again"
+            ) from None

@@ -13,9 +13,19 @@ import numpy as np
 import orjson
 
 from ctrbench.bench.trace.columns import (
-    KERNEL, MEMCPY, MEMSET, MISSING, NO_NAME, BadRecording, Calls, Ints, Thread, host_events, operations,
+    KERNEL,
+    MEMCPY,
+    MEMSET,
+    MISSING,
+    NO_NAME,
+    BadRecording,
+    Calls,
+    Ints,
+    Thread,
+    host_events,
+    operations,
 )  # fmt: skip
-from ctrbench.bench.trace.json_events import PIECE, read_events
+from ctrbench.bench.trace.json_events import PIECE, JsonEvents
 from ctrbench.bench.trace.names import DOMAIN
 from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.source import content, identity
@@ -44,10 +54,10 @@ def read_kineto(path: str | Path, piece: int = PIECE) -> Recording:
         BadRecording: missing, truncated, or not Kineto JSON.
     """
     path = Path(path)
-    top, pieces = read_events(path, content(path), piece)
-    columns = _Columns(path)
+    columns, pieces = _Columns(path), JsonEvents(path, content(path), piece)
     for events in pieces:
         columns.add(events)
+    top = pieces.top
     gpu, api = columns.table(columns.gpu, _GPU_COLUMNS), columns.table(columns.api, _API_COLUMNS)
     ops, annotations = (
         host_events(**columns.table(columns.host[c], _HOST_COLUMNS)) for c in ("cpu_op", "user_annotation")
@@ -58,7 +68,9 @@ def read_kineto(path: str | Path, piece: int = PIECE) -> Recording:
     strings = columns.strings()
     api["name"] = _stripped(api["name"], strings)
     devices = _devices(path, top)
-    whole = np.concatenate([gpu["start"], gpu["end"]] if n else [e for h in (ops, annotations) for e in (h.start, h.end)])
+    whole = np.concatenate(
+        [gpu["start"], gpu["end"]] if n else [e for h in (ops, annotations) for e in (h.start, h.end)]
+    )
     facts = {
         **identity(path), "events": columns.seen, "categories": dict(sorted(columns.categories.items())),
         "num_sms": devices[0].get("numSms") if devices else None, "devices_listed": len(devices),

@@ -1,4 +1,7 @@
-"""Names of the ranges of a step, defined once: the join key of recordings, records and reports (measures.md section 9)."""
+"""Names of the ranges of a step, defined once: the join key of recordings, records and reports.
+
+Rules: measures.md section 9.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.trace.columns import (
-    KERNEL, MEMCPY, MEMSET, MISSING, UNNAMED, BadRecording, Calls, Ints, Operations, host_events, joined,
+    KERNEL,
+    MEMCPY,
+    MEMSET,
+    MISSING,
+    UNNAMED,
+    BadRecording,
+    Calls,
+    Ints,
+    Operations,
+    host_events,
+    joined,
     operations,
 )  # fmt: skip
 from ctrbench.bench.trace.nsys_facts import cuda_devices, diagnostics, file_facts, gpus
@@ -87,6 +97,7 @@ def _operations(tables: Tables, strings: Strings) -> Operations:
             continue
         found = tables.integers(CUPTI + table, _OPERATION, optional)
         n = len(found["start"])
+        own = {"bytes": found.get("bytes"), "copy_kind": found.get("copyKind")}
         _ordered(tables, CUPTI + table, found)
         if kind == KERNEL:
             name = strings.first_known([found.pop(c) for c in ("shortName", "demangledName", "mangledName")])
@@ -98,7 +109,7 @@ def _operations(tables: Tables, strings: Strings) -> Operations:
             kind=np.full(n, kind, np.int64), name=name, start=found["start"], end=found["end"],
             device=found["deviceId"], process=process_of(found["globalPid"]), correlation=found["correlationId"],
             stream=found["streamId"], graph_node=found["graphNodeId"],
-            **{ours: found[theirs] for ours, theirs in (("bytes", "bytes"), ("copy_kind", "copyKind")) if theirs in found},
+            **{field: column for field, column in own.items() if column is not None},
         ))  # fmt: skip
     return joined(parts)
 
@@ -132,7 +143,9 @@ def _refused(facts: Mapping[str, Any], gpu: Operations, api: Calls, range_end: I
             "with --cuda-graph-trace=node"
         )
     elif not kernel.any():
-        why = told["driver_text"] or ("its table has no rows" if rows[CUPTI + "KERNEL"] == 0 else "it has no kernel table")
+        why = told["driver_text"] or (
+            "its table has no rows" if rows[CUPTI + "KERNEL"] == 0 else "it has no kernel table"
+        )
         found["no_kernel_table"] = f"{why}: kernel figures, MFU and the verdict are withheld"
     held = sum(rows[CUPTI + t] or 0 for t in ("KERNEL", "MEMCPY", "MEMSET", "RUNTIME"))
     if told["cuda_events_collected"] is not None and held < told["cuda_events_collected"]:

@@ -75,7 +75,9 @@ def gpus(tables: Tables) -> list[dict[str, Any]]:
     return [{c: dict(zip(read, row, strict=True)).get(c) for c in _GPU_COLUMNS} for row in rows]
 
 
-def cuda_devices(tables: Tables, gpu: Operations, listed: Sequence[dict[str, Any]]) -> tuple[Operations, dict[int, str]]:
+def cuda_devices(
+    tables: Tables, gpu: Operations, listed: Sequence[dict[str, Any]]
+) -> tuple[Operations, dict[int, str]]:
     """Operations by physical device, and the devices' names.
 
     CUDA numbers devices per process: where two processes mean different GPUs by one number, the GPU's own number takes

@@ -50,7 +50,10 @@ def read_nvtx(tables: Tables, strings: Strings, domain: str | None) -> Nvtx | No
     name = np.where(has_text, text, strings.codes(found["textId"]))
     ranges = np.flatnonzero((kind == PUSH_POP) | (kind == START_END))
     start, end = found["start"][ranges], found["end"][ranges]
-    for wrong, what in ((start == MISSING, "has no start"), ((end < start) & (end != MISSING), "ends before it starts")):
+    for wrong, what in (
+        (start == MISSING, "has no start"),
+        ((end < start) & (end != MISSING), "ends before it starts"),
+    ):
         if wrong.any():
             row = int(ranges[np.flatnonzero(wrong)[0]]) + 1
             raise BadRecording(f"{tables.path}: table {TABLE}, row {row}: the range {what}; export it again")
@@ -86,9 +89,7 @@ def _named(strings: Strings, found: Mapping[str, Ints], name: Ints, rows: Mask) 
     return {key: values[code] for key, code in zip(keys, name[at].tolist(), strict=True)}
 
 
-def _own(
-    tables: Tables, domain: str | None, of: list[tuple[int, int]], domains: Mapping[tuple[int, int], str]
-) -> Mask:
+def _own(tables: Tables, domain: str | None, of: list[tuple[int, int]], domains: Mapping[tuple[int, int], str]) -> Mask:
     """Ranges of the domain asked for; if none was, of the default one and of ours."""
     known = {key: DEFAULT if key[1] == 0 else domains.get(key, f"#{key[1]}") for key in set(of)}
     wanted = (DEFAULT, DOMAIN) if domain is None else (domain,)

@@ -66,4 +66,3 @@ class Strings:
             if plain != code:
                 codes[codes == code] = plain
         return codes
-

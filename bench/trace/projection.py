@@ -66,27 +66,31 @@ def owned(recording: Recording, events: HostEvents, *, any_thread: bool = False)
 def by_name(recording: Recording, events: HostEvents, own: Owned) -> dict[str, dict[str, Any]]:
     """Name -> ranges, ops, kernels, gpu_ns, first_start, last_end; most device time first."""
     closed = np.flatnonzero(events.end != MISSING)
-    names, at = np.unique(events.name[closed], return_inverse=True)
-
-    def sums(column: Ints) -> Ints:
-        out = np.zeros(len(names), np.int64)
-        np.add.at(out, at, column[closed])
-        return out
-
-    ranges = np.bincount(at, minlength=len(names))
-    ops, kernels, gpu_ns = sums(own.ops), sums(own.kernels), sums(own.gpu_ns)
+    columns = {"ranges": np.ones(len(closed), np.int64), "ops": own.ops[closed], "kernels": own.kernels[closed]}
+    names, sums = grouped(events.name[closed], columns | {"gpu_ns": own.gpu_ns[closed]})
+    at = np.searchsorted(names, events.name[closed])
     first, last = np.full(len(names), np.iinfo(np.int64).max), np.full(len(names), MISSING)
     some = own.ops[closed] > 0
     np.minimum.at(first, at[some], own.first_start[closed][some])
     np.maximum.at(last, at[some], own.last_end[closed][some])
     rows = [
-        (recording.string(name), {
-            "ranges": int(ranges[i]), "ops": int(ops[i]), "kernels": int(kernels[i]), "gpu_ns": int(gpu_ns[i]),
-            "first_start": int(first[i]) if ops[i] else None, "last_end": known(last[i]),
+        (recording.string(name), sums[i] | {
+            "first_start": int(first[i]) if sums[i]["ops"] else None, "last_end": known(last[i]),
         })
         for i, name in enumerate(names.tolist())
     ]  # fmt: skip
     return dict(sorted(rows, key=lambda row: (-row[1]["gpu_ns"], row[0])))
+
+
+def grouped(codes: Ints, columns: dict[str, Ints]) -> tuple[Ints, list[dict[str, int]]]:
+    """(distinct codes, sums of every column by code)."""
+    distinct, at = np.unique(codes, return_inverse=True)
+    sums = {}
+    for name, values in columns.items():
+        sums[name] = np.zeros(len(distinct), np.int64)
+        np.add.at(sums[name], at, values)
+    rows = zip(*(column.tolist() for column in sums.values()), strict=True)
+    return distinct, [dict(zip(sums, row, strict=True)) for row in rows]
 
 
 def by_innermost(recording: Recording) -> dict[str, dict[str, int]]:
@@ -97,13 +101,9 @@ def by_innermost(recording: Recording) -> dict[str, dict[str, int]]:
     at, keys = recording.range_keys
     row = recording.annotation_of
     key = np.where(row >= 0, at[row], -1) if len(at) else np.full(len(row), -1, np.int64)
-    out: dict[str, dict[str, int]] = {}
-    for code in np.unique(key).tolist():
-        here = key == code
-        kernels = here & recording.gpu.is_kernel
-        out[keys[code] if code >= 0 else ""] = {
-            "ops": int(here.sum()), "kernels": int(kernels.sum()), "gpu_ns": total(recording.gpu.ns[here]),
-        }  # fmt: skip
+    kernel = recording.gpu.is_kernel.astype(np.int64)
+    codes, sums = grouped(key, {"ops": np.ones(len(key), np.int64), "kernels": kernel, "gpu_ns": recording.gpu.ns})
+    out = {keys[code] if code >= 0 else "": row for code, row in zip(codes.tolist(), sums, strict=True)}
     return dict(sorted(out.items(), key=lambda item: (-item[1]["gpu_ns"], item[0])))
 
 
@@ -145,18 +145,18 @@ def step_figures(recording: Recording, steps: HostEvents) -> dict[str, Any] | No
     call, kernel = recording.call_of, recording.gpu.is_kernel
     launching = np.unique(call[(call >= 0) & kernel])
     graph = kernel & (call >= 0) & recording.is_graph_launch[recording.api.name[call]]
-    calls = [
-        int(np.sum(
-            (recording.api.start[launching] >= begin) & (recording.api.end[launching] <= end)
-            & (recording.api.end[launching] != MISSING)
-            & (recording.thread_process[recording.api.thread[launching]] == recording.thread_process[thread])
-        ))
-        for begin, end, thread in zip(steps.start.tolist(), steps.end.tolist(), steps.thread.tolist(), strict=True)
-    ]  # fmt: skip
+    launching = launching[recording.api.end[launching] != MISSING]
+    calls = nothing_owned(len(steps))
+    thread, process = recording.api.thread[launching], recording.thread_process
+    for at in np.unique(thread).tolist():
+        rows = np.flatnonzero(process[steps.thread] == process[at])
+        mine = launching[thread == at]
+        span = (recording.api.start[mine], recording.api.end[mine])
+        add_owned(calls, rows, steps.start[rows], steps.end[rows], span, span, np.ones(len(mine), bool))
     return {
         "steps": len(steps),
         "kernels_per_step": own.kernels.tolist(),
-        "launch_calls_per_step": calls,
+        "launch_calls_per_step": calls.ops.tolist(),
         "kernel_ns_per_step": own.kernel_ns.tolist(),
         "kernels_from_graph_launch": int(graph.sum()),
         "kernels_in_no_step": int(kernel.sum()) - total(own.kernels),

@@ -91,9 +91,13 @@ class Tables:
 
     def _integers(self, table: str, column: str, values: tuple[Any, ...]) -> Ints:
         try:
-            cells = pa.array(values, type=pa.int64())
+            cells = pa.array(values)  # of a type of its own choice: an int64 column would take 1.5 as 1
         except (pa.ArrowException, OverflowError) as error:
             raise BadRecording(f"{self.path}: table {table}, column {column} is no integer ({error})") from None
+        if cells.type == pa.null():
+            return np.full(len(values), MISSING, np.int64)
+        if cells.type != pa.int64():
+            raise BadRecording(f"{self.path}: table {table}, column {column} is no integer but {cells.type}")
         plain = cells.fill_null(MISSING) if cells.null_count else cells
         found: Ints = plain.to_numpy(zero_copy_only=False)
         return found
@@ -102,7 +106,7 @@ class Tables:
         """(key, text) of every row that has both."""
         if not {key, text} <= self.columns(table):
             return []
-        found = self.rows(f"SELECT {_quoted(key)}, {_quoted(text)} FROM \"{table}\"")
+        found = self.rows(f'SELECT {_quoted(key)}, {_quoted(text)} FROM "{table}"')
         return [(k, v) for k, v in found if type(k) is int and type(v) is str]
 
 
