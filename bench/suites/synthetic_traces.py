@@ -123,7 +123,7 @@ def _where(i: int) -> tuple[int, int]:
     return i // 2 * 4_000, 100 + i % 2
 
 
-def _kernels(n: int) -> Iterator[tuple[int, ...]]:
+def _kernels(n: int) -> Iterator[tuple[int | None, ...]]:
     for i in range(n):
         at, process = _where(i)
         start, name = at + 5_000 + i % 7 * 100, 1 + i % 400
@@ -131,7 +131,7 @@ def _kernels(n: int) -> Iterator[tuple[int, ...]]:
                i % 512, 1, 1, 128, 1, 1, None)  # fmt: skip
 
 
-def _launches(n: int) -> Iterator[tuple[int, ...]]:
+def _launches(n: int) -> Iterator[tuple[int | None, ...]]:
     for i in range(n):
         at, process = _where(i)
         yield (at, at + 3_000, 0, thread_id(process, process), i // 2, 0, 0, None)

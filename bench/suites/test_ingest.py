@@ -40,8 +40,9 @@ def judge(benchmark: BenchmarkFixture, path: Path, floor: str, most: float, memo
     benchmark.extra_info |= {
         "file_bytes": path.stat().st_size, "ingest": mine, floor: least, "factor": factor, "machine": this_machine(),
     }  # fmt: skip
-    print(f"\n{floor} {least['cpu_s']:.2f} CPU s, {least['peak_bytes'] / GIB:.2f} GiB; ingest {mine['cpu_s']:.2f} CPU s, "
-          f"{mine['peak_bytes'] / GIB:.2f} GiB: {factor:.2f}x")  # fmt: skip
+    both = {floor: least, "ingest": mine}
+    shown = {way: f"{r['cpu_s']:.2f} CPU s, {r['peak_bytes'] / GIB:.2f} GiB" for way, r in both.items()}
+    print(f"\n{path.name}: {shown}, {factor:.2f}x")
     if SCALE >= 1:
         assert factor <= most
         assert mine["peak_bytes"] < memory

@@ -93,7 +93,7 @@ def run_trace(paths: Sequence[str | Path], json: bool = False, domain: str | Non
             code = 2
             continue
         if json:
-            line = orjson.dumps(_rounded({"file": str(path), "origin": "imported", **figures})).decode()
+            line = orjson.dumps(rounded({"file": str(path), "origin": "imported", **figures})).decode()
             print(line, flush=True)
             continue
         for table in _tables(str(path), figures, recording):
@@ -127,12 +127,13 @@ def figures_of(recording: Readable) -> dict[str, Any]:
     return figures | {"refusals": sorted(notes)}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """The same figures with shares rounded to six decimals, as they are printed."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):
-        return {str(k): _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _tables(path: str, figures: dict[str, Any], recording: Readable) -> Iterable[Table]:

@@ -287,7 +287,8 @@ def range_figures(recording: Recording, withheld: bool) -> dict[str, Any] | None
     codes, host = projection.grouped(mine.name, {"host_ns": mine.end - mine.start})
     for code, row in zip(codes.tolist(), host, strict=True):
         name = recording.string(code)
-        ours[name] = (dict.fromkeys(ours[name]) | {"ranges": ours[name]["ranges"]} if withheld else ours[name]) | row
+        gpu = dict.fromkeys(ours[name]) | {"ranges": ours[name]["ranges"]} if withheld else ours[name]
+        ours[name] = {**gpu, **row}
     if not len(recording.gpu):
         none = ("gpu_ops_inside_a_range", "gpu_ops_inside_a_range_by_domain", "linked_gpu_ops_outside_any_range")
         found |= dict.fromkeys((*none, "ranges_with_gpu_ops"))

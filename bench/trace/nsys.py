@@ -69,7 +69,7 @@ def read_nsys(path: str | Path, domain: str | None = None) -> Recording:
         calls = _calls(tables, strings)
         nvtx = read_nvtx(tables, strings, domain)
         facts |= {"gpus": listed, "diagnostics": diagnostics(tables), "nvtx": nvtx and nvtx.facts}
-    ranges = nvtx.columns if nvtx else {c: np.empty(0, np.int64) for c in ("name", "start", "end", "thread")}
+    ranges = dict(nvtx.columns) if nvtx else {c: np.empty(0, np.int64) for c in ("name", "start", "end", "thread")}
     ids, thread = np.unique(np.concatenate((calls["thread"], ranges["thread"])), return_inverse=True)
     n = len(calls["thread"])
     api = Calls(**calls | {"thread": thread[:n]})

@@ -63,7 +63,7 @@ def owned(recording: Recording, events: HostEvents, *, any_thread: bool = False)
     return out
 
 
-def by_name(recording: Recording, events: HostEvents, own: Owned) -> dict[str, dict[str, Any]]:
+def by_name(recording: Recording, events: HostEvents, own: Owned) -> dict[str, dict[str, int | None]]:
     """Name -> ranges, ops, kernels, gpu_ns, first_start, last_end; most device time first."""
     closed = np.flatnonzero(events.end != MISSING)
     columns = {"ranges": np.ones(len(closed), np.int64), "ops": own.ops[closed], "kernels": own.kernels[closed]}
@@ -73,13 +73,12 @@ def by_name(recording: Recording, events: HostEvents, own: Owned) -> dict[str, d
     some = own.ops[closed] > 0
     np.minimum.at(first, at[some], own.first_start[closed][some])
     np.maximum.at(last, at[some], own.last_end[closed][some])
-    rows = [
-        (recording.string(name), sums[i] | {
-            "first_start": int(first[i]) if sums[i]["ops"] else None, "last_end": known(last[i]),
-        })
-        for i, name in enumerate(names.tolist())
-    ]  # fmt: skip
-    return dict(sorted(rows, key=lambda row: (-row[1]["gpu_ns"], row[0])))
+    order = sorted(range(len(names)), key=lambda i: (-sums[i]["gpu_ns"], recording.string(int(names[i]))))
+    found: dict[str, dict[str, int | None]] = {}
+    for i in order:
+        extent = {"first_start": int(first[i]) if sums[i]["ops"] else None, "last_end": known(last[i])}
+        found[recording.string(int(names[i]))] = {**sums[i], **extent}
+    return found
 
 
 def grouped(codes: Ints, columns: dict[str, Ints]) -> tuple[Ints, list[dict[str, int]]]:

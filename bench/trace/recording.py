@@ -10,11 +10,24 @@ from typing import Any, Literal
 import numpy as np
 
 from ctrbench.bench.trace import figures
-from ctrbench.bench.trace.columns import MISSING, Calls, HostEvent, HostEvents, Ints, Mask, Operations, Thread, known
+from ctrbench.bench.trace.columns import (
+    MISSING,
+    BadRecording,
+    Calls,
+    HostEvent,
+    HostEvents,
+    Ints,
+    Mask,
+    Operations,
+    Thread,
+    known,
+)
 from ctrbench.bench.trace.idle import GRAPH_LAUNCHES, LAUNCHES, launch_verdict
 from ctrbench.bench.trace.names import DOMAIN
 from ctrbench.bench.trace.projection import innermost_of, paths
 
+TIME_LIMIT = 2**62
+"""ns; the epoch time of today is under half of it."""
 UNIFIED_MEMORY = (11, 12, 13)
 """CUPTI copy kinds that the driver starts by itself: no call launches them."""
 
@@ -50,6 +63,19 @@ class Recording:
     """Reason code -> text, as far as the reader found them."""
     whole_microseconds: bool = False
     """Every device time is a whole microsecond: a kernel of 2 us may have taken 1.5 to 2.5."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        BadRecording: times so large that sums of them would not be exact.
+        """
+        for events in (self.gpu, self.api, self.ops, self.annotations):
+            shut = events.end != MISSING
+            start, end = events.start[shut].astype(np.float64), events.end[shut].astype(np.float64)
+            far = max(
+                (float(np.abs(t).max()) for t in (start, end, events.start.astype(np.float64)) if len(t)), default=0
+            )
+            if far >= TIME_LIMIT or float((end - start).sum()) >= TIME_LIMIT:
+                raise BadRecording(f"{self.path}: times of more than 146 years: not nanoseconds; record it again")
 
     # -------------------------------------------------------------------- names
 

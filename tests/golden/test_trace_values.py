@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ctrbench.bench.trace import projection
-from ctrbench.bench.trace.command import _rounded, figures_of, read
+from ctrbench.bench.trace.command import figures_of, read, rounded
 from ctrbench.bench.trace.recording import Recording
 
 TRACES = Path(__file__).resolve().parents[2].parent / "shared" / "traces"
@@ -54,7 +54,7 @@ def recording(name: str) -> Recording:
 @cache
 def ours(name: str) -> dict[str, Any]:
     """Path of a value -> value, after a round trip through JSON."""
-    return dict(leaves(json.loads(json.dumps(_rounded(figures_of(recording(name)))))))
+    return dict(leaves(json.loads(json.dumps(rounded(figures_of(recording(name)))))))
 
 
 @pytest.mark.skipif(not FILES, reason=f"the recorded traces are not beside this checkout: {TRACES} is missing")

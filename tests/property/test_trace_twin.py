@@ -62,7 +62,8 @@ def calls(draw: Callable[..., Any]) -> Row:
 def ranges(draw: Callable[..., Any]) -> Row:
     start, end = draw(span())
     return {"start": start, "end": draw(st.sampled_from((*(end,) * 3, None))),
-            "eventType": draw(st.sampled_from((59, 60))), "textId": draw(st.integers(5, 7)), "globalTid": thread_id(draw(processes), draw(threads)),
+            "eventType": draw(st.sampled_from((59, 60))), "textId": draw(st.integers(5, 7)),
+            "globalTid": thread_id(draw(processes), draw(threads)),
             "domainId": draw(st.integers(0, 2))}  # fmt: skip
 
 

@@ -302,6 +302,8 @@ GOOD: dict[str, Any] = {KERNEL: [kernel(100, 110, 1)], RUNTIME: [call(10, 12, 1)
         (GOOD, [(RUNTIME, "globalTid")], f"table {RUNTIME} lacks the column globalTid"),
         ({KERNEL: [kernel(1, 2, 1), kernel(100, 110, 1) | {"end": None}]}, [], f"table {KERNEL}, row 2: end is NULL"),
         ({KERNEL: [kernel(100, 90, 1)]}, [], "row 1: ends before it starts"),
+        ({KERNEL: [kernel(-(2**62), 2**62, 1)]}, [], "times of more than 146 years"),
+        ({KERNEL: [kernel(0, 2**61, 1), kernel(0, 2**61, 2)]}, [], "times of more than 146 years"),
         ({KERNEL: [kernel(100, 110, 1, deviceId="first")]}, [], "column deviceId is no integer"),
         ({KERNEL: [kernel(100, 110, 1) | {"end": 110.5}]}, [], "column end is no integer"),
         ({"NVTX_EVENTS": [nvtx(None, 5, "r")]}, [], "row 1: the range has no start"),
