@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,9 +60,9 @@ def summary(recording: Recording) -> dict[str, Any]:
         ops = recording.ops
         found |= {
             "ops": {"cpu_ops": len(ops), "with_input_dims": int((ops.shape >= 0).sum())},
-            "kernels_by_innermost_op": kernels_by_op(recording),
+            "kernels_by_innermost_op": _withheld_if(hidden, kernels_by_op(recording)),
             "gemm_flops_from_shapes": gemm_flops(recording),
-            "user_annotations": annotation_figures(recording),
+            "user_annotations": annotation_figures(recording, withheld),
         }
     return found | {"refusals": sorted(refused), "refusal_notes": dict(sorted(refused.items()))}
 
@@ -217,21 +218,31 @@ def kernels_by_op(recording: Recording) -> dict[str, Any]:
     }
 
 
-def gemm_flops(recording: Recording) -> dict[str, dict[str, int]]:
-    """2*b*m*k*n of every mm, addmm and bmm whose shapes are recorded; bias not counted."""
-    out: dict[str, dict[str, int]] = {}
+def gemm_flops(recording: Recording) -> dict[str, dict[str, int | None]]:
+    """2*b*m*k*n of every mm, addmm and bmm whose shapes are recorded; bias not counted.
+
+    The FLOPs of an operator are None if the shapes of any of its calls are no matrices.
+    """
+    out: dict[str, dict[str, int | None]] = {}
     for name, first in _GEMMS.items():
         here = np.isin(recording.ops.name, [i for i, s in enumerate(recording.strings) if s == name])
         shapes, calls = np.unique(recording.ops.shape[here & (recording.ops.shape >= 0)], return_counts=True)
         for shape, n in zip(shapes.tolist(), calls.tolist(), strict=True):
-            left, right = recording.shapes[shape][first : first + 2]
             row = out.setdefault(name, {"calls": 0, "flops": 0})
-            row["calls"] += n
-            row["flops"] += n * 2 * int(np.prod(left, dtype=np.int64)) * right[-1]
+            one, so_far = _gemm(recording.shapes[shape], first), row["flops"]
+            row["calls"] = (row["calls"] or 0) + n
+            row["flops"] = None if one is None or so_far is None else so_far + n * one
     return dict(sorted(out.items()))
 
 
-def annotation_figures(recording: Recording) -> dict[str, Any]:
+def _gemm(shapes: Any, first: int) -> int | None:
+    factors = shapes[first : first + 2] if isinstance(shapes, list) else []
+    if len(factors) < 2 or not all(isinstance(f, list) and f and all(type(n) is int for n in f) for f in factors):
+        return None
+    return 2 * prod(factors[0]) * int(factors[1][-1])
+
+
+def annotation_figures(recording: Recording, withheld: bool) -> dict[str, Any]:
     """Name -> kernels launched inside, on the same thread and on any (the backward has a thread of its own)."""
     events = recording.annotations
     same = projection.owned(recording, events)
@@ -246,8 +257,8 @@ def annotation_figures(recording: Recording) -> dict[str, Any]:
     return {
         "events": len(events),
         "distinct": len(out),
-        "by_name": {n: out[n] for n in top},
-        "top12": [[n, *out[n].values()] for n in top[:12]],
+        "by_name": None if withheld else {n: out[n] for n in top},
+        "top12": None if withheld else [[n, *out[n].values()] for n in top[:12]],
     }
 
 

@@ -113,7 +113,7 @@ class _Columns:
         """
         for event in events:
             self.seen += 1
-            if type(event) is not dict or event.get("ph") != "X" or "cat" not in event:
+            if type(event) is not dict or event.get("ph") != "X" or type(event.get("cat")) is not str:
                 continue
             try:
                 self._add(event, event["cat"])
@@ -136,20 +136,18 @@ class _Columns:
         args = event.get("args") or {}
         if kind is not None:
             device = args["device"] if "device" in args else event["pid"]
-            size = args.get("bytes", MISSING) if kind != KERNEL else MISSING
-            self.gpu.extend((
-                kind, code, start, end, device, args.get("stream", MISSING), args.get("correlation", MISSING),
-                args.get("External id", MISSING), size,
-            ))  # fmt: skip
+            size = _number(args, "bytes") if kind != KERNEL else MISSING
+            stream, correlation, external = (_number(args, k) for k in ("stream", "correlation", "External id"))
+            self.gpu.extend((kind, code, start, end, device, stream, correlation, external, size))
             return
         pair = (event.get("pid"), event.get("tid"))
         thread = self.threads.setdefault(pair, len(self.threads))
         if category in _API:
-            self.api.extend((code, start, end, thread, args.get("correlation", MISSING)))
+            self.api.extend((code, start, end, thread, _number(args, "correlation")))
             return
         dims = args.get("Input Dims")
         shape = -1 if dims is None else self.shapes.setdefault(orjson.dumps(dims), len(self.shapes))
-        self.host[category].extend((code, start, end, thread, args.get("External id", MISSING), shape))
+        self.host[category].extend((code, start, end, thread, _number(args, "External id"), shape))
 
     def table(self, flat: array[int], fields: tuple[str, ...]) -> dict[str, Ints]:
         """Contiguous columns of a flat array."""
@@ -158,6 +156,18 @@ class _Columns:
 
     def strings(self) -> list[str]:
         return list(self.names)
+
+
+def _number(args: dict[str, Any], key: str) -> int:
+    """An integer, also one written as text; `MISSING` if absent or null."""
+    value = args.get(key)
+    if type(value) is int:
+        return value
+    if value is None:
+        return MISSING
+    if type(value) is str and value.isascii() and value.isdigit():
+        return int(value)
+    raise TypeError(f"{key}: {value!r} is no integer")
 
 
 def _stripped(names: Ints, strings: list[str]) -> Ints:

@@ -83,13 +83,16 @@ def cuda_devices(
     CUDA numbers devices per process: where two processes mean different GPUs by one number, the GPU's own number takes
     its place, so that their operations are never added up as one device's.
     """
-    used = np.unique(np.stack((gpu.process, gpu.device), axis=1), axis=0).tolist() if len(gpu) else []
+    processes = np.unique(gpu.process).tolist()
+    used = [(p, d) for p in processes for d in np.unique(gpu.device[gpu.process == p]).tolist()]
     names = _named(tables)
     if len(listed) == 1:
-        return gpu, {device: str(listed[0]["name"]) for _, device in used}
+        name = listed[0]["name"]
+        return gpu, {device: name for _, device in used if type(name) is str}
     to: dict[tuple[int, int], int] = {}
     if {"gpuId", "cudaId", "pid"} <= tables.columns("TARGET_INFO_CUDA_DEVICE"):
-        to = {(p & 0xFFFFFF, c): g for g, c, p in tables.rows("SELECT gpuId, cudaId, pid FROM TARGET_INFO_CUDA_DEVICE")}
+        rows = tables.rows("SELECT gpuId, cudaId, pid FROM TARGET_INFO_CUDA_DEVICE")
+        to = {(p & 0xFFFFFF, c): g for g, c, p in rows if all(type(cell) is int for cell in (g, c, p))}
     meant = {(p, d): to.get((p, d)) for p, d in used}
     numbers = {d: {g for (_, c), g in meant.items() if c == d} for _, d in used}
     if any(len(found) > 1 for found in numbers.values()) and None not in meant.values():

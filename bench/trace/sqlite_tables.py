@@ -41,7 +41,7 @@ class Tables:
             cursor = self._connection.execute(sql, values)
             while rows := cursor.fetchmany(BATCH):
                 yield rows
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter of a damaged schema
             raise BadRecording(f"{self.path}: SQLite cannot read it ({error}); copy or export it again") from None
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -86,6 +86,8 @@ def split_of(recording: Recording, silent_blocks: tuple[str, ...] = ()) -> Split
     wall = exclusive(own)
     tracer_ns = wall.pop(_TRACER, 0)
     step_ns = sum(r.end - r.start for r in iters) - tracer_ns
+    if step_ns <= 0:
+        raise ValueError(f"{recording.path}: {_ITER} ranges of no time; record whole steps")
     calls = Counter(_place(r.name) for r in own if r.name not in (_ITER, _TRACER))
     ops = _operators(recording.events(recording.ops), own)
     op_calls: Counter[tuple[str, str]] = Counter()

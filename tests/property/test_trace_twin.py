@@ -268,6 +268,31 @@ def test_kineto_counts_as_the_plain_twin_in_pieces_of_any_size(
     assert {d: t["busy_ns"] for d, t in (summary["gpu_time_by_device"] or {}).items()} == expected["busy"]
 
 
+@QUICK
+@given(
+    at=st.integers(0, 80),
+    field=st.sampled_from(["ts", "dur", "name", "cat", "ph", "pid", "tid", "args", "correlation"]),
+    value=st.sampled_from([None, "word", 1.5, -3, [], [1], {}, {"a": 1}, 2**70, True]),
+    piece=st.sampled_from([60, 10**6]),
+)  # fmt: skip
+def test_a_spoiled_kineto_event_is_refused_or_loses_itself_only(
+    folder: Path, at: int, field: str, value: Any, piece: int
+) -> None:
+    events = kineto_events(SAMPLE)
+    before, event = twin(SAMPLE), events[at]
+    (event["args"] if field == "correlation" else event)[field] = value
+    path = fresh(folder, ".json")
+    path.write_text(json.dumps({"traceEvents": events}))
+    try:
+        summary = figures_of(read_kineto(path, piece))
+    except BadRecording:
+        return
+    lost = int(field in ("ph", "cat") and at < len(SAMPLE[KERNEL]))
+    assert summary["kernels"]["launches"] == before["launches"] - lost
+    if field not in ("ts", "dur"):
+        assert summary["kernels"]["total_ns"] == before["total_ns"] - 50 * lost
+
+
 ME = thread_id(1, 1)
 SAMPLE: dict[str, list[Row]] = {
     KERNEL: [{"start": 100 * i, "end": 100 * i + 50, "deviceId": 0, "correlationId": i, "globalPid": thread_id(1),

@@ -220,6 +220,24 @@ def test_pieces_hold_the_events_of_the_whole_file(tmp_path: Path, piece: int) ->
         assert pieces.top in ({k: v for k, v in body.items() if k != "traceEvents"}, {})
 
 
+def test_flops_of_shapes_that_are_no_matrices_are_unknown(tmp_path: Path) -> None:
+    def mm(name: str, dims: Any) -> dict[str, Any]:
+        return event("cpu_op", name, 1.0, 2.0, **{"Input Dims": dims})
+
+    events = [mm("aten::mm", [[2, 3], [3, 4]]), mm("aten::bmm", [[2, 3, 4], [2, 4, 5]]), mm("aten::bmm", [[], []])]
+    found = read_kineto(write(tmp_path / "synthetic_dims.json", [*events, mm("aten::mm", [[5, 3], [3, 4]])])).summary()
+    assert found["gemm_flops_from_shapes"] == {
+        "aten::mm": {"calls": 2, "flops": 2 * (2 + 5) * 3 * 4}, "aten::bmm": {"calls": 2, "flops": None},
+    }  # fmt: skip
+
+
+def test_numbers_written_as_text_link_as_numbers(tmp_path: Path) -> None:
+    """Old profilers quote their ids."""
+    events = [gpu("k", 10.0, 2.0, 1), event("cuda_runtime", "cudaLaunchKernel", 5.0, 2.0, correlation="1")]
+    summary = read_kineto(write(tmp_path / "synthetic_text.json", events)).summary()
+    assert summary["link"]["launch_api"] == {"cudaLaunchKernel": 1}
+
+
 def test_not_a_number_in_an_argument_does_not_spoil_a_file(tmp_path: Path) -> None:
     path = tmp_path / "synthetic_nan.json"
     write(path, [gpu("k", 1.0, 2.0, 1, occupancy=float("nan"))])
