@@ -68,9 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--arch", help="of ncu's metrics, e.g. sm_90 (default: of the GPU here)")
     profile.add_argument("--every", type=int, default=1, metavar="N", help="ranges in every N-th step only")
     profile.add_argument("--operators", action="store_true", help="a range for every operator; slow")
-    trace = commands.add_parser("trace", help="kernel table and summary of recordings made elsewhere")
-    trace.add_argument("files", nargs="+")
-    trace.add_argument("--json", action="store_true")
+    trace = commands.add_parser("trace", help="kernels, ranges and verdict of recordings made elsewhere")
+    trace.add_argument(
+        "files", nargs="+", metavar="FILE", help="nsys .sqlite, Kineto .json, ncu .csv or .ncu-rep; gzip or not"
+    )
+    trace.add_argument("--json", action="store_true", help="one JSON object a line and file")
+    trace.add_argument("--domain", metavar="NAME", help="NVTX ranges of this domain (default: ctrbench and `default`)")
     clean = commands.add_parser("scrub", help="a copy of a recording that is fit to share")
     clean.add_argument("file", help="nsys .sqlite, ncu .csv or Kineto .json; gzip or not")
     clean.add_argument("-o", "--out", required=True, help="a new file; a name in .gz is compressed")
@@ -140,13 +143,13 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from ctrbench.bench.trace.kineto import run_trace
+    from ctrbench.bench.trace.command import run_trace
 
-    return run_trace(options.files, json=options.json)
+    return run_trace(options.files, json=options.json, domain=options.domain)
 
 
 def _scrub(options: argparse.Namespace) -> int:
-    from ctrbench.bench.trace.kineto import BadRecording
+    from ctrbench.bench.trace.columns import BadRecording
     from ctrbench.bench.trace.scrub import run_scrub
 
     try:

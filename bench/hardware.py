@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 _HERE = Path(__file__).resolve().parent
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -175,6 +174,8 @@ def _git(*args: str) -> str | None:
 
 def this_machine() -> dict[str, Any]:
     """Manifest of this machine and its software; no user, host or path names."""
+    import torch  # the catalogue is read without it
+
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "cpu": _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),

@@ -312,7 +312,8 @@ def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) 
 
 def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
     """Process N: NVTX ranges and torch.profiler, joined into the split of a step."""
-    from ctrbench.bench.trace.split import COVERAGE, traced_steps
+    from ctrbench.bench.trace.split import traced_steps
+    from ctrbench.bench.trace.time_split import COVERAGE
 
     model_spec, _, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)

@@ -32,8 +32,9 @@ from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
 from ctrbench.bench.trace.names import STAGE_PREFIX
+from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.nvtx import OFF_SWITCH
-from ctrbench.bench.trace.ranges import COVERAGE, TimeSplit, read_ranges, split_time
+from ctrbench.bench.trace.time_split import COVERAGE, Split, split_of
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.schema import Track
 from ctrbench.datasets.spec import sha256_file
@@ -178,7 +179,7 @@ def _write_commands(folder: Path, lines: Sequence[Sequence[str]], env: str = "")
 
 def _torch(spec: RunSpec, out: Path, folder: Path, console: Console) -> int:
     """The trace process of the suites, alone."""
-    from ctrbench.bench.trace.kineto import run_trace
+    from ctrbench.bench.trace.command import run_trace
 
     outcome = run_all([spec], out, 1, lambda _: None)[0]
     if outcome.status != "ok":
@@ -302,28 +303,37 @@ def _ingest(
         if file.suffix == ".csv":
             console.print(f"  {_launches(file)} kernel launches with counters")
             continue
-        split = split_time(read_ranges(file))
+        split = _split(file)
         console.print(_table(split))
         rows += _rows(base, split, origin)
         extra |= {
-            "named_coverage": split.coverage, "steps": list(split.steps), "tracer_ns": split.tracer_ns,
-            "open_ranges": split.open_ranges,
+            "named_coverage": split.coverage, "steps": split.steps, "tracer_ns": split.tracer_ns,
         }  # fmt: skip
     return rows, extra
 
 
-def _rows(base: Mapping[str, Any], split: TimeSplit, origin: Origin) -> list[Measurement]:
+def _split(file: Path) -> Split:
+    """Raises:
+    NothingRecorded: the recording holds no step of ours.
+    """
+    try:
+        return split_of(read_nsys(file))
+    except ValueError as why:
+        raise NothingRecorded(f"failed: {why}") from None
+
+
+def _rows(base: Mapping[str, Any], split: Split, origin: Origin) -> list[Measurement]:
     if split.coverage < COVERAGE:
         reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
         return [withheld(base, "split_host", reason, phase="train")]
     return [
-        make(base, "split_host", share, origin, phase="train", scope=scope, n=len(split.steps))
+        make(base, "split_host", share, origin, phase="train", scope=scope, n=split.steps)
         for scope, share in split.shares().items()
     ]
 
 
-def _table(split: TimeSplit) -> Table:
-    steps = len(split.steps)
+def _table(split: Split) -> Table:
+    steps = split.steps
     table = Table(
         title=f"host time of {steps} steps, {split.step_ns / steps / 1e6:.3f} ms each; named stages explain"
         f" {split.coverage:.1%}",
@@ -334,12 +344,9 @@ def _table(split: TimeSplit) -> Table:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     shares = split.shares()
     shown = ""
-    for row in split.rows:
-        if row.stage != shown:
-            shown = row.stage
+    for stage, block, calls, ns, share in split.table[["stage", "block", "calls", "ns", "share"]].values.tolist():
+        if stage != shown:
+            shown = stage
             table.add_row(f"[bold]{shown}[/]", "", "", "", f"[bold]{shares[STAGE_PREFIX + shown]:.1%}[/]")
-        table.add_row(
-            "", row.block or "(outside blocks)", f"{row.ranges / steps:g}", f"{row.ns / steps / 1e6:.3f}",
-            f"{row.share:.1%}",
-        )  # fmt: skip
+        table.add_row("", block or "(outside blocks)", f"{calls / steps:g}", f"{ns / steps / 1e6:.3f}", f"{share:.1%}")
     return table

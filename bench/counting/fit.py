@@ -24,7 +24,7 @@ from ctrbench.bench.counting.kernel_time import FamilyFit
 from ctrbench.bench.counting.recorded import RecordedCalls, recorded_calls
 from ctrbench.bench.counting.recorded_work import Work, work_of
 from ctrbench.bench.hardware import Gpu, HardwareUnknown, find, peak
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 
 SPLITS, HELD_OUT, SEED = 20, 0.2, 0
 _EC_GRID = np.arange(0.05, 1.01, 0.05)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.bench.trace.kineto import read_kineto
-from ctrbench.bench.trace.recording import GRAPH_LAUNCHES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,31 +75,31 @@ def recorded_calls(path: str | Path) -> RecordedCalls:
     path = Path(path)
     recording = read_kineto(path)
     args = _arguments(path)
-    number = {id(op): i for i, op in enumerate(recording.ops)}
     kernels: dict[int, list[tuple[str, int]]] = defaultdict(list)
     copies: dict[int, int] = defaultdict(int)
-    graphs = unlinked = 0
-    for op, launch, host in zip(recording.gpu, recording.launch_of, recording.op_of, strict=True):
-        if op.kind == "kernel":
-            unlinked += launch is None
-            graphs += launch is not None and launch.name in GRAPH_LAUNCHES
-        if host is not None and op.kind == "kernel":
-            kernels[number[id(host)]].append((op.name, op.end - op.start))
-        elif host is not None:
-            copies[number[id(host)]] += 1
+    gpu, launched = recording.gpu, recording.call_of
+    of_kernel = launched[gpu.is_kernel]
+    graphs = recording.is_graph_launch[recording.api.name[of_kernel[of_kernel >= 0]]]
+    rows = zip(gpu.is_kernel.tolist(), gpu.name.tolist(), gpu.ns.tolist(), recording.op_of.tolist(), strict=True)
+    for is_kernel, name, ns, host in rows:
+        if host >= 0 and is_kernel:
+            kernels[host].append((recording.string(name), ns))
+        elif host >= 0:
+            copies[host] += 1
     calls = [
         OpCall(
             name=op.name, dims=tuple(a.get("Input Dims") or ()), types=tuple(a.get("Input type") or ()),
             start=op.start, end=op.end, thread=op.thread, sequence=a.get("Sequence number"),
             kernels=tuple(kernels[i]), copies=copies[i],
         )
-        for i, (op, a) in enumerate(zip(recording.ops, args, strict=True))
+        for i, (op, a) in enumerate(zip(recording.events(recording.ops), args, strict=True))
     ]  # fmt: skip
     return RecordedCalls(
         name=path.name.split(".")[0], device=recording.device, whole_microseconds=recording.whole_microseconds,
-        calls=tuple(calls), annotations=tuple((a.name, a.start, a.end, a.thread) for a in recording.annotations),
-        kernels=len(recording.kernels), kernels_ns=sum(k.end - k.start for k in recording.kernels),
-        from_graphs=graphs, unlinked=unlinked,
+        calls=tuple(calls),
+        annotations=tuple((a.name, a.start, a.end, a.thread) for a in recording.events(recording.annotations)),
+        kernels=len(of_kernel), kernels_ns=int(gpu.ns[gpu.is_kernel].sum()), from_graphs=int(graphs.sum()),
+        unlinked=int((of_kernel < 0).sum()),
     )  # fmt: skip
 
 

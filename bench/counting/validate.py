@@ -35,7 +35,7 @@ from ctrbench.bench.counting.rebuilt import (
 from ctrbench.bench.counting.recorded import OpCall, RecordedCalls, recorded_calls
 from ctrbench.bench.counting.rows import Part, StepCounts
 from ctrbench.bench.hardware import Gpu, find, peak
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 
 BERT, A100, V100 = "h100_bert_small", "a100_recsys_train", "v100_recsys_train_graphs"
 MI250, SAMPLED = "mi250_toy_train", "recsys_sampled_ops"

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu_csv import decode, is_header, read_csv
 from ctrbench.bench.trace.ncu_launch import Metric, NcuLaunch
 from ctrbench.bench.trace.ncu_table import NcuReport

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu_launch import Metric, NcuLaunch
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.ncu_units import BadNumber, number, to_base, wrong_locale

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu import REPORT, looks_like_ncu, read_bytes
 from ctrbench.bench.trace.scrub_account import Dropped
 from ctrbench.bench.trace.scrub_kineto import scrub_kineto

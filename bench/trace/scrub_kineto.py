@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.scrub_account import REDACTED, Dropped
 
 _TOP_NUMBERS = {

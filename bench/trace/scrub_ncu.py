@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu_csv import IDENTITY, METRIC, RULE, decode, split_table
 from ctrbench.bench.trace.ncu_units import BadNumber, number
 from ctrbench.bench.trace.scrub_account import REDACTED, Dropped

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu import looks_like_ncu, read_ncu
 
 TRACES = Path(__file__).resolve().parents[2].parent / "shared" / "traces"

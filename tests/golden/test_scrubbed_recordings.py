@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ctrbench.bench.trace.kineto import BadRecording, read_kineto
+from ctrbench.bench.trace.columns import BadRecording
+from ctrbench.bench.trace.kineto import read_kineto
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.scrub import scrub
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.synthetic_ncu import SASS, Metrics, long_form, raw_form
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.ncu_table import NcuReport
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.data.synthetic_ncu import METRIC, SASS, WHO, counters, line, long_form, raw_form, who
 
-from ctrbench.bench.trace.kineto import BadRecording
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu import looks_like_ncu, read_ncu
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.ncu_units import BadNumber, number, to_base, wrong_locale

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.plain_ranges import read_ranges
 
-from ctrbench.bench.trace.ranges import read_ranges
 from ctrbench.bench.trace.recorder import convert
 from ctrbench.datasets.errors import BadInput
 

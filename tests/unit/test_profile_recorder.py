@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.plain_ranges import NvtxRange, read_ranges, split_time
 
 from ctrbench.bench.trace import inject
 from ctrbench.bench.trace.names import COLORS, DOMAIN, STAGES
-from ctrbench.bench.trace.ranges import COVERAGE, NvtxRange, read_ranges, split_time
+from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.recorder import convert
+from ctrbench.bench.trace.time_split import COVERAGE, split_of
 from ctrbench.reports import records
 
 WARMUP, STEPS, BATCH = 2, 6, 64
@@ -145,8 +147,12 @@ def test_one_category_and_one_colour_a_stage(recorded: Recorded) -> None:
 
 
 def test_named_stages_cover_the_step(recorded: Recorded) -> None:
-    split = split_time(recorded.ranges)
-    assert len(split.steps) == STEPS
+    split = split_of(read_nsys(recorded.folder / "nvtx.sqlite"))
+    assert split.steps == STEPS
+    twin = split_time(recorded.ranges)
+    assert {(r.stage, r.block): r.ns for r in twin.rows} == {
+        (stage, block): ns for stage, block, ns in split.table[["stage", "block", "ns"]].values.tolist()
+    }
     assert split.coverage >= COVERAGE
     assert f"named stages explain {split.coverage:.1%}" in recorded.said.replace("\n", " ")
     table, _ = records.load(recorded.out)

@@ -15,7 +15,8 @@ from tests.data.synthetic_ncu import METRIC, WHO, counters, line, long_form, raw
 from tests.data.synthetic_nsys import FOREIGN_RANGE, OWN_RANGE, SECRETS, write_nsys
 
 from ctrbench.bench.cli import main
-from ctrbench.bench.trace.kineto import BadRecording, read_kineto
+from ctrbench.bench.trace.columns import BadRecording
+from ctrbench.bench.trace.kineto import read_kineto
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.scrub import scrub
 

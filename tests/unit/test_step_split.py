@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.bench.step import Ranges, TrainStep
+from ctrbench.bench.trace.columns import HostEvent
 from ctrbench.bench.trace.kineto import read_kineto
-from ctrbench.bench.trace.recording import HostEvent
-from ctrbench.bench.trace.split import COVERAGE, exclusive, open_at, self_times, split_of, traced_steps
+from ctrbench.bench.trace.split import traced_steps
+from ctrbench.bench.trace.time_split import COVERAGE, exclusive, open_at, self_times, split_of
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field, synthetic_batch
 from ctrbench.legacy_baselines import deepfm
 

@@ -1,70 +1,90 @@
-"""Host time of stages and blocks from synthetic ranges, against a twin that looks at every nanosecond."""
+"""Host time of stages and blocks of synthetic NVTX ranges, against a twin that looks at every nanosecond."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctrbench.bench.suites.synthetic_traces import thread_id, write_nsys
 from ctrbench.bench.trace.names import join_key
-from ctrbench.bench.trace.ranges import NvtxRange, read_ranges, split_time
-from ctrbench.datasets.errors import BadInput
+from ctrbench.bench.trace.nsys import read_nsys
+from ctrbench.bench.trace.time_split import Split, split_of
 
 
-def span(name: str, start: int, end: int | None, thread: int = 1, payload: int | None = 0) -> NvtxRange:
-    return NvtxRange(
-        name=name, start=start, end=end, thread=(9 << 24) | thread, end_thread=None, payload=payload, category=None,
-        color=None,
-    )  # fmt: skip
+class Span(NamedTuple):
+    name: str
+    start: int
+    end: int | None
+    thread: int = 1
 
 
 STEP = [
-    span("cfg:abc", 0, 1000), span("iter", 10, 510, payload=3), span("stage:data", 10, 60),
-    span("stage:embedding", 60, 160), span("block:user", 80, 100), span("block:item", 100, 150),
-    span("tracer", 160, 210), span("stage:backward", 210, 460), span("block:item", 220, 230),
-    span("stage:backward", 250, 440, thread=2), span("block:item", 260, 300, thread=2),
-    span("op:aten::mm", 270, 290, thread=2), span("stage:optimizer", 460, 500),
+    Span("cfg:abc", 0, 1000), Span("iter", 10, 510), Span("stage:data", 10, 60), Span("stage:embedding", 60, 160),
+    Span("block:user", 80, 100), Span("block:item", 100, 150), Span("tracer", 160, 210),
+    Span("stage:backward", 210, 460), Span("block:item", 220, 230), Span("stage:backward", 250, 440, 2),
+    Span("block:item", 260, 300, 2), Span("op:aten::mm", 270, 290, 2), Span("stage:optimizer", 460, 500),
+    Span("op:aten::add", 470, 480),
 ]  # fmt: skip
 
 
-def test_every_instant_belongs_to_the_range_opened_last() -> None:
-    split = split_time(STEP)
-    got = {(r.stage, r.block): (r.ranges, r.ns) for r in split.rows}
-    assert got == {
-        ("data", ""): (1, 50), ("embedding", ""): (1, 30), ("embedding", "user"): (1, 20),
-        ("embedding", "item"): (1, 50), ("backward", ""): (2, 200), ("backward", "item"): (2, 50),
-        ("optimizer", ""): (1, 40), ("other", ""): (0, 10),
+def split(tmp_path: Path, spans: list[Span]) -> Split:
+    """Through a synthetic export, as the recorder and Nsight Systems write them."""
+    domain: dict[str, Any] = {"start": 0, "eventType": 75, "text": "ctrbench", "domainId": 1, "globalTid": thread_id(9)}
+    rows = [
+        {"start": s.start, "end": s.end, "eventType": 60, "text": s.name, "domainId": 1,
+         "globalTid": thread_id(9, s.thread)}
+        for s in spans
+    ]  # fmt: skip
+    file = tmp_path / "synthetic.sqlite"
+    file.unlink(missing_ok=True)
+    return split_of(read_nsys(write_nsys(file, {"NVTX_EVENTS": [domain, *rows]})))
+
+
+def times(found: Split) -> dict[tuple[str, str], int]:
+    return {(stage, block): ns for stage, block, ns in found.table[["stage", "block", "ns"]].values.tolist()}
+
+
+def test_every_instant_belongs_to_the_range_opened_last(tmp_path: Path) -> None:
+    found = split(tmp_path, STEP)
+    assert times(found) == {
+        ("data", ""): 50, ("embedding", ""): 30, ("embedding", "user"): 20, ("embedding", "item"): 50,
+        ("backward", ""): 200, ("backward", "item"): 50, ("optimizer", ""): 40, ("other", ""): 10,
     }  # fmt: skip
-    assert (split.steps, split.step_ns, split.tracer_ns, split.open_ranges) == ((3,), 450, 50, 0)
-    assert sum(r.ns for r in split.rows) == split.step_ns
-    assert split.coverage == pytest.approx(440 / 450)
-    assert {r.key for r in split.rows if r.block == "user"} == {join_key("embedding", "user")}
-    shares = split.shares()
+    calls = {(s, b): n for s, b, n in found.table[["stage", "block", "calls"]].values.tolist()}
+    assert calls["backward", ""] == 2
+    assert calls["backward", "item"] == 2
+    assert calls["optimizer", ""] == 1, "operators are no calls of their stage"
+    assert (found.steps, found.step_ns, found.tracer_ns) == (1, 450, 50)
+    assert found.coverage == pytest.approx(440 / 450)
+    assert join_key("embedding", "user") in set(found.table["key"])
+    shares = found.shares()
     assert shares["stage:embedding"] == pytest.approx(100 / 450)
     assert shares["stage:embedding/block:user"] == pytest.approx(20 / 450)
     assert sum(v for k, v in shares.items() if "/" not in k) == pytest.approx(1)
 
 
-def test_open_ranges_are_counted_and_left_out() -> None:
-    split = split_time([*STEP, span("iter", 600, None), span("stage:data", 620, None)])
-    assert (split.open_ranges, split.steps) == (2, (3,))
+def test_open_ranges_are_left_out(tmp_path: Path) -> None:
+    found = split(tmp_path, [*STEP, Span("iter", 600, None), Span("stage:data", 620, None)])
+    assert found.steps == 1
+    assert times(found) == times(split(tmp_path, STEP))
 
 
-def test_without_a_step_there_is_no_split() -> None:
-    with pytest.raises(BadInput, match="no range `iter`"):
-        split_time([r for r in STEP if r.name != "iter"])
-    with pytest.raises(BadInput, match="hold no time"):
-        split_time([span("iter", 5, 5)])
+def test_without_a_step_there_is_no_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no ctrbench/iter range"):
+        split(tmp_path, [s for s in STEP if s.name != "iter"])
+    with pytest.raises(ValueError, match="of no time"):
+        split(tmp_path, [Span("iter", 5, 5)])
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_nesting_against_the_twin(data: st.DataObject) -> None:
-    ranges = [span("iter", 0, 60)]
+def test_any_nesting_against_the_twin(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    spans = [Span("iter", 0, 60)]
 
     def fill(start: int, end: int, thread: int, depth: int) -> None:
         at = start
@@ -73,41 +93,27 @@ def test_any_nesting_against_the_twin(data: st.DataObject) -> None:
             last = data.draw(st.integers(first + 1, end))
             kind = "stage" if depth == 0 else "block"
             name = data.draw(st.sampled_from(["loss", "dense", "backward"]))
-            ranges.append(span(f"{kind}:{name}", first, last, thread))
+            spans.append(Span(f"{kind}:{name}", first, last, thread))
             if depth == 0:
                 fill(first, last, thread, 1)
             at = last
 
     for thread in (1, 2):
         fill(0, 60, thread, 0)
-    split = split_time(ranges)
-    assert {(r.stage, r.block): r.ns for r in split.rows} == twin(ranges)
+    assert times(split(tmp_path_factory.mktemp("twin"), spans)) == twin(spans)
 
 
-def twin(ranges: list[NvtxRange]) -> dict[tuple[str, str], int]:
+def twin(spans: list[Span]) -> dict[tuple[str, str], int]:
     out: Counter[tuple[str, str]] = Counter()
     for now in range(60):
         # opened last; of those opened at once the shortest; of equals the one listed last
-        is_open = [(r.start, -(r.end or 0), i) for i, r in enumerate(ranges) if r.start <= now < (r.end or 0)]
-        r = ranges[max(is_open)[2]]
-        kind, _, name = r.name.partition(":")
+        is_open = [(s.start, -(s.end or 0), i) for i, s in enumerate(spans) if s.start <= now < (s.end or 0)]
+        s = spans[max(is_open)[2]]
+        kind, _, name = s.name.partition(":")
         if kind == "block":
-            around = [s for s in ranges if s.thread == r.thread and s.name.startswith("stage:")]
-            stage = next(s.name[6:] for s in around if s.start <= r.start and (r.end or 0) <= (s.end or 0))
+            around = [o for o in spans if o.thread == s.thread and o.name.startswith("stage:")]
+            stage = next(o.name[6:] for o in around if o.start <= s.start and (s.end or 0) <= (o.end or 0))
             out[stage, name] += 1
         else:
             out[(name, "") if kind == "stage" else ("other", "")] += 1
     return dict(out)
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such file"):
-        read_ranges(tmp_path / "missing.sqlite")
-    text = tmp_path / "text.sqlite"
-    text.write_text("no database " * 100)
-    with pytest.raises(BadInput, match="not a database: give the SQLite export"):
-        read_ranges(text)
-    empty = tmp_path / "empty.sqlite"
-    sqlite3.connect(empty).execute("CREATE TABLE StringIds (id, value)").connection.close()
-    with pytest.raises(BadInput, match="no such table: NVTX_EVENTS"):
-        read_ranges(empty)

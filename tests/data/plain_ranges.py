@@ -1,8 +1,4 @@
-"""The ranges of a recording and the host time that they explain, from the NVTX_EVENTS of a SQLite export alone.
-
-Works on what the recorder wrote and on what Nsight Systems exports: no device row is needed, so it is the split of a
-step on a CPU. A stage's time is exclusive wall time: every instant of a step belongs to the range opened last.
-"""
+"""Plain twin of the reader and the time split: rows of NVTX_EVENTS one by one, and the host time they explain."""
 
 from __future__ import annotations
 
@@ -27,9 +23,6 @@ from ctrbench.bench.trace.names import (
 )
 from ctrbench.bench.trace.recorder import CATEGORY, DOMAIN_CREATE, PUSH_POP, START_END
 from ctrbench.datasets.errors import BadInput
-
-COVERAGE = 0.98
-"""Least share of the step that the named stages must explain for the split to be published."""
 
 Place = tuple[str, str]
 """(stage, block); block is empty outside blocks."""
