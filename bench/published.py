@@ -55,9 +55,9 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
 
 
 def _without_peak(model_spec: ModelSpec, spec: RunSpec) -> list[Measurement]:
-    """One row a catalogued GPU whose peak at the dtype nobody knows."""
+    """One row a catalogued GPU whose peak at the dtype nobody knows; of no preset, for it is the same for all."""
     base = {"run": spec.key, "model": spec.model, "family": model_spec.family, "device": "meta", "dtype": spec.dtype,
-            "phase": "train"}  # fmt: skip
+            "phase": "train", "preset": "catalogue"}  # fmt: skip
     reason = f"peak_missing_for_dtype: no dense {spec.dtype} peak in bench/hardware.toml"
     known = bounded_gpus(spec.dtype)
     return [withheld(base, "mfu_bound", reason, scope=gpu) for gpu in catalogue() if gpu not in known]
