@@ -109,7 +109,7 @@ def test_nsys_records_exports_and_is_read(log: Path, tmp_path: Path, capsys: pyt
     table, bodies = records.load(tmp_path / "out")
     share = table[table["scope"] == "stage:dense"].iloc[0]
     assert (share["metric"], share["value"], share["origin"]) == ("split_host", pytest.approx(0.99), "imported")
-    assert bodies[folder.name]["extra"]["steps"] == [3]
+    assert bodies[folder.name]["extra"]["steps"] == 1
     assert set(bodies[folder.name]["extra"]["files"]) == {"nsys.sqlite"}
 
 
