@@ -119,11 +119,13 @@ def _gains() -> str:
 
 
 def _host_scopes(c: Context, model: str, variant: str) -> set[str]:
-    """`vs:<host>` of the trainings of one variant."""
+    """`vs:<host>` of the trainings of one variant; a tuned one that kept its defaults has those of the default."""
+    same = (variant, variant.removeprefix("tuned").removeprefix(","))
     return {
         f"vs:{body['extra']['host']}"
         for body in c.bodies.values()
-        if (body.get("spec", {}).get("model"), body.get("spec", {}).get("variant")) == (model, variant)
+        if body.get("spec", {}).get("model") == model
+        and body["spec"].get("variant") in same
         and body.get("extra", {}).get("host")
     }
 
