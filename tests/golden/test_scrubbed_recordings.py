@@ -13,8 +13,8 @@ import pytest
 
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.kineto import read_kineto
-from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.ncu import read_ncu
+from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.scrub import scrub
 
 TRACES = Path(__file__).resolve().parents[2].parent / "shared" / "traces"
