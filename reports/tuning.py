@@ -85,7 +85,7 @@ def pretraining(c: Context) -> Section | None:
                 if hosts
                 else absent("auc_delta", "the host did not run alone"),
                 "Detectable ΔAUC": pick(mine, "auc_mdd", scope=hosts[0]) if hosts else absent("auc_mdd", "no host"),
-                "Paper's ΔAUC, that host": _claimed(hosts[0].removeprefix("vs:") if hosts else ""),
+                "Paper's ΔAUC, that host": _claimed(data, hosts[0].removeprefix("vs:") if hosts else ""),
             }  # fmt: skip
             rows.append(row)
             index.append(model)
@@ -106,10 +106,10 @@ def pretraining(c: Context) -> Section | None:
     )
 
 
-def _claimed(host: str) -> Cell:
-    """The gain that LUM's paper reports in a host."""
+def _claimed(data: str, host: str) -> Cell:
+    """The gain that LUM's paper reports in a host on these data."""
     for claim in cited()["lum"]:
-        if claim["host"] == host:
+        if (claim["data"], claim["host"]) == (data, host):
             return Cell(claim["with_lum"] - claim["alone"], "auc_delta", "cited", signed=True)
     return absent("auc_delta", "none published")
 
