@@ -5,7 +5,6 @@ A tool that is not there gets its exact command written beside the record, and e
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shlex
@@ -31,7 +30,10 @@ from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
+from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.names import STAGE_PREFIX
+from ctrbench.bench.trace.ncu import read_ncu
+from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.nvtx import OFF_SWITCH
 from ctrbench.bench.trace.time_split import COVERAGE, Split, split_of
@@ -240,7 +242,7 @@ def _ncu(request: Request, folder: Path, console: Console) -> list[Path]:
             raise NothingRecorded(commands.PERMISSION_HELP)
         if code != 0:
             raise NothingRecorded(f"failed: ncu ended with exit code {code}: {_last(said)}")
-        if file.is_file() and _launches(file):
+        if file.is_file() and _counters(file) is not None:
             files.append(file)
     if not files:
         raise NothingRecorded("no_kernel_table: ncu saw no kernel in any stage; did the steps run on a GPU?")
@@ -284,12 +286,13 @@ def _last(said: str) -> str:
 # ---------------------------------------------------------------------- ingest
 
 
-def _launches(file: Path) -> int:
-    """Kernel launches in the raw page of ncu: rows after the header and the row of units."""
-    with file.open(newline="", encoding="utf-8-sig", errors="replace") as f:
-        rows = [row for row in csv.reader(f) if row]
-    start = next((i for i, row in enumerate(rows) if row[0] == "ID"), None)
-    return 0 if start is None else sum(row[0].isdigit() for row in rows[start + 1 :])
+def _counters(file: Path) -> NcuReport | None:
+    """What ncu wrote of a stage; None where it profiled no kernel."""
+    try:
+        report = read_ncu(file)
+    except BadRecording:  # no table: ncu says so in the file instead
+        return None
+    return report if report.launches else None
 
 
 def _ingest(
@@ -300,8 +303,9 @@ def _ingest(
     extra: dict[str, Any] = {"files": {f.name: sha256_file(f) for f in files}}
     for file in files:
         console.print(f"recording: {file}", markup=False, highlight=False)
-        if file.suffix == ".csv":
-            console.print(f"  {_launches(file)} kernel launches with counters")
+        if (report := _counters(file) if file.suffix == ".csv" else None) is not None:
+            for name, value in report.lines():
+                console.print(f"  {name}: {value}", markup=False, highlight=False)
             continue
         split = _split(file)
         console.print(_table(split))

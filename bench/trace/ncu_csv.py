@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctrbench.bench.trace.columns import BadRecording
+from ctrbench.bench.trace.commands import NO_PERMISSION, PERMISSION_HELP
 from ctrbench.bench.trace.ncu_launch import Metric, NcuLaunch
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.ncu_units import BadNumber, number, to_base, wrong_locale
@@ -22,12 +23,6 @@ IDENTITY = {
 METRIC = ("Section Name", "Metric Name", "Metric Unit", "Metric Value")
 RULE = ("Rule Name", "Rule Type", "Rule Description", "Estimated Speedup Type", "Estimated Speedup")
 _LOCALE = "record it again with LC_ALL=C and --print-units base"
-_PERMISSION = "ERR_NVGPUCTRPERM"
-NO_PERMISSION = (
-    "no_permission: the driver gives GPU counters to administrators only (ERR_NVGPUCTRPERM); run ncu as root, load the "
-    "driver with NVreg_RestrictProfilingToAdminUsers=0, or give the container CAP_SYS_ADMIN; without counters the "
-    "report still builds from nsys or Kineto"
-)
 
 
 @dataclass
@@ -94,7 +89,7 @@ def read_csv(path: str, raw: bytes) -> NcuReport:
     """
     text = decode(raw)
     head, body = split_table(text)
-    refused = [NO_PERMISSION] if any(_PERMISSION in line for line in head) else []
+    refused = [PERMISSION_HELP] if any(NO_PERMISSION in line for line in head) else []
     if body is None:
         if refused:
             return NcuReport(path=path, format="ncu-csv", launches=(), refusals=tuple(refused))
@@ -111,8 +106,8 @@ def read_csv(path: str, raw: bytes) -> NcuReport:
         _wide(table, rows[1:])
     else:
         raise table.error(table.first_line, "the header has neither Metric Name nor metric columns; export with --csv")
-    if any(_PERMISSION in line for line in table.log):
-        refused.append(NO_PERMISSION)
+    if any(NO_PERMISSION in line for line in table.log):
+        refused.append(PERMISSION_HELP)
     return _report(table, "ncu-csv" if "Metric Name" in header else "ncu-raw-csv", len(head), tuple(refused))
 
 
