@@ -1,4 +1,4 @@
-"""What HolisticTraceAnalysis counts in Kineto files that `bench.peers_traces` names. Runs in the peer's own environment.
+"""What HolisticTraceAnalysis counts in the files that `bench.peers_traces` names. Runs in the peer's own environment.
 
 Imports nothing of ctrbench. Prints one JSON line: version, and per file and setting its figures or its error. Device
 times are its microseconds times 1000. Settings: `default` is what a user gets; `everything` keeps the last profiler

@@ -109,10 +109,11 @@ def read_raw(path: Path) -> RawFile:
 
 
 def _operation(event: dict[str, Any], calls: tuple[Call, ...]) -> Operation:
-    start = _nanoseconds(event["ts"])
+    start, args = _nanoseconds(event["ts"]), event.get("args") or {}
     return Operation(
-        category=event["cat"], device=(event.get("args") or {}).get("device", event.get("pid")), start=start,
-        end=start + _nanoseconds(event["dur"]), ts=event["ts"], dur=event["dur"], calls=calls, linked=min(1, len(calls)),
+        category=event["cat"], device=args["device"] if "device" in args else event["pid"], start=start,
+        end=start + _nanoseconds(event["dur"]), ts=event["ts"], dur=event["dur"], calls=calls,
+        linked=min(1, len(calls)),
     )  # fmt: skip
 
 

@@ -6,6 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+# What HolisticTraceAnalysis 0.5.0 printed for this file (tests/golden/test_hta_recordings.py runs it if it is there).
+PLANTED: dict[str, dict[str, int]] = {
+    "default": {"kernels": 5, "kernel_ns": 27_000, "memcpy": 0, "memset": 0, "busy_ns": 20_000, "idle_ns": 26_000,
+                "linked_kernels": 6},
+    "everything": {"kernels": 6, "kernel_ns": 34_000, "memcpy": 0, "memset": 0, "busy_ns": 27_000, "idle_ns": 76_750,
+                   "linked_kernels": 7},
+}  # fmt: skip
+
 
 def event(cat: str, name: str, ts: float, dur: float, **args: Any) -> dict[str, Any]:
     return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "pid": 1, "tid": 1, "args": args}
