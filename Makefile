@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test check peers slow clean
+.PHONY: setup compare test check peers peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -43,5 +43,13 @@ peers: setup
 	  && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deepctr-torch==0.3.0 && touch .venv-peers/.ready; }
 	$(BIN)/python -m ctrbench.bench.peers --peer-python .venv-peers/bin/python
 
+# HolisticTraceAnalysis demands JupyterLab, which no analysis of it imports: what it does import is installed, itself alone.
+TRACES ?= $(wildcard ../shared/traces/kineto/*.json.gz)
+peers-traces: setup
+	test -x .venv-peers-hta/bin/python || $(PYTHON) -m venv .venv-peers-hta
+	test -e .venv-peers-hta/.ready || { .venv-peers-hta/bin/python -m pip install --quiet --disable-pip-version-check numpy pandas plotly networkx psutil PyYAML \
+	  && .venv-peers-hta/bin/python -m pip install --quiet --disable-pip-version-check --no-deps HolisticTraceAnalysis==0.5.0 && touch .venv-peers-hta/.ready; }
+	$(BIN)/python -m ctrbench.bench.peers_traces $(TRACES) --peer-python .venv-peers-hta/bin/python
+
 clean:
-	rm -rf $(VENV) .venv-peers build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-peers-hta build dist *.egg-info
