@@ -19,20 +19,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.registry import model_spec
 from ctrbench.bench.step import TrainStep
+from ctrbench.bench.suites.schemas import MOVIELENS_LIKE
 from ctrbench.bench.trace import inject
 from ctrbench.bench.trace.capture import iterate
 from ctrbench.bench.trace.nvtx import OFF_SWITCH, NvtxRanges
-from ctrbench.datasets.schema import FeatureSchema, Field, synthetic_batch
+from ctrbench.datasets.schema import synthetic_batch
 
 PAIRS, WARMUP, BATCH = 200, 5, 256
-SCHEMA = FeatureSchema(
-    name="movielens-like", track="sequence",
-    fields=(
-        Field(name="user", kind="categorical", role="user", cardinality=6043),
-        Field(name="item", kind="categorical", role="item", cardinality=3709),
-        Field(name="hist_item", kind="sequence", role="behaviour", max_length=50, target="item", history="hist"),
-    ),
-)  # fmt: skip
 RECORDED = """
 import nvtx, time
 d = nvtx.get_domain("ctrbench"); a = d.get_event_attributes(message="block:tower", category="dense")
@@ -54,7 +47,7 @@ def test_alternating_pairs(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = model_spec("din")
-    model, batch = spec.build(spec.config(), SCHEMA), synthetic_batch(SCHEMA, BATCH)
+    model, batch = spec.build(spec.config(), MOVIELENS_LIKE), synthetic_batch(MOVIELENS_LIKE, BATCH)
     ranges, numbers, stream, device = NvtxRanges(), count(), repeat(batch), torch.device("cpu")
     bare, traced = TrainStep(model), TrainStep(model, ranges=ranges)
 

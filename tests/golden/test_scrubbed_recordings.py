@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,21 @@ def joined(db: sqlite3.Connection, table: str, column: str) -> list[Any]:
     return db.execute(query).fetchall()
 
 
-@pytest.mark.parametrize("file", NSYS)
-def test_nsys_rows_and_names(file: str, tmp_path: Path) -> None:
+@contextmanager
+def scrubbed(file: str, tmp_path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]]:
+    """An export before and after."""
     source = TRACES / "nsys" / f"{file}.sqlite.gz"
     scrub(source, tmp_path / "out.sqlite.gz")
     with (
         closing(unpacked(source, tmp_path / "before.sqlite")) as before,
         closing(unpacked(tmp_path / "out.sqlite.gz", tmp_path / "after.sqlite")) as after,
     ):
+        yield before, after
+
+
+@pytest.mark.parametrize("file", NSYS)
+def test_nsys_rows_and_names(file: str, tmp_path: Path) -> None:
+    with scrubbed(file, tmp_path) as (before, after):
         measured = {table for table in names(before) if MEASURED.fullmatch(table)}
         assert measured <= names(after)
         assert measured
@@ -73,12 +81,7 @@ def test_nsys_rows_and_names(file: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", NSYS)
 def test_nsys_device_schema_and_integrity_counts(file: str, tmp_path: Path) -> None:
-    source = TRACES / "nsys" / f"{file}.sqlite.gz"
-    scrub(source, tmp_path / "out.sqlite.gz")
-    with (
-        closing(unpacked(source, tmp_path / "before.sqlite")) as before,
-        closing(unpacked(tmp_path / "out.sqlite.gz", tmp_path / "after.sqlite")) as after,
-    ):
+    with scrubbed(file, tmp_path) as (before, after):
         meta = "EXPORT_META_DATA" if "EXPORT_META_DATA" in names(before) else "META_DATA_EXPORT"
         queries = [f"SELECT name, value FROM {meta} WHERE name LIKE 'EXPORT_SCHEMA_VERSION%'"]
         if "TARGET_INFO_GPU" in names(before):

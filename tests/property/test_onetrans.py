@@ -11,100 +11,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.onetrans_cases import (
+    ACTIONS,
+    CLOSE,
+    LENGTH,
+    ONE,
+    SMALL,
+    SWITCHES,
+    TWO,
+    batch_of,
+    embedded_of,
+    events_of,
+    model_of,
+    rows_of,
+    schema_with,
+)
 from torch import Tensor, nn
 
 from ctrbench.bench.counting.counter import count_step
-from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field, synthetic_batch
+from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, synthetic_batch
 from ctrbench.models.blocks import Embedded, Events
 from ctrbench.models.histories import gap_buckets, merge_by_intent, merge_by_time
-from ctrbench.models.onetrans import SPEC, OneTrans, OneTransConfig, card, flops
+from ctrbench.models.onetrans import SPEC, OneTransConfig, card, flops
 from ctrbench.models.onetrans_blocks import OneTransLayer, block_flops, causal_mask, kept_tokens
 from ctrbench.models.onetrans_tokens import AutoFields, EventTokens, GroupFields
-
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-SMALL = OneTransConfig(dim=4, width=8, layers=3, heads=2, l_ns=3, ffn_mult=2)
-SWITCHES = [
-    {"fusion": "intent"}, {"ns": "group"}, {"pyramid": "shrink_first"}, {"pyramid": "none"}, {"mask": "full"},
-    {"out_proj": "mixed"}, {"out_proj": "none"}, {"norm": "per_token"}, {"head": "mean"}, {"head": "last"},
-    {"pos": "time_bucket"}, {"pos": "none"}, {"act": "silu"}, {"ffn_mult": 3}, {"ns_hidden": "full"}, {"round": 32},
-]  # fmt: skip
-LENGTH, ACTIONS = 9, 3
-
-
-def history_fields(name: str, length: int = LENGTH) -> list[Field]:
-    def event(field: str, rows: int = 0, target: str | None = None) -> Field:
-        return Field(name=f"{name}_{field}", kind="sequence", role="behaviour", cardinality=rows, max_length=length,
-                     target=target, history=name)  # fmt: skip
-
-    return [event("item", target="item"), event("action", rows=FIRST_ID + ACTIONS)]
-
-
-def schema_with(*histories: str, length: int = LENGTH) -> FeatureSchema:
-    fields = [
-        Field(name="user", kind="categorical", role="user", cardinality=20),
-        Field(name="item", kind="categorical", role="item", cardinality=30),
-        Field(name="price", kind="dense", role="item"),
-        Field(name="hour", kind="categorical", role="context", cardinality=12),
-    ]
-    events = [f for h in histories for f in history_fields(h, length)]
-    return FeatureSchema(name="test", track="sequence", fields=(*fields, *events))
-
-
-ONE, TWO = schema_with("hist"), schema_with("buys", "clicks")
-
-
-class Given(nn.Module):
-    """In the place of the embedding stage: hands out what the test put into the batch's host facts."""
-
-    def forward(self, batch) -> Embedded:
-        return batch.host["embedded"]
-
-
-def batch_of(schema, embedded, lengths=None):
-    """A batch around given embeddings; lengths only where the host is to know them."""
-    rows = embedded.fields_BFD.shape[0]
-    batch = synthetic_batch(schema, rows)
-    batch.host.clear()  # type: ignore[attr-defined]
-    batch.host.update({"embedded": embedded} | ({"lengths": lengths} if lengths else {}))  # type: ignore[attr-defined]
-    return batch
-
-
-def events_of(lengths: list[int], top: int = LENGTH, actions: int = ACTIONS) -> Events:
-    """Random left-padded events with rising times; padding is zero."""
-    rows = len(lengths)
-    mask_BT = torch.arange(top, 0, -1) <= torch.tensor(lengths).unsqueeze(1)
-    values_BTE = torch.randn(rows, top, 2 * SMALL.dim, dtype=torch.float64) * mask_BT.unsqueeze(-1)
-    times_BT = torch.randint(1, 1000, (rows, top)).cumsum(1) * mask_BT
-    ids_BT = torch.randint(FIRST_ID, FIRST_ID + actions, (rows, top)) * mask_BT
-    return Events(values_BTE, {f"{h}_action": ids_BT for h in ("hist", "buys", "clicks")}, times_BT, mask_BT)
-
-
-def embedded_of(schema, lengths=(9, 4, 0, 7)) -> Embedded:
-    fields = len(schema.categorical) + len(schema.dense)
-    return Embedded(
-        torch.randn(len(lengths), fields, SMALL.dim, dtype=torch.float64), None,
-        {h: events_of(list(lengths)) for h in schema.histories},
-    )  # fmt: skip
-
-
-def model_of(config=SMALL, schema=ONE) -> OneTrans:
-    """A float64 OneTrans with weights far from their start, on given embeddings."""
-    model = OneTrans(config, schema)
-    model.embedder = Given()
-    model = model.double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return model
-
-
-def rows_of(e: Embedded, index) -> Embedded:
-    events = {
-        h: Events(v.values_BTE[index], {n: i[index] for n, i in v.ids.items()}, v.times_BT[index], v.mask_BT[index])
-        for h, v in e.events.items()
-    }
-    return Embedded(e.fields_BFD[index], None, events)
-
 
 # ------------------------------------------------------------------ counts
 

@@ -17,19 +17,12 @@ from torch import Tensor, nn
 
 from ctrbench.bench.registry import model_spec
 from ctrbench.bench.step import TrainStep
+from ctrbench.bench.suites.schemas import MOVIELENS_LIKE
 from ctrbench.bench.trace.capture import iterate
 from ctrbench.bench.trace.nvtx import OFF_SWITCH, NvtxRanges
-from ctrbench.datasets.schema import Batch, FeatureSchema, Field, synthetic_batch
+from ctrbench.datasets.schema import Batch, synthetic_batch
 
 BATCH = 256
-SCHEMA = FeatureSchema(
-    name="movielens-like", track="sequence",
-    fields=(
-        Field(name="user", kind="categorical", role="user", cardinality=6043),
-        Field(name="item", kind="categorical", role="item", cardinality=3709),
-        Field(name="hist_item", kind="sequence", role="behaviour", max_length=50, target="item", history="hist"),
-    ),
-)  # fmt: skip
 LIMITS = {"0": 0.002, "1": 0.01}
 """CTRBENCH_NVTX -> largest share of a step: off, and on without a tool."""
 
@@ -64,7 +57,7 @@ def step() -> tuple[Callable[[], object], list[str], nn.Module, Batch]:
     """A bare training step of DIN, and the tracer calls that it makes."""
     torch.manual_seed(0)
     spec = model_spec("din")
-    model, batch, calls = spec.build(spec.config(), SCHEMA), synthetic_batch(SCHEMA, BATCH), Calls()
+    model, batch, calls = spec.build(spec.config(), MOVIELENS_LIKE), synthetic_batch(MOVIELENS_LIKE, BATCH), Calls()
     TrainStep(model, ranges=calls)(batch)
     bare = TrainStep(model)
     return lambda: bare(batch), calls.names, model, batch
