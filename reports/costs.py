@@ -15,6 +15,8 @@ from ctrbench.reports.tables import delta_of, models_of, reference_of
 
 STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
 RIDGE_GPU = "H100 SXM"
+DRAWN_GPUS = (RIDGE_GPU, "A100-80 SXM", "B200 SXM", "L4")
+"""Figures of bounds; the table has every catalogued GPU."""
 STEP1 = "lum_step1"
 
 
@@ -88,7 +90,7 @@ def _without_empty(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 def bounds(frame: pd.DataFrame, phase: str, names: Names) -> pd.DataFrame:
     """`mfu_bound` of each published preset, batch by batch, one column a GPU."""
     rows_all = where(published(frame), metric="mfu_bound", phase=phase)
-    gpus = sorted((g for g in rows_all["scope"].unique() if g), key=lambda g: (not g.startswith("H100"), g))
+    gpus = sorted((g for g in rows_all["scope"].unique() if g), key=lambda g: (g not in DRAWN_GPUS, g != RIDGE_GPU, g))
     rows, index = [], []
     for model, variant, preset, batch in sizes(rows_all, names):
         mine = where(rows_all, model=model, variant=variant, preset=preset, batch=batch)

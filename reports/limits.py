@@ -94,7 +94,8 @@ def _modelled(frame: pd.DataFrame) -> list[str]:
                    "to be read with its band.")  # fmt: skip
     gpus = sorted(set(where(known, metric="mfu_bound")["scope"]))
     if gpus:
-        out.append(f"MFU on {', '.join(gpus)} is an upper bound. It can refute a claim of higher use; "
+        named = ", ".join(gpus) if len(gpus) <= 4 else f"{len(gpus)} catalogued GPUs"
+        out.append(f"MFU on {named} is an upper bound. It can refute a claim of higher use; "
                    "it never shows that the bound is reached.")  # fmt: skip
     if len(published(known)):
         here = known["trained"] & (known["model"] != "")

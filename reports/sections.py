@@ -160,15 +160,15 @@ def bounds(c: Context) -> Section | None:
         return None
     said = [_bound_sentence(table, camp, gpus[0]) for camp in ("legacy", "transformer", "control")]
     serve = costs.bounds(c.frame, "infer", c.names)
+    drawn = [(g, figures.bound_of(table, g, c.names)) for g in gpus if g in costs.DRAWN_GPUS]
     return Section(
         id="mfu-bound",
         title="Upper bound of MFU against batch (published presets)",
         sentence=" ".join(s for s in said if s),
-        exhibits=exhibit(table, *((g, figures.bound_of(table, g, c.names)) for g in gpus), title="Training step")
-        + exhibit(serve, *((g, figures.bound_of(serve, g, c.names)) for g in gpus[:1]), title="Forward only"),
-        caveat="A bound, not an estimate: it counts only bytes that cannot stay in cache and kernels that no "
-        "fusion removes, "
-        "on one stream at datasheet peaks. A claim above it is refuted; a claim below it is not supported by it.",
+        exhibits=exhibit(table, *drawn, title="Training step")
+        + exhibit(serve, (gpus[0], figures.bound_of(serve, gpus[0], c.names)), title="Forward only"),
+        caveat="A bound, not an estimate: it counts only bytes that cannot stay in cache and kernels that no fusion "
+        "removes, on one stream at datasheet peaks. A claim above it is refuted; one below it is not supported by it.",
     )
 
 

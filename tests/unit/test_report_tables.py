@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ctrbench.reports import costs, tables
+from ctrbench.reports import costs, sections, tables
 from ctrbench.reports.cells import Cell, pick, tidy
+from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.names import Names, names_of
 from ctrbench.reports.records import Measurement, frame
@@ -184,6 +185,18 @@ def test_bound_table_keeps_phases_apart_and_shows_why_one_is_withheld() -> None:
     )
     cells = list(costs.bounds(rows, "train", NAMES)["H100 SXM"])
     assert [c.text for c in cells] == ["20.0 %", "— (coverage_low)"]
+
+
+def test_bounds_of_many_gpus_are_all_in_the_table_and_four_are_drawn() -> None:
+    gpus = ("A10", "H100 PCIe", "H100 SXM", "L4", "T4")
+    here = base("fat", preset="published:S", batch=64)
+    rows = rows_of(*(make(here, "mfu_bound", 0.2, "derived", scope=gpu) for gpu in gpus))
+    section = sections.bounds(Context(rows, {}, NAMES, (("sequence", "ml"),)))
+    assert section is not None
+    (exhibit,) = section.exhibits
+    assert set(gpus) <= set(exhibit.table.columns)
+    assert [caption for caption, _ in exhibit.figures] == ["H100 SXM", "L4"]
+    assert "H100 SXM" in section.sentence
 
 
 def test_split_lists_the_largest_blocks() -> None:
