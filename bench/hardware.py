@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from ctrbench.bench.proc import allocator
+
 _HERE = Path(__file__).resolve().parent
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -190,6 +192,7 @@ def this_machine() -> dict[str, Any]:
         "torchrec": _version("torchrec"),
         "fbgemm": _version("fbgemm-gpu-cpu", "fbgemm-gpu"),
         "torch_threads": torch.get_num_threads(),
+        "allocator": allocator(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports import records
 
@@ -57,6 +58,7 @@ def _die_with(suite: int) -> None:
 
 def _child(spec: RunSpec, runs_dir: str, errors: str, suite: int) -> None:
     _die_with(suite)
+    keep_freed_memory()
     import torch
 
     from ctrbench.bench.jobs import JOBS

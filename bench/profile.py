@@ -26,6 +26,7 @@ from ctrbench.bench.config import build_plan
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import base_columns, lookup, run_captured
 from ctrbench.bench.pool import run_all
+from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.suite import prepare_jobs
@@ -91,6 +92,7 @@ def run_profile(request: Request, console: Console) -> int:
     spec, track = _spec(request, Console(quiet=True) if request.tool == "none" else console)
     if request.tool == "none":
         torch.set_num_threads(spec.threads)
+        keep_freed_memory()
         # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a recording.
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         attached = run_captured(spec, request.every, request.operators)

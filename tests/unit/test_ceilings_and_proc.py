@@ -116,6 +116,44 @@ def test_peak_memory_keeps_the_run_and_leaves_out_the_harness() -> None:
     assert 90 <= own < 150
 
 
+KEPT = """
+import ctypes, sys
+from ctrbench.bench import proc
+if sys.argv[1] == "kept":
+    assert proc.keep_freed_memory()
+class Info(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(n, ctypes.c_size_t) for n in (
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost").split()]
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+before = libc.mallinfo2()
+block = libc.malloc(20 << 20)
+held = libc.mallinfo2()
+libc.free(block)
+after = libc.mallinfo2()
+print(proc.allocator())
+print(held.hblks - before.hblks, (after.fordblks - before.fordblks) >> 20)
+base = proc.rss_peak()
+with proc.memory_aside():
+    block = libc.malloc(20 << 20)
+    ctypes.memset(block, 1, 20 << 20)
+    libc.free(block)
+print((proc.rss_peak() - base) >> 20)
+"""
+
+
+def test_freed_memory_is_kept_but_not_as_the_peak_of_a_model() -> None:
+    def run(how: str) -> list[str]:
+        out = subprocess.run([sys.executable, "-c", KEPT, how], check=True, capture_output=True, text=True).stdout
+        return out.splitlines()
+
+    assert run("returned")[:2] == ["as the C library has it", "1 0"], "a mapping of its own, unmapped when freed"
+    name, heap, aside = run("kept")
+    assert (name, heap) == ("freed memory kept for reuse", "0 20"), "from the heap, 20 MiB left there"
+    assert int(aside) < 5
+
+
 def test_input_and_pss(tmp_path: Path) -> None:
     file = tmp_path / "data.bin"
     file.write_bytes(b"x" * 1_000_000)
