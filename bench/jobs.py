@@ -34,6 +34,7 @@ from ctrbench.models.embedding import TableConfig, count_parameters, embedding_t
 from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.spec import ModelSpec, random_batch
+from ctrbench.reports import kernel_rows
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, RunRecord
 
@@ -312,13 +313,14 @@ def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) 
 
 def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
     """Process N: NVTX ranges and torch.profiler, joined into the split of a step."""
+    from ctrbench.bench.trace.kernel_rows import recorded_kernels
     from ctrbench.bench.trace.split import traced_steps
     from ctrbench.bench.trace.time_split import COVERAGE
 
     model_spec, _, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     _, batches = _stream(spec, prepared)
-    split = traced_steps(
+    split, recording = traced_steps(
         model, batches, lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges), steps=spec.steps,
         warmup=spec.warmup, out=folder / "trace.json.gz",
     )  # fmt: skip
@@ -329,7 +331,12 @@ def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
     if not split.complete:
         reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
         rows = [withheld(base, "split_host", reason, phase="train")]
-    extra = {"operators": split.operators(), "named_coverage": split.coverage, "silent_blocks": split.silent_blocks}
+    kernels = recorded_kernels(base, recording, split, "measured")
+    kernel_rows.save(kernels.table, folder)
+    extra = {
+        "operators": split.operators(), "named_coverage": split.coverage, "silent_blocks": split.silent_blocks,
+        "kernels": kernels.facts,
+    }  # fmt: skip
     return _record(spec, rows, extra)
 
 
