@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, sweep, tables, tuning
+from ctrbench.reports import bands, controls, costs, drawing, figures, kernels, sweep, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
@@ -384,6 +384,7 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     gain,
     speed,
     split,
+    kernels.section,
     memory,
     tuning.pretraining,
     pairing,
