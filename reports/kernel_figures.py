@@ -68,7 +68,7 @@ def timeline(step: pd.DataFrame) -> go.Figure | None:
     found = lanes(step)
     if not found:
         return None
-    fig = blank(96 + 40 * len(found), "ms since the step began", xaxis={"rangemode": "tozero"})
+    fig = blank(176 + 38 * len(found), "ms since the step began", xaxis={"rangemode": "tozero"})
     shown: set[str] = set()
     for at, lane in enumerate(found):
         for stage in dict.fromkeys(lane.rows["stage"]):
@@ -132,7 +132,7 @@ def treemap(leaves: Iterable[tuple[Sequence[str], int, str]], root: str) -> go.F
             ids=list(ids.values()), labels=[safe(short(p[-1] if p else root)) for p in nodes],
             parents=[ids[p[:-1]] if p else "" for p in nodes], values=[ns for ns, _ in nodes.values()],
             customdata=[text_of(ns / 1e9, "launch_time") for ns, _ in nodes.values()],
-            branchvalues="total", maxdepth=3, sort=True,
+            branchvalues="total", maxdepth=4, sort=True,
             marker={
                 "colors": [tint(colour(stage), 0.45 + 0.08 * min(len(path), 4)) if path else "#dfe3e8"
                            for path, (_, stage) in nodes.items()],

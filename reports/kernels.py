@@ -132,7 +132,8 @@ def overview(found: list[Recording], c: Context) -> pd.DataFrame:
             "Note": "; ".join([*(f"no {k}: {v}" for k, v in missing.items()),
                                *([f"{lost} launches lie in no step and are left out"] if lost else [])]) or "—",
         })  # fmt: skip
-    return pd.DataFrame(rows, index=[r.model for r in found])
+    table = pd.DataFrame(rows, index=[r.model for r in found])
+    return table if (table["Note"] != "—").any() else table.drop(columns="Note")
 
 
 def _share(r: Recording, weight: str) -> Cell:

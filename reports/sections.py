@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, kernels, sweep, tables, tuning
+from ctrbench.reports import bands, controls, costs, drawing, figures, gpus, kernels, sweep, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
@@ -379,6 +379,7 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     controls.section,
     launches,
     bounds,
+    gpus.section,
     sweep.section,
     roofline,
     gain,
