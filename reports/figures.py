@@ -161,9 +161,7 @@ def bound_of(table: pd.DataFrame, gpu: str, names: Names) -> go.Figure | None:
     return fig
 
 
-def roof(
-    fig: go.Figure, name: str, peak: float, bandwidth: float, x: tuple[float, float], dash: str = "solid"
-) -> None:
+def roof(fig: go.Figure, name: str, peak: float, bandwidth: float, x: tuple[float, float], dash: str = "solid") -> None:
     """The line min(peak, intensity x bandwidth)."""
     ridge = peak / bandwidth
     points = sorted({x[0], ridge, x[1]}) if x[0] < ridge < x[1] else list(x)

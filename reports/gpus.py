@@ -10,7 +10,7 @@ import pandas as pd
 from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.costs import RIDGE_GPU, published, sizes
 from ctrbench.reports.drawing import known
-from ctrbench.reports.exhibits import Context, Exhibit, Section
+from ctrbench.reports.exhibits import Context, Exhibit, Section, extremes
 
 TIME, LEAST, HOST = "GPU time (modelled)", "GPU time, at least", "Break-even host time, µs"
 TERMS = {"flops": "arithmetic", "bytes": "memory traffic", "launches": "launches"}
@@ -51,12 +51,15 @@ def side_by_side(c: Context, rows: pd.DataFrame, model: str, variant: str, prese
     """
     mine = where(published(c.frame), model=model, variant=variant, preset=preset, batch=batch, phase="train")
     costly = _costliest(c, model, preset, batch)
-    gpus = sorted(g for g in where(rows, model=model, variant=variant, preset=preset, batch=batch)["scope"].unique() if g)
+    gpus = sorted(
+        g for g in where(rows, model=model, variant=variant, preset=preset, batch=batch)["scope"].unique() if g
+    )
     out = []
     for gpu in gpus:
         time, worst = _known(mine, "gpu_time_modelled", gpu), costly.get(gpu, {})
         out.append({
-            "GPU": gpu, "MFU bound": _known(mine, "mfu_bound", gpu), LEAST: _known(mine, "gpu_time_bound", gpu),
+            "GPU": gpu, "Dtype": _dtypes(mine, gpu), "MFU bound": _known(mine, "mfu_bound", gpu),
+            LEAST: _known(mine, "gpu_time_bound", gpu),
             TIME: time, HOST: _known(mine, "break_even_host_us", gpu),
             "Costliest block": f"{worst['block']} {100 * worst['share']:.0f} %" if worst else "—",
             "Mostly": TERMS.get(str(worst.get("term")), "—"),
@@ -68,6 +71,14 @@ def side_by_side(c: Context, rows: pd.DataFrame, model: str, variant: str, prese
 def _known(mine: pd.DataFrame, metric: str, gpu: str) -> Cell:
     cell = pick(mine, metric, scope=gpu)
     return absent(metric, NO_TIME) if cell.reason == "no row" and metric != "mfu_bound" else cell
+
+
+def _dtypes(mine: pd.DataFrame, gpu: str) -> str:
+    """Of the bound, and of the times where their parameters are of another."""
+    bound, time = (
+        ", ".join(sorted(set(where(mine, metric=m, scope=gpu)["dtype"]))) for m in ("mfu_bound", "gpu_time_bound")
+    )
+    return f"{bound}, times {time}" if bound and time and bound != time else bound or time or "—"
 
 
 def _costliest(c: Context, model: str, preset: str, batch: float) -> dict[str, Mapping[str, Any]]:
@@ -91,8 +102,10 @@ def _sentence(made: list[tuple[tuple[str, str, str, float], pd.DataFrame]], c: C
     ]
     if short:
         parts.append(f"The costliest block goes mostly to launches, not to work, on some GPU for {', '.join(short)}.")
-    bound = [rows for _, table in made if len(rows := known(table[table["GPU"] == RIDGE_GPU], LEAST))]
-    if bound:
-        cells = sorted((rows[LEAST].iloc[0] for rows in bound), key=lambda cell: cell.value)
-        parts.append(f"On {RIDGE_GPU} no such step takes less than {cells[0].text} to {cells[-1].text}, by size.")
+    bound = pd.DataFrame([
+        {"Model": f"{c.names.title(p[0], p[1])} {p[2].removeprefix('published:')}", LEAST: rows[LEAST].iloc[0]}
+        for p, table in made if len(rows := known(table[table["GPU"] == RIDGE_GPU], LEAST))
+    ])  # fmt: skip
+    if len(bound):
+        parts.append(f"On {RIDGE_GPU} the bound of such a step is {extremes(bound, LEAST)}.")
     return " ".join(parts)

@@ -1,8 +1,8 @@
 """Kernels of traced steps in columns, beside a record: declared here, filled by the bench, drawn by `kernels`.
 
 A file holds two views of the same launches. `step`: every event of one representative step, with its start, for the
-timeline. `total`: all recorded launches of equal kind, place, family, name and duration class, summed. On a CPU a launch
-is a dispatched operator.
+timeline. `total`: all recorded launches of equal kind, place, family, name and duration class, summed. On a CPU a
+launch is a dispatched operator.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ unknown; family: of the operator table, or by the kernel's name."""
 TEXTS = (*IDENTITY, "view", *PLACE, "lane", "origin")
 """lane: the thread or stream of an event."""
 WHOLE = ("step", "steps", "start_ns", "duration_ns", "bin_ns", "launches")
-"""step: number within the recording; steps: how many a total sums over; start_ns: since the step began; duration_ns: of an
-event, of totals the sum without what ran inside; bin_ns: upper edge of the duration class; launches: 0 for what does no
-work of its own (views, wrappers of other operators)."""
+"""step: number within the recording; steps: how many a total sums over; start_ns: since the step began; duration_ns: of
+an event, of totals the sum without what ran inside; bin_ns: upper edge of the duration class; launches: 0 for what does
+no work of its own (views, wrappers of other operators)."""
 COUNTERS = ("flops", "dram_bytes", "l2_bytes")
 """Hardware counters, sums; missing unless every launch of the row has them."""
 COLUMNS = (*TEXTS, *WHOLE, *COUNTERS)
@@ -82,14 +82,14 @@ def totals(events: pd.DataFrame, steps: int | None) -> pd.DataFrame:
         steps: that they were recorded in; None where the recording marks no step.
     """
     keys = [*IDENTITY, *PLACE, "origin", "bin_ns"]
-    binned = events.assign(bin_ns=pd.array(bins(events["duration_ns"]), "Int64"))
+    binned = events.assign(bin_ns=bins(events["duration_ns"]))
     grouped = binned.groupby(keys, dropna=False, sort=False)
     sums = grouped[["duration_ns", "launches", *COUNTERS]].sum()
     size, present = grouped.size(), grouped[list(COUNTERS)].count()
     for name in COUNTERS:
         sums[name] = sums[name].mask(present[name] < size)
     body = sums.reset_index()
-    return frame({**{c: body[c] for c in body}, "view": TOTAL, "steps": steps})
+    return frame({**{str(c): body[c] for c in body}, "view": TOTAL, "steps": steps})
 
 
 def short_share(rows: pd.DataFrame, weight: str = "launches") -> float | None:

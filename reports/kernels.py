@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ctrbench.reports import kernel_figures as drawn
 from ctrbench.reports.cells import Cell, absent, data_labels, pick, text_of, where
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit, extremes
-from ctrbench.reports.kernel_rows import COUNTERS, KERNEL, OPERATOR, RANGE, STEP, TOTAL, short_share
+from ctrbench.reports.kernel_rows import COUNTERS, KERNEL, OPERATOR, RANGE, STEP, TEXTS, TOTAL, WHOLE, short_share
 
 SMALLEST = 0.01
 """Names of a smaller share of a recording's time are summed in its treemap."""
 NO_COUNTERS = "the recording holds no counters; `ctrbench profile --tool ncu` records them"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Recording:
     """The rows and facts of one record."""
 
@@ -27,6 +29,7 @@ class Recording:
     data: str
     key: str
     rows: pd.DataFrame
+    """Of `kernel_rows`; missing text is empty, numbers are plain floats."""
     facts: Mapping[str, Any]
     spec: Mapping[str, Any]
 
@@ -55,17 +58,17 @@ class Recording:
         """Reason for which a part is withheld."""
         return str(self.facts.get("withheld", {}).get(what) or default)
 
-    @property
+    @cached_property
     def work(self) -> pd.DataFrame:
         """Totals of kernels, copies and operators."""
         return self.rows[(self.rows["view"] == TOTAL) & (self.rows["kind"] != RANGE)]
 
-    @property
+    @cached_property
     def launches(self) -> pd.DataFrame:
         """Totals of kernels, or of operators that are launches."""
         return self.work[self.work["kind"].isin([KERNEL, OPERATOR]) & (self.work["launches"] > 0)]
 
-    @property
+    @cached_property
     def ranges(self) -> pd.DataFrame:
         """Exclusive host time by stage and block."""
         return self.rows[(self.rows["view"] == TOTAL) & (self.rows["kind"] == RANGE)]
@@ -77,8 +80,8 @@ def recordings(c: Context) -> list[Recording]:
         return []
     labels = data_labels(zip(c.frame["data"], c.frame["split"], strict=True)) if "split" in c.frame else {}
     out = []
-    for key, rows in c.kernels.groupby("run", sort=False):
-        body = c.bodies.get(str(key), {})
+    for key, typed in c.kernels.groupby("run", sort=False):
+        rows, body = _plain(typed), c.bodies.get(str(key), {})
         first = {name: str(rows[name].iloc[0]) for name in ("model", "variant", "data", "split")}
         data = labels.get((first["data"], first["split"]), first["data"])
         out.append(
@@ -88,6 +91,14 @@ def recordings(c: Context) -> list[Recording]:
             )
         )  # fmt: skip
     return sorted(out, key=lambda r: (r.data, *c.names.order(r.model, r.title), r.key))
+
+
+def _plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns whose filters are fast and need no logic for missing values."""
+    text = rows[list(TEXTS)].astype(object)
+    names = [*WHOLE, *COUNTERS]
+    numbers = rows[names].astype("Float64").to_numpy("float64", na_value=np.nan)
+    return text.where(text.notna(), "").join(pd.DataFrame(numbers, index=rows.index, columns=names))
 
 
 def section(c: Context) -> Section | None:
@@ -108,10 +119,10 @@ def section(c: Context) -> Section | None:
         title="Kernels and operators: one step, block by block",
         sentence=f"{sent}, {parts[0]}, and {parts[1]}.",
         exhibits=tuple(exhibits),
-        caveat="On a CPU a launch is a dispatched operator that works and holds no other that works; its time leaves out "
-        "what runs inside it. The profiler slows every launch, so short ones read long. “Between operators” is host "
-        "time of a block that no operator of it covers. Kernels overlap: their times add up to more than a step may "
-        "take.",
+        caveat="On a CPU a launch is a dispatched operator that works and holds no other that works; its time leaves "
+        "out what runs inside it. The profiler slows every launch, so short ones read long. “Between operators” is "
+        "host time of a block that no operator of it covers. Kernels overlap: their times may add up to more than a "
+        "step takes.",
     )
 
 
@@ -242,11 +253,11 @@ def sizes(r: Recording) -> pd.DataFrame:
     sums = r.launches.groupby("bin_ns")[["launches", "duration_ns"]].sum()
     n, ns = float(sums["launches"].sum()), float(sums["duration_ns"].sum())
     return pd.DataFrame([
-        {"At most": text_of(float(edge) / 1e9, "launch_time").replace(".00", "").replace(".0 ", " "),
-         "Launches / step": f"{float(row['launches']) / r.steps:,.3g}",
-         "Share of launches": Cell(float(row["launches"]) / n, "kernel_size_hist", r.origin),
-         "Share of time": Cell(float(row["duration_ns"]) / ns if ns else 0.0, "kernel_size_hist", r.origin)}
-        for edge, row in sums.sort_index().iterrows()
+        {"At most": text_of(edge / 1e9, "launch_time").replace(".00", "").replace(".0 ", " "),
+         "Launches / step": f"{count / r.steps:,.3g}",
+         "Share of launches": Cell(count / n, "kernel_size_hist", r.origin),
+         "Share of time": Cell(spent / ns if ns else 0.0, "kernel_size_hist", r.origin)}
+        for edge, count, spent in sums.sort_index().reset_index().to_numpy(float).tolist()
     ])  # fmt: skip
 
 
@@ -271,8 +282,10 @@ def _cpu_roofline(r: Recording, c: Context) -> tuple[Exhibit, ...]:
         return (Exhibit(table=pd.DataFrame([{"Reason": why}]), title=f"{title}: withheld", group=r.group),)
     roofs = drawn.device_roofs(*(pick(mine, m, scope=None) for m in ("ceiling_gemm", "ceiling_copy")))
     figure = drawn.roofline(table, roofs, {"Intensity": "by operand bytes"}, r.model, c.names)
-    note = "FLOPs and operand bytes of forward, backward and optimizer of a block together, counted; no cache: a point "\
-        "above the slanted roof reuses data in cache."  # fmt: skip
+    note = (
+        "FLOPs and operand bytes of forward, backward and optimizer of a block together, counted; no cache: a point "
+        "above the slanted roof reuses data in cache."
+    )
     caption = "Blocks of this model under the measured ceilings of this CPU; hover for the largest operators"
     return exhibit(table, (caption, figure), title=title, note=note, group=r.group)
 
@@ -336,8 +349,8 @@ def _counter_roofline(r: Recording, c: Context) -> tuple[Exhibit, ...]:
     device = r.why("roofs", "") and f"Roofs of the catalogue withheld: {r.why('roofs', '')}."
     figure = drawn.roofline(table, roofs, columns, r.model, c.names)
     caption = "Blocks by hardware counters under the DRAM roof; hover for the largest kernels"
-    note = " ".join(t for t in (lacking, device, "Kernels were replayed one by one: a rate is that of the kernels alone.")
-                    if t)  # fmt: skip
+    replayed = "Kernels were replayed one by one: a rate is that of the kernels alone."
+    note = " ".join(text for text in (lacking, device, replayed) if text)
     return exhibit(table, (caption, figure), title="Roofline by block", note=note, group=r.group)
 
 
@@ -364,5 +377,3 @@ def _counter(part: pd.DataFrame, name: str, metric: str, origin: str) -> Cell:
     if part[name].isna().any():
         return absent(metric, "field_missing: some launch lacks the counters")
     return Cell(float(part[name].sum()), metric, origin)
-
-

@@ -373,26 +373,9 @@ def anchors(c: Context) -> Section:
 
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
-    summary,
-    quality,
-    floors,
-    controls.section,
-    launches,
-    bounds,
-    gpus.section,
-    sweep.section,
-    roofline,
-    gain,
-    speed,
-    split,
-    kernels.section,
-    memory,
-    tuning.pretraining,
-    pairing,
-    tuning.tuning,
-    bands.section,
-    anchors,
-)
+    summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
+    split, kernels.section, memory, tuning.pretraining, pairing, tuning.tuning, bands.section, anchors,
+)  # fmt: skip
 
 
 def build_sections(

@@ -13,8 +13,10 @@ from ctrbench.bench.counting.ops import classify_name
 from ctrbench.bench.hardware import HardwareUnknown, find
 from ctrbench.bench.trace import figures
 from ctrbench.bench.trace.columns import MISSING, HostEvent, HostEvents, Ints
+from ctrbench.bench.trace.commands import LAUNCHES
 from ctrbench.bench.trace.names import DOMAIN, ITER, OP_PREFIX, OTHER
 from ctrbench.bench.trace.ncu_table import NcuReport
+from ctrbench.bench.trace.projection import innermost_of
 from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.table import kernel_table
 from ctrbench.bench.trace.time_split import Split, place, placed
@@ -114,8 +116,8 @@ def _step_of(recording: Recording, marks: HostEvents, start: Ints, end: Ints, pr
 def _since(marks: HostEvents, step: Ints, start: Ints) -> Any:
     """Start of each event since its step began; missing outside steps."""
     if not len(marks):
-        return pd.array([None] * len(start), "Int64")
-    return pd.array(np.where(step >= 0, start - marks.start[step], 0), "Int64")
+        return None
+    return np.where(step >= 0, start - marks.start[step], 0)
 
 
 def _device_launches(
@@ -136,7 +138,7 @@ def _device_launches(
     step[linked] = _step_of(
         recording, marks, api.start[of], api.end[of], recording.thread_process[api.thread[of]]
     )  # fmt: skip
-    places = [place(p) if isinstance(p, str) else (OTHER, "") for p in table["path"].tolist()]
+    places = _places(recording)[: len(table)]
     if "unlinked_share" in refused:
         withheld["blocks"] = withheld["timeline"] = refused["unlinked_share"]
         places = [("", "")] * len(table)
@@ -151,6 +153,14 @@ def _device_launches(
         "step": step, "start_ns": _since(marks, step, table["start_ns"].to_numpy(np.int64)),
         "duration_ns": table["ns"], "own_ns": table["ns"].to_numpy(np.int64), "launches": 1,
     }, withheld  # fmt: skip
+
+
+def _places(recording: Recording) -> list[tuple[str, str]]:
+    """(stage, block) of each device operation: of the innermost range of ours around its launch, others ignored."""
+    mine = np.flatnonzero(recording.our_ranges)
+    found = innermost_of(recording, recording.annotations.take(mine), np.arange(len(recording.gpu)))
+    at, keys = recording.range_keys
+    return [place(keys[at[mine[row]]]) if row >= 0 else (OTHER, "") for row in found.tolist()]
 
 
 def kernel_family(name: str, kind: str = schema.KERNEL) -> str:
@@ -249,34 +259,35 @@ def counted_kernels(base: Base, reports: Mapping[str, NcuReport], origin: Origin
         reports: stage that was profiled -> its file; empty where not known.
         origin: of every row.
     """
-    rows = [
-        (stage, launch.kernel, launch.device or "", f"stream {launch.stream}", *(each[n].value for n in _COUNTED))
+    each = [
+        (stage, launch, derived)
         for stage, report in reports.items()
-        for launch, each in zip(report.launches, report.figures, strict=True)
+        for launch, derived in zip(report.launches, report.figures, strict=True)
     ]
-    timed = [row for row in rows if row[4] is not None]
+    timed = [(stage, launch, derived, t) for stage, launch, derived in each if (t := derived["time"].value) is not None]
     columns: dict[str, Any] = {
-        name: [row[i] for row in timed] for i, name in enumerate(("stage", "name", "device", "lane"))
-    } | {name: pd.array([row[5 + i] for row in timed], "Float64") for i, name in enumerate(schema.COUNTERS)}
-    columns |= {
         "kind": [schema.KERNEL] * len(timed), "view": schema.TOTAL, "block": "", "launches": 1, "origin": origin,
-        "family": [kernel_family(row[1]) for row in timed], "duration_ns": [round(row[4]) for row in timed],
+        "stage": [stage for stage, *_ in timed], "name": [launch.kernel for _, launch, *_ in timed],
+        "device": [launch.device or "" for _, launch, *_ in timed],
+        "family": [kernel_family(launch.kernel) for _, launch, *_ in timed],
+        "duration_ns": [round(t) for *_, t in timed],
     }  # fmt: skip
+    columns |= {name: [derived[name].value for _, _, derived, _ in timed] for name in schema.COUNTERS}
     names = {report.device for report in reports.values()}
     device = names.pop() if len(names) == 1 else None
-    roofs, why = _roofs(device, [each for report in reports.values() for each in report.figures])
-    withheld = {"timeline": "Nsight Compute replays kernels one by one: its rows have no place in a step"}
+    roofs, why = _roofs(device, [derived for *_, derived in each])
+    withheld = {
+        "timeline": "Nsight Compute replays kernels one by one: its rows have no place in a step",
+        "launches": f"Nsight Compute replays at most {LAUNCHES} launches of a stage and marks no step",
+    }
     if why:
         withheld["roofs"] = why
     withheld["l2_roof"] = "neither the catalogue nor the counters recorded give the bandwidth of L2"
     facts = {
         "device": device or "a device that the recording does not name", "format": "ncu", "steps": None, "roofs": roofs,
-        "outside_steps": 0, "untimed": len(rows) - len(timed), "withheld": withheld,
+        "outside_steps": 0, "untimed": len(each) - len(timed), "withheld": withheld,
     }  # fmt: skip
     return Kernels(table=schema.totals(schema.frame(columns, base), None), facts=facts)
-
-
-_COUNTED = ("time", "flops", "dram_bytes", "l2_bytes")
 
 
 def _roofs(device: str | None, each: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
