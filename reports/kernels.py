@@ -200,22 +200,24 @@ def leaves(r: Recording) -> list[tuple[tuple[str, ...], int, int, str]]:
     keys = ["stage", "block", "family", "name"]
     sums = r.work.groupby(keys, sort=False)[["duration_ns", "launches"]].sum().reset_index()
     whole = float(r.ranges["duration_ns"].sum()) or float(sums["duration_ns"].sum())
-    found: dict[tuple[str, ...], list[int]] = {}
-    merged: dict[tuple[str, ...], int] = {}
+    found: dict[tuple[str, ...], tuple[float, float]] = {}
+    small: dict[tuple[str, ...], list[tuple[str, float, float]]] = {}
     for stage, block, family, name, ns, n in sums[[*keys, "duration_ns", "launches"]].values.tolist():
         above = (stage or "no range", *([block] if block else []), family)
-        small = ns < SMALLEST * whole
-        merged[above] = merged.get(above, 0) + small
-        entry = found.setdefault((*above, "" if small else name), [0, 0])
-        entry[0], entry[1] = entry[0] + ns, entry[1] + n
-    found = {(*p[:-1], p[-1] or f"{merged[p[:-1]]} smaller names"): v for p, v in found.items()}
+        if ns < SMALLEST * whole:
+            small.setdefault(above, []).append((name, ns, n))
+        else:
+            found[(*above, name)] = ns, n
+    for above, rest in small.items():
+        name = rest[0][0] if len(rest) == 1 else f"{len(rest)} smaller names"
+        found[(*above, name)] = sum(ns for _, ns, _ in rest), sum(n for *_, n in rest)
     if (r.work["kind"] == OPERATOR).any():
         covered = sums.groupby(["stage", "block"])["duration_ns"].sum().to_dict()
         for stage, block, ns in r.ranges[["stage", "block", "duration_ns"]].values.tolist():
-            rest = ns - covered.get((stage, block), 0)
-            if rest > 0:
-                found[(stage, *([block] if block else []), drawn.BETWEEN)] = [rest, 0]
-    out = [(p, round(ns / r.steps), n, p[0]) for p, (ns, n) in found.items()]
+            left = ns - covered.get((stage, block), 0)
+            if left > 0:
+                found[(stage, *([block] if block else []), drawn.BETWEEN)] = left, 0
+    out = [(p, round(ns / r.steps), int(n), p[0]) for p, (ns, n) in found.items()]
     return sorted((x for x in out if x[1] > 0), key=lambda x: -x[1])
 
 

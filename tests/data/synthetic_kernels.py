@@ -10,7 +10,7 @@ import pandas as pd
 from ctrbench.reports import kernel_rows as schema
 
 BLOCKS = (("embedding", "tables"), ("interaction", "cross"), ("dense", "tower"), ("backward", "tower"))
-UGLY = "void gemm<float, 4>(\"a\" & b) %{x} " + "x" * 200
+UGLY = 'void gemm<float, 4>("a" & b) %{x} ' + "x" * 200
 STEP_NS = 4_000_000
 
 

@@ -15,7 +15,9 @@ from ctrbench.bench.cli import main
 from ctrbench.reports import kernel_rows as schema
 from ctrbench.reports.records import RunRecord, save
 
-synthetic_kernels = runpy.run_path(str(Path(__file__).parents[1] / "data" / "synthetic_kernels.py"))["synthetic_kernels"]
+synthetic_kernels = runpy.run_path(str(Path(__file__).parents[1] / "data" / "synthetic_kernels.py"))[
+    "synthetic_kernels"
+]
 
 
 def test_an_edge_belongs_to_the_class_below_it() -> None:
