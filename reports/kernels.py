@@ -17,6 +17,7 @@ from ctrbench.reports.kernel_rows import COUNTERS, KERNEL, OPERATOR, RANGE, STEP
 
 SMALLEST = 0.01
 """Names of a smaller share of a recording's time are summed in its treemap."""
+NO_RANGE, OUTSIDE = "no range", "outside blocks"
 NO_COUNTERS = "the recording holds no counters; `ctrbench profile --tool ncu` records them"
 
 
@@ -192,18 +193,24 @@ def _timeline(r: Recording) -> tuple[Exhibit, ...]:
 
 
 def leaves(r: Recording) -> list[tuple[tuple[str, ...], int, int, str]]:
-    """(stage, block if any, family and name; ns a step; launches of all steps; stage), largest first.
+    """(stage, block if the stage has any, family and name; ns a step; launches of all steps; stage), largest first.
 
     Names of less than `SMALLEST` of all time are summed within their family. Where operators are recorded, host time of
     a block that none covers is a part of its own.
     """
     keys = ["stage", "block", "family", "name"]
     sums = r.work.groupby(keys, sort=False)[["duration_ns", "launches"]].sum().reset_index()
-    whole = float(r.ranges["duration_ns"].sum()) or float(sums["duration_ns"].sum())
+    on_host = bool((r.work["kind"] == OPERATOR).any())
+    whole = float((r.ranges if on_host else sums)["duration_ns"].sum())
+    blocks = pd.concat([sums, r.ranges])[["stage", "block"]].query("block != ''")["stage"].unique()
+
+    def place(stage: str, block: str) -> tuple[str, ...]:
+        return (stage or NO_RANGE, block or OUTSIDE) if stage in blocks else (stage or NO_RANGE,)
+
     found: dict[tuple[str, ...], tuple[float, float]] = {}
     small: dict[tuple[str, ...], list[tuple[str, float, float]]] = {}
     for stage, block, family, name, ns, n in sums[[*keys, "duration_ns", "launches"]].values.tolist():
-        above = (stage or "no range", *([block] if block else []), family)
+        above = (*place(stage, block), family)
         if ns < SMALLEST * whole:
             small.setdefault(above, []).append((name, ns, n))
         else:
@@ -211,12 +218,12 @@ def leaves(r: Recording) -> list[tuple[tuple[str, ...], int, int, str]]:
     for above, rest in small.items():
         name = rest[0][0] if len(rest) == 1 else f"{len(rest)} smaller names"
         found[(*above, name)] = sum(ns for _, ns, _ in rest), sum(n for *_, n in rest)
-    if (r.work["kind"] == OPERATOR).any():
+    if on_host:
         covered = sums.groupby(["stage", "block"])["duration_ns"].sum().to_dict()
         for stage, block, ns in r.ranges[["stage", "block", "duration_ns"]].values.tolist():
             left = ns - covered.get((stage, block), 0)
             if left > 0:
-                found[(stage, *([block] if block else []), drawn.BETWEEN)] = left, 0
+                found[(*place(stage, block), drawn.BETWEEN)] = left, 0
     out = [(p, round(ns / r.steps), int(n), p[0]) for p, (ns, n) in found.items()]
     return sorted((x for x in out if x[1] > 0), key=lambda x: -x[1])
 

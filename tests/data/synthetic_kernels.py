@@ -53,7 +53,9 @@ def synthetic_kernels(
 
 def counted_body(data: str, model: str) -> dict[str, Any]:
     """The body of the counting process with FLOPs and bytes of each block."""
-    blocks = [{"module": b, "calls": 3, "flops": f, "bytes_own": n, "bytes_half": n / 2, "kernels": 3.0}
-              for b, f, n in (("tower", 4e8, 5e7), ("cross", 2e8, 4e7), ("tables", 0.0, 9e7), ("", 0.0, 1e6))]  # fmt: skip
+    work = (("tower", 4e8, 5e7), ("cross", 2e8, 4e7), ("tables", 0.0, 9e7), ("", 0.0, 1e6))
+    blocks = [
+        {"module": b, "calls": 3, "flops": f, "bytes_own": n, "bytes_half": n / 2, "kernels": 3.0} for b, f, n in work
+    ]
     spec = {"kind": "count", "model": model, "variant": "", "data": data, "split": "time"}
     return {"spec": spec, "extra": {"withheld": "", "by_block": blocks}}

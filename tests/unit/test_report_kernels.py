@@ -1,4 +1,4 @@
-"""The sections of launches and of GPUs: sums that agree, reasons for what is withheld, names that cannot break a page."""
+"""Sections of launches and of GPUs: sums that agree, reasons of what is withheld, names that cannot break a page."""
 
 from __future__ import annotations
 
