@@ -107,7 +107,7 @@ def test_page_does_not_scroll_sideways_on_a_phone(chromium: str, report: Path, t
 
 PROBE = """<!doctype html><body><iframe id="f" src="report.html" style="width:WIDTHpx;height:900px"></iframe><script>
 var said = [];
-function later(run) { return new Promise(function (go) { setTimeout(function () { run(); go(); }, 1500); }); }
+function later(run) { return new Promise(function (go) { setTimeout(function () { run(); go(); }, 4000); }); }
 onload = function () {
   var page = document.getElementById("f").contentDocument, groups = page.querySelectorAll("details.group"), list;
   function svg(sort) { return groups[0].querySelectorAll(sort).length; }
