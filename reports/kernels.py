@@ -134,18 +134,25 @@ def overview(found: list[Recording], c: Context) -> pd.DataFrame:
         per_step = absent("launches_recorded", r.why("launches", "the recording marks no step"))
         if r.facts.get("steps") and len(r.launches):
             per_step = Cell(float(r.launches["launches"].sum()) / r.steps, "launches_recorded", r.origin, n=r.steps)
-        missing = {k: str(v) for k, v in r.facts.get("withheld", {}).items()}
-        lost = r.facts.get("outside_steps") or 0
         rows.append({
             "Model": r.title, "Camp": c.names.camp(r.model), "Data": r.data, "Recorded on": r.device,
             "Steps": str(r.facts.get("steps") or "—"), "Launches / step": per_step,
             "Launches of at most 10 µs": _share(r, "launches"), "Their share of time": _share(r, "duration_ns"),
             "Largest family": _largest(r.work, "family"), "Largest block": _largest(_with_place(r.work), "place"),
-            "Note": "; ".join([*(f"no {k}: {v}" for k, v in missing.items()),
-                               *([f"{lost} launches lie in no step and are left out"] if lost else [])]) or "—",
+            "Note": _note(r.facts),
         })  # fmt: skip
     table = pd.DataFrame(rows, index=[r.model for r in found])
     return table if (table["Note"] != "—").any() else table.drop(columns="Note")
+
+
+def _note(facts: Mapping[str, Any]) -> str:
+    """What a recording does not hold, and what was left out."""
+    parts = [f"no {what.replace('_', ' ')}: {why}" for what, why in facts.get("withheld", {}).items()]
+    for name, text in (("outside_steps", "launches lie in no step"), ("idle_steps", "steps launch nothing"),
+                       ("untimed", "launches have no time")):  # fmt: skip
+        if count := facts.get(name):
+            parts.append(f"{count} {text} and are left out")
+    return "; ".join(parts) or "—"
 
 
 def _share(r: Recording, weight: str) -> Cell:

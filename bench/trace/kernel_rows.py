@@ -45,8 +45,8 @@ class Kernels:
 
     table: pd.DataFrame
     facts: dict[str, Any]
-    """device, steps, step_ns of the step that is drawn, launches outside steps, roofs of the device, and `withheld`:
-    timeline | launches | blocks | roofline -> the reason."""
+    """device, steps that launched something, step_ns of the one that is drawn, launches outside steps, steps without
+    any, roofs of the device, and `withheld`: timeline | launches | blocks | roofs | l2_roof -> the reason."""
 
 
 def recorded_kernels(base: Base, recording: Recording, split: Split | None, origin: Origin) -> Kernels:
@@ -68,11 +68,14 @@ def recorded_kernels(base: Base, recording: Recording, split: Split | None, orig
     if not len(launches["name"]):
         text = refused.get("graph_trace_only") or refused.get("no_kernel_table", "")
         withheld["launches"] = text if len(recording.gpu) else "the recording holds neither kernels nor operators"
-    n = len(marks) if len(marks) and "blocks" not in withheld else None
+    marked = bool(len(marks)) and "blocks" not in withheld
     events = schema.frame({**launches, "origin": origin, "view": schema.STEP}, base)
     events = events.assign(own_ns=launches["own_ns"])
-    inside = events[events["step"] >= 0] if n else events
-    shown = _median(marks) if n else None
+    inside = events[events["step"] >= 0] if marked else events
+    # A window often closes inside a step, which then has begun and launched nothing.
+    busy = np.sort(inside["step"].unique().astype(int)) if marked and len(inside) else np.arange(len(marks))
+    n = len(busy) if marked else None
+    shown = _median(marks, busy) if marked else None
     parts = [schema.totals(inside.assign(duration_ns=inside["own_ns"]), n)]
     if shown is None:
         withheld.setdefault("timeline", "the recording marks no step")
@@ -85,7 +88,8 @@ def recorded_kernels(base: Base, recording: Recording, split: Split | None, orig
         "device": recording.device or ("a device that the recording does not name" if len(recording.gpu) else "cpu"),
         "format": recording.format, "steps": n,
         "step_ns": None if shown is None else int(marks.end[shown] - marks.start[shown]),
-        "outside_steps": len(events) - len(inside), "withheld": withheld,
+        "outside_steps": len(events) - len(inside), "idle_steps": len(marks) - len(busy) if marked else 0,
+        "withheld": withheld,
     }  # fmt: skip
     return Kernels(table=_joined(parts), facts=facts)
 
@@ -94,10 +98,10 @@ def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([p for p in parts if len(p)] or [schema.empty()], ignore_index=True)
 
 
-def _median(marks: HostEvents) -> int | None:
-    """Row of the step of median duration; of an even number the faster of the two."""
-    order = np.argsort(marks.end - marks.start, kind="stable")
-    return int(order[(len(order) - 1) // 2]) if len(order) else None
+def _median(marks: HostEvents, busy: Ints) -> int:
+    """Row of the step of median duration among the busy ones; of an even number the faster of the two."""
+    order = busy[np.argsort((marks.end - marks.start)[busy], kind="stable")]
+    return int(order[(len(order) - 1) // 2])
 
 
 def _step_of(recording: Recording, marks: HostEvents, start: Ints, end: Ints, process: Ints) -> Ints:

@@ -72,7 +72,7 @@ def test_an_export_goes_through_profile_into_the_page(tmp_path: Path) -> None:
     records.save(records.RunRecord(key="k", spec=spec, rows=tuple(rows), extra=extra), tmp_path)
     kernels = schema.load([tmp_path])
     step = kernels[kernels["view"] == schema.STEP]
-    # 70 ns and 200 ns: of an even number of steps the faster one is shown
+    # the second step launches nothing
     assert {(r["kind"], r["stage"], r["lane"], r["start_ns"], r["duration_ns"]) for r in step.to_dict("records")} == {
         ("range", "embedding", "thread 1", 1, 24), ("range", "dense", "thread 1", 26, 43),
         ("kernel", "embedding", "device 0, stream 7", 100, 100), ("kernel", "dense", "device 0, stream 7", 300, 150),
@@ -84,7 +84,7 @@ def test_an_export_goes_through_profile_into_the_page(tmp_path: Path) -> None:
         "Recordings", "Timeline", "Treemap", "Sizes", "Roofline by block: withheld",
     ]  # fmt: skip
     assert {e.group for e in mine.exhibits[1:]} == {"DIN on ml, Tesla T4 (nsys)"}
-    assert mine.exhibits[0].table["Launches / step"].iloc[0].value == pytest.approx(2 / 2), "two kernels in two steps"
+    assert mine.exhibits[0].table["Launches / step"].iloc[0].value == 2, "of the step that launched any"
     assert mine.exhibits[-1].table["Reason"].iloc[0] == section.NO_COUNTERS
     page = render(report)
     assert "device 0, stream 7" in page
