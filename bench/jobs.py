@@ -23,7 +23,9 @@ from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.quality import auc, evaluate
 from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.split_rows import component_rows, split_rows
 from ctrbench.bench.step import TrainStep, predict
+from ctrbench.bench.trace.ablation import ROUNDS, Ablation, CannotLeaveOut, ablate
 from ctrbench.bench.train import Budget, scores, seed_everything, train
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.loader import Loader
@@ -313,7 +315,6 @@ def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) 
 def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
     """Process N: NVTX ranges and torch.profiler, joined into the split of a step."""
     from ctrbench.bench.trace.split import traced_steps
-    from ctrbench.bench.trace.time_split import COVERAGE
 
     model_spec, _, schema, model, prepared = _build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
@@ -322,15 +323,23 @@ def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
         model, batches, lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges), steps=spec.steps,
         warmup=spec.warmup, out=folder / "trace.json.gz",
     )  # fmt: skip
-    rows = [
-        make(base, "split_host", share, "measured", phase="train", scope=scope)
-        for scope, share in split.shares().items()
-    ]
-    if not split.complete:
-        reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
-        rows = [withheld(base, "split_host", reason, phase="train")]
+    rows = split_rows(base, split, "measured")
+    try:
+        rows += component_rows(base, split, ablated(spec))
+    except CannotLeaveOut as why:
+        rows.append(withheld(base, "split_component", f"n/a: {why}", phase="train"))
     extra = {"operators": split.operators(), "named_coverage": split.coverage, "silent_blocks": split.silent_blocks}
     return _record(spec, rows, extra)
+
+
+def ablated(spec: RunSpec) -> Ablation:
+    """Time of each component of a step by leaving it out.
+
+    Raises:
+        CannotLeaveOut: the model's tables do not allow it.
+    """
+    _, _, _, model, prepared = _build(spec)
+    return ablate(model, _stream(spec, prepared)[1], spec.lr, rounds=min(spec.steps, ROUNDS))
 
 
 def run_captured(spec: RunSpec, every: int = 1, operators: bool = False) -> bool:

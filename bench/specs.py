@@ -80,7 +80,8 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 unsupported += skipped_rows(
                     item.job.data, track, floor, "floor", ("floor",), missing, item.prepared.split
                 )
-    traced = (*plan.models, *(("lum_step1",) if "lum" in plan.models else ()))
+    named = (*plan.models, *plan.counted)
+    traced = dict.fromkeys((*named, *(("lum_step1",) if "lum" in named else ())))
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
         for m in (traced if not (plan.tune_only or plan.controls) else ())

@@ -42,7 +42,7 @@ OWED = {
     "shuffled": ("auc_shuffled",),
     "ids_only": ("auc_ids_only",),
     "count": COUNTED,
-    "trace": ("split_host",),
+    "trace": ("split_host", "split_component"),
     "published": ("mfu_bound",),
 }
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}

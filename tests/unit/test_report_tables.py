@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ctrbench.reports import costs, sections, tables
+from ctrbench.reports import costs, sections, step_split, tables
 from ctrbench.reports.cells import Cell, pick, tidy
 from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make, withheld
@@ -204,7 +204,7 @@ def test_split_lists_the_largest_blocks() -> None:
         make(base("fat"), "split_host", 0.6, "measured", scope="stage:dense"),
         make(base("fat"), "split_host", 0.5, "measured", scope="stage:dense/block:mlp"),
     )
-    row = costs.step_split(rows, "ml", NAMES).iloc[0]
+    row = step_split.by_stage(rows, "ml", NAMES).iloc[0]
     assert (row["dense"].value, row["Largest blocks"]) == (0.6, "mlp 50 %")
 
 
@@ -262,7 +262,8 @@ def test_every_table_survives_missing_measures(groups: tuple[str, ...]) -> None:
             tables.quality,
             tables.floors,
             costs.gain_per_flop,
-            costs.step_split,
+            step_split.by_stage,
+            step_split.by_component,
             costs.memory,
             costs.speed,
         ):
