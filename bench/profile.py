@@ -29,7 +29,7 @@ from ctrbench.bench.pool import run_all
 from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import suite_specs
-from ctrbench.bench.split_rows import component_rows, disagreement, split_rows
+from ctrbench.bench.split_rows import component_rows, split_rows
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
 from ctrbench.bench.trace.ablation import CannotLeaveOut, Disagreement, compare
@@ -93,10 +93,7 @@ def run_profile(request: Request, console: Console) -> int:
         raise BadInput(f"{OFF_SWITCH}=0 switches the ranges off, and --tool {request.tool} lives on them: unset it")
     spec, track = _spec(request, Console(quiet=True) if request.tool == "none" else console)
     if request.tool == "none":
-        torch.set_num_threads(spec.threads)
-        keep_freed_memory()
-        # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a recording.
-        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+        _ready(spec)
         attached = run_captured(spec, request.every, request.operators)
         console.print(f"{spec.steps} steps on {spec.device}; NVTX tool: {'attached' if attached else 'none'}")
         return 0
@@ -330,12 +327,19 @@ def _split(file: Path) -> Split:
         raise NothingRecorded(f"failed: {why}") from None
 
 
+def _ready(spec: RunSpec) -> None:
+    """This process as one of a suite, before it trains."""
+    torch.set_num_threads(spec.threads)
+    keep_freed_memory()
+    # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a recording.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
 def _left_out(
     base: Mapping[str, Any], spec: RunSpec, split: Split, origin: Origin, console: Console
 ) -> list[Measurement]:
     """The split a second way, without any tool; prints where the two disagree."""
-    torch.set_num_threads(spec.threads)
-    keep_freed_memory()
+    _ready(spec)
     try:
         found = ablated(spec)
     except CannotLeaveOut as why:
@@ -344,8 +348,8 @@ def _left_out(
     seen = compare(split, found)
     console.print(_two_ways(seen, found.rounds))
     for d in seen:
-        if not d.agrees:
-            console.print(f"[yellow]disagree[/]: {disagreement(d)}", highlight=False)
+        if d.doubt:
+            console.print(f"[yellow]note[/]: {d.doubt}", highlight=False)
     return component_rows(base, split, found, origin)
 
 

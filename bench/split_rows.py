@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ctrbench.bench.trace.ablation import AGREE, Ablation, Disagreement, compare
+from ctrbench.bench.trace.ablation import Ablation, compare
 from ctrbench.bench.trace.time_split import COVERAGE, Split
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, Origin
@@ -29,7 +29,7 @@ def component_rows(
         return [withheld(base, "split_component", _incomplete(split), phase="train")]
     rows = []
     for d in compare(split, ablation):
-        doubt: dict[str, Any] = {} if d.agrees else {"status": "unstable", "reason": disagreement(d)}
+        doubt: dict[str, Any] = {"status": "unstable", "reason": d.doubt} if d.doubt else {}
         at = {"phase": "train", **doubt}
         left_out = d.ablation
         rows += [
@@ -42,12 +42,3 @@ def component_rows(
 
 def _incomplete(split: Split) -> str:
     return f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
-
-
-def disagreement(d: Disagreement) -> str:
-    """The two shares in words."""
-    p = d.ablation
-    return (
-        f"{d.component}: {d.projection:.1%} of the step by ranges, {p.share:.1%} [{p.ci_low:.1%}, {p.ci_high:.1%}] by"
-        f" leaving it out; more than {AGREE:.0%} of the step apart"
-    )

@@ -83,23 +83,25 @@ def section(c: Context) -> Section | None:
         caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
         "shares, not times. What no stage covers is “other”. Leaving out uses no tracer: whole steps and steps without "
         "one component by turns; there a stage holds the backward of its blocks. Marked where the two ways are further "
-        "apart than the interval and ten points of the step; a loader thread that takes cores from the step shows "
-        "only there.",
+        "apart than the interval and ten points of the step, or the interval is too wide to tell; a loader thread that "
+        "takes cores from the step shows only there.",
     )
 
 
 def _agreement(c: Context, data: str, models: int) -> str:
     rows = where(c.frame, metric="split_component", data=data, trained=True)
-    apart = rows[(rows["status"] == "unstable") & rows["scope"].str.startswith("ranges:")]
-    if rows[rows["value"].notna()].empty:
+    rows = rows[rows["value"].notna() & rows["scope"].str.startswith("ranges:")]
+    if rows.empty:
         return ""
+    apart, noisy = (rows[rows["reason"].str.startswith(word)] for word in ("disagree", "noise"))
+    unsure = f", the machine was too busy to tell for {len(noisy)} of {len(rows)} components" if len(noisy) else ""
     if apart.empty:
-        return f"On {data} leaving components out says the same for all {models} models."
+        return f"On {data} leaving components out contradicts the ranges of none of {models} models{unsure}."
     named = [
         f"{c.names.title(m, v)} ({scope.split(':', 1)[1]})"
         for m, v, scope in zip(apart["model"], apart["variant"], apart["scope"], strict=True)
     ]
-    return f"On {data} leaving components out says otherwise for {', '.join(dict.fromkeys(named))}."
+    return f"On {data} leaving components out says otherwise for {', '.join(dict.fromkeys(named))}{unsure}."
 
 
 def _ordered(found: set[str]) -> list[str]:

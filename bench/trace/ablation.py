@@ -71,9 +71,22 @@ class Disagreement:
         return self.projection - self.ablation.share
 
     @property
-    def agrees(self) -> bool:
-        """Within `AGREE` for some value of the ablation's interval."""
-        return self.ablation.ci_low - AGREE <= self.projection <= self.ablation.ci_high + AGREE
+    def doubt(self) -> str:
+        """Why the share is not published as certain; empty where the two ways agree.
+
+        They do not if no value of the ablation's interval is within `AGREE` of the projection. An interval wider
+        than that on either side (a busy machine) shows nothing.
+        """
+        p = self.ablation
+        seen = (
+            f"{self.component}: {self.projection:.1%} of the step by ranges, {p.share:.1%}"
+            f" [{p.ci_low:.1%}, {p.ci_high:.1%}] by leaving it out"
+        )
+        if not p.ci_low - AGREE <= self.projection <= p.ci_high + AGREE:
+            return f"disagree: {seen}; more than {AGREE:.0%} of the step apart"
+        if p.ci_high - p.ci_low > 2 * AGREE:
+            return f"noise: {seen}; an interval this wide shows nothing, time it on a quiet machine"
+        return ""
 
 
 def ablate(

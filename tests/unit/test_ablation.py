@@ -153,8 +153,8 @@ def test_a_stage_is_compared_with_its_forward_and_the_backward_of_its_blocks() -
                   ops=pd.DataFrame())  # fmt: skip
     near, far = Part(0.66, 0.64, 0.68), Part(0.3, 0.25 + AGREE, 0.4)
     found = Ablation(rounds=9, step_s=0.1, parts={"interaction": near, "data": far})
-    assert [(d.component, pytest.approx(d.projection), d.agrees) for d in compare(split, found)] == [
-        ("interaction", 0.7, True), ("data", 0.1, False)
+    assert [(d.component, pytest.approx(d.projection), d.doubt[:8]) for d in compare(split, found)] == [
+        ("interaction", 0.7, ""), ("data", 0.1, "disagree")
     ]  # fmt: skip
     made = component_rows({"run": "r", "model": "m"}, split, found, "imported")
     assert [(r.scope, r.origin, r.status, r.n) for r in made] == [
@@ -162,6 +162,8 @@ def test_a_stage_is_compared_with_its_forward_and_the_backward_of_its_blocks() -
         ("ranges:data", "imported", "unstable", 1), ("left_out:data", "measured", "unstable", 9),
     ]  # fmt: skip
     assert "10.0% of the step by ranges, 30.0% [35.0%, 40.0%]" in made[2].reason
+    (vague,) = compare(split, replace(found, parts={"interaction": Part(0.7, 0.55, 0.8)}))
+    assert vague.doubt.startswith("noise: interaction: 70.0% of the step by ranges, 70.0% [55.0%, 80.0%]")
     holey = replace(split, table=split.table.assign(share=split.table["share"] * [1, 1, 1, 1, 1, 0.5, 1]))
     (row,) = component_rows({"run": "r", "model": "m"}, holey, found)
     assert (row.value, row.reason[:12]) == (None, "coverage_low")

@@ -274,3 +274,31 @@ def test_every_table_survives_missing_measures(groups: tuple[str, ...]) -> None:
     # Two data sets, a table of quality each, and one of costs where something was timed or counted.
     expected = {("quality",): 2, ("time",): 4, ("count",): 4, ("trace",): 2}
     assert len(tables.console_tables(rows, bodies)) == expected.get(groups, 0)
+
+
+def test_components_are_seen_twice_and_doubts_are_named() -> None:
+    apart = {"status": "unstable", "reason": "disagree: data: 2 % and 15 %"}
+    section = step_split.section(
+        Context(
+            rows_of(
+                make(base("fat"), "split_host", 1.0, "measured", scope="stage:dense"),
+                make(base("fat"), "split_component", 0.02, "measured", scope="ranges:data", **apart),
+                make(base("fat"), "split_component", 0.15, "measured", scope="left_out:data", ci_low=0.1, ci_high=0.2,
+                     **apart),
+                make(base("fat"), "split_component", 0.8, "measured", scope="ranges:dense"),
+                make(base("fat"), "split_component", 0.81, "measured", scope="left_out:dense"),
+                make(base("din"), "split_component", 0.8, "measured", scope="ranges:dense", status="unstable",
+                     reason="noise: wide"),
+                withheld(base("composite"), "split_component", "n/a: L2 penalty"),
+            ),
+            {}, NAMES, (("sequence", "ml"),),
+        )
+    )  # fmt: skip
+    assert section is not None
+    assert "says otherwise for FAT (data), the machine was too busy to tell for 1 of 3 components." in section.sentence
+    table = section.exhibits[1].table
+    assert list(table["Seen by"]) == ["ranges", "leaving out"] * 3
+    assert list(table.columns)[3:] == ["data", "dense"]
+    fat = table[table["Model"] == "FAT"].iloc[1]
+    assert (fat["data"].value, fat["data"].low, fat["data"].status) == (0.15, 0.1, "unstable")
+    assert table.loc["composite", "dense"].iloc[0].reason == "n/a: L2 penalty"
