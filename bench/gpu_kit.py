@@ -111,20 +111,23 @@ def run_kit(options: Options, run_model: Runner | None = None, say: Callable[[st
         records.save(body, file)
     todo = [name for name in names if _again(body["models"][name])]
     for i, name in enumerate(todo):
-        share = max(options.least_s, left() / (len(todo) - i))
-        if left() < share:
+        remaining = left()
+        share = max(options.least_s, remaining / (len(todo) - i))
+        if remaining < share:
             reason = f"budget: {options.budget_s:.0f} s were used up; run it again, it goes on from here"
-            body["models"][name] = {"status": "skipped", "reason": reason, "phases": {}, "trace": None}
+            body["models"][name] = _marked(
+                {"status": "skipped", "reason": reason, "phases": {}, "trace": None}, options
+            )
             say(f"{name}: skipped, budget")
             continue
-        say(f"{name}: {i + 1} of {len(todo)}, {share:.0f} s of {left():.0f} left")
+        say(f"{name}: {i + 1} of {len(todo)}, {share:.0f} s of {remaining:.0f} left")
         job = Job(
             model=name, device=body["device"]["torch"], dtype=body["dtype"], gpu=body["device"]["catalogue"],
             seconds=share, dry_run=options.dry_run, parent=os.getpid(), out=str(options.out),
         )  # fmt: skip
         start = time.monotonic()
         found = (run_model or run_process)(job, options.out, share, options.out / "logs" / f"{name}.log")
-        body["models"][name] = found | {"dry_run": options.dry_run, "seconds": time.monotonic() - start}
+        body["models"][name] = _marked(found | {"seconds": time.monotonic() - start}, options)
         records.save(body, file)
         say(_line(name, body["models"][name]))
     body["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -146,7 +149,7 @@ def run_process(job: Job, folder: Path, seconds: float, log: Path) -> dict[str, 
     code = run_limited(worker_command(mine, result), seconds, log)
     found = _result(result, code, seconds, log)
     if nsys and found["status"] == "ok":
-        found["trace"] = run_nsys(replace(job, part="captured"), folder, end - time.monotonic(), log)
+        found["trace"] = run_nsys(job, folder, end - time.monotonic(), log)
     return found
 
 
@@ -171,6 +174,7 @@ def _result(result: Path, code: int | None, seconds: float, log: Path) -> dict[s
 def run_nsys(job: Job, folder: Path, seconds: float, log: Path) -> dict[str, Any]:
     """The traced steps of one model under Nsight Systems: figures of our reader, scrubbed copy."""
     stem, end = folder / "raw" / job.model, time.monotonic() + seconds
+    job = replace(job, part="captured")
     for command in nsys_commands(stem, worker_command(job, stem.with_suffix(".unused"))):
         code = run_limited(command, max(1.0, end - time.monotonic()), log.with_suffix(".nsys.log"))
         if code != 0:
@@ -213,9 +217,16 @@ def _open(file: Path, options: Options, names: Sequence[str]) -> dict[str, Any]:
             "environment": environment, "dtype": device.pop("dtype"), "budget_s": options.budget_s,
             "predictions": fingerprints(), "tests": {"status": "not run"}, "models": {},
         }  # fmt: skip
-    waiting = {"status": "not run", "phases": {}, "trace": None}
+    waiting: dict[str, Any] = {"status": "not run", "phases": {}, "trace": None}
     body["models"] = dict.fromkeys(names, waiting) | body["models"]
     return body
+
+
+def _marked(found: dict[str, Any], options: Options) -> dict[str, Any]:
+    """`dry_run` on every row of a model."""
+    mark = {"dry_run": options.dry_run}
+    phases = {phase: row | mark for phase, row in found["phases"].items()}
+    return found | mark | {"phases": phases, "trace": found["trace"] and found["trace"] | mark}
 
 
 def _again(found: dict[str, Any]) -> bool:

@@ -100,7 +100,7 @@ def choose(spec: ModelSpec, memory: float) -> Case:
         raise NothingFits(f"out of memory: the smallest candidate needs {least}, {memory / 1e9:.1f} GB are free")
     best, need = max(fits, key=lambda pair: (pair[0].flops_per_sample * pair[0].batch, pair[0].batch))
     mine = [p for p in points if (p.preset, p.batch) == (best.preset, best.batch)]
-    flops = {p.phase: p.flops_per_sample * p.batch for p in mine if not p.withheld}
+    flops: dict[str, float] = {p.phase: p.flops_per_sample * p.batch for p in mine if not p.withheld}
     why = (
         f"most training FLOPs a step, at most {WORK:.0e}, of {len(fits)} candidates in {_SAFETY:.0%} of "
         f"{memory / 1e9:.1f} GB free; it needs about {need / 1e9:.1f}"

@@ -78,12 +78,12 @@ def run_model(spec: ModelSpec, job: Job, keep: Callable[[dict[str, Any]], None])
         case = _case(spec, job)
         body |= _describe(case)
         keep(body)
-        model, batches = _build(spec, case, job)
+        model, batches = build(spec, case, job)
         for phase in PHASES:
             body["phases"][phase] = _timed(model, batches, phase, case, job)
             keep(body)
         if job.part == "all":
-            body["trace"] = _traced(model, batches, job)
+            body["trace"] = traced(model, batches, job)
     except NothingFits as why:
         body |= {"status": "skipped", "reason": str(why)}
     except Exception as error:  # the parent makes a row of it
@@ -94,7 +94,7 @@ def run_model(spec: ModelSpec, job: Job, keep: Callable[[dict[str, Any]], None])
 def captured(spec: ModelSpec, job: Job) -> None:
     """The traced steps alone, for a profiler around this process."""
     seed_everything(0)
-    model, batches = _build(spec, _case(spec, job), job)
+    model, batches = build(spec, _case(spec, job), job)
     run_captured(model, batches)
 
 
@@ -119,7 +119,8 @@ def _describe(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _build(spec: ModelSpec, case: Case, job: Job) -> tuple[nn.Module, list[Batch]]:
+def build(spec: ModelSpec, case: Case, job: Job) -> tuple[nn.Module, list[Batch]]:
+    """The model and its held batches on the job's device."""
     device = torch.device(job.device)
     with device:
         model: nn.Module = spec.build(case.config, case.schema)
@@ -136,7 +137,7 @@ def _timed(model: nn.Module, batches: list[Batch], phase: str, case: Case, job: 
     return found | {"mfu": utilisation(found, case.flops.get(phase), case.withheld, gpu, job.dtype)}
 
 
-def _traced(model: nn.Module, batches: list[Batch], job: Job) -> dict[str, Any]:
+def traced(model: nn.Module, batches: list[Batch], job: Job) -> dict[str, Any]:
     """A trace that fails costs its figures, never the timings."""
     raw = Path(job.out) / "raw" / f"{job.model}.json.gz"
     try:
