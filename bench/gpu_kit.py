@@ -149,7 +149,8 @@ def run_process(job: Job, folder: Path, seconds: float, log: Path) -> dict[str, 
     code = run_limited(worker_command(mine, result), seconds, log)
     found = _result(result, code, seconds, log)
     if nsys and found["status"] == "ok":
-        found["trace"] = run_nsys(job, folder, end - time.monotonic(), log)
+        same = replace(job, memory=found["memory_free"])
+        found["trace"] = run_nsys(same, folder, end - time.monotonic(), log)
     return found
 
 

@@ -48,6 +48,8 @@ class Case:
     """Why there are no FLOPs, or ''."""
     memory: float
     """Estimated bytes of a training step; 0 in a dry run."""
+    free: float | None
+    """Bytes that it was chosen by; None in a dry run."""
     why: str
     """How it was chosen."""
 
@@ -108,7 +110,7 @@ def choose(spec: ModelSpec, memory: float) -> Case:
     preset = presets[best.preset]
     return Case(
         preset=best.preset, batch=best.batch, config=preset.config, schema=preset.schema,
-        flops=flops, withheld=best.withheld, memory=need, why=why,
+        flops=flops, withheld=best.withheld, memory=need, free=memory, why=why,
     )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def dry_case(spec: ModelSpec) -> Case:
     kind = "random_tabular" if "tabular" in spec.tracks else "random_sequence"
     return Case(
         preset="small", batch=DRY_BATCH, config=spec.config(), schema=random_schema(kind, DRY_LENGTH), flops={},
-        withheld="dry run: nothing is counted", memory=0.0, why="dry run",
+        withheld="dry run: nothing is counted", memory=0.0, free=None, why="dry run",
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from ctrbench.bench.kit.record import ROOT
+
 _MARK = re.compile(r"pytest\.mark\.gpu\b")
 
 

@@ -30,7 +30,7 @@ from ctrbench.datasets.schema import Batch
 from ctrbench.models.spec import ModelSpec
 
 HELD = 8
-"""Batches held on the device and taken in turn."""
+"""Batches held on the device and taken in turn; one of a model that makes its own."""
 _SHARES = {"train": 0.35, "infer": 0.15}
 """Of the seconds of a job; what is left is for the choice, the build and the trace."""
 _DRY = {"warmup": 2, "most": 3, "least": 2}
@@ -54,6 +54,8 @@ class Job:
     """Folder of raw recordings."""
     part: str = "all"
     """`all`: choose, time, trace by Kineto; `timed`: no trace; `captured`: only the steps that nsys records."""
+    memory: float | None = None
+    """Free bytes to choose by, so that a second process takes the size of the first; None asks the device."""
 
 
 def main(argv: list[str]) -> int:
@@ -108,13 +110,13 @@ def failure(error: BaseException) -> tuple[str, str]:
 def _case(spec: ModelSpec, job: Job) -> Case:
     if job.dry_run:
         return dry_case(spec)
-    free, _ = torch.cuda.mem_get_info(torch.device(job.device))
-    return choose(spec, float(free))
+    return choose(spec, job.memory or float(torch.cuda.mem_get_info(torch.device(job.device))[0]))
 
 
 def _describe(case: Case) -> dict[str, Any]:
     return {
         "preset": case.preset, "batch": case.batch, "choice": case.why, "memory_estimate": case.memory,
+        "memory_free": case.free,
         "flops": {"value": dict(case.flops), "origin": "counted", "reason": case.withheld},
     }  # fmt: skip
 
@@ -124,7 +126,10 @@ def build(spec: ModelSpec, case: Case, job: Job) -> tuple[nn.Module, list[Batch]
     device = torch.device(job.device)
     with device:
         model: nn.Module = spec.build(case.config, case.schema)
-    return model, held_batches(spec, case, next(model.parameters()).device, HELD)
+    count = (
+        HELD if spec.own_batches is None else 1
+    )  # what a batch of its own costs depends on its seed: the counted one
+    return model, held_batches(spec, case, next(model.parameters()).device, count)
 
 
 def _timed(model: nn.Module, batches: list[Batch], phase: str, case: Case, job: Job) -> dict[str, Any]:
