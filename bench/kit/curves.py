@@ -78,12 +78,12 @@ def difference(one: Sequence[float], other: Sequence[float]) -> float:
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Dense weights, table rows and buffers of one model into another of the same config, on any device."""
-    for a, b in zip(dense_parameters(source), dense_parameters(target), strict=True):
-        b.copy_(a)
+    for theirs, mine in zip(dense_parameters(target), dense_parameters(source), strict=True):
+        theirs.copy_(mine)
     for one, other in zip(embedding_tables(source), embedding_tables(target), strict=True):
-        theirs = other.weights()
+        tables = other.weights()
         for name, rows in one.weights().items():
-            theirs[name].copy_(rows)
+            tables[name].copy_(rows)
     for a, b in zip(_buffers(source), _buffers(target), strict=True):
         b.copy_(a)
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ else:
 def test_nsys_around_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
     tool = tmp_path / "bin" / "nsys"
     tool.parent.mkdir()
-    tool.write_text(f"#!{shutil.which('python3')}\n{FAKE_NSYS}")
+    tool.write_text(f"#!{sys.executable}\n{FAKE_NSYS}")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent))
     monkeypatch.setenv("FAKE_EXPORT", str(synthetic_nsys(tmp_path / "export.sqlite")))

@@ -189,6 +189,30 @@ def test_a_process_that_is_ended_leaves_what_it_reached(tmp_path: Path) -> None:
     assert found["phases"] == {"train": {"n": 5}}
 
 
+def test_with_nsys_a_model_has_two_processes_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+
+    def run(command: list[str], seconds: float, log: Path) -> int:
+        jobs.append(Job(**json.loads(command[-2])))
+        records.save({"status": "ok", "reason": "", "phases": {}, "memory_free": 7e9, "trace": None}, Path(command[-1]))
+        return 0
+
+    def trace(job: Job, folder: Path, seconds: float, log: Path) -> dict[str, Any]:
+        jobs.append(job)
+        return {"tool": "nsys", "status": "ok"}
+
+    monkeypatch.setattr(gpu_kit, "run_limited", run)
+    monkeypatch.setattr(gpu_kit, "run_nsys", trace)
+    monkeypatch.setattr(gpu_kit.shutil, "which", lambda name: "nsys")
+    job = Job(model="din", device="cuda:0", dtype="tf32", gpu=None, seconds=40.0, dry_run=False, parent=1, out="x")
+    found = gpu_kit.run_process(job, tmp_path, 40.0, tmp_path / "log")
+    assert found["trace"] == {"tool": "nsys", "status": "ok"}
+    assert [(j.part, j.seconds, j.memory) for j in jobs] == [("timed", 20.0, None), ("all", 40.0, 7e9)]
+    monkeypatch.setattr(gpu_kit.shutil, "which", lambda name: None)
+    assert gpu_kit.run_process(job, tmp_path, 40.0, tmp_path / "log")["trace"] is None
+    assert (jobs[-1].part, jobs[-1].seconds) == ("all", 40.0)
+
+
 def test_a_limit_ends_the_whole_group(tmp_path: Path) -> None:
     start = time.monotonic()
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
