@@ -1,10 +1,14 @@
-"""Times steps by CUDA events and by the wall clock, synchronised around every step, L2 flushed before it.
+"""Times steps by CUDA events and by the wall clock, synchronised around every window of them, L2 flushed before it.
+
+A window is one step, or as many as fill `WINDOW_S`: what starting and waiting cost, tens of microseconds, would
+otherwise set the clocks of short steps apart.
 
 `unproven` on a GPU: no record of one covers it yet.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,23 +20,25 @@ import torch
 from ctrbench.bench.hardware import Gpu, HardwareUnknown, peak
 from ctrbench.bench.kit.record import judge_clocks, spread
 
+WINDOW_S = 0.010
 FLUSH_BYTES = 512 << 20
-"""Written before every timed step: larger than any catalogued last-level cache."""
+"""Written before every timed window: larger than any catalogued last-level cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How many steps, and for how long."""
+    """How many windows of steps, and for how long."""
 
     warmup: int = 10
+    """Single steps."""
     most: int = 50
     least: int = 5
     seconds: float = 20.0
-    """After this no step is begun beyond `least`; a third of it is the warm-up's at most."""
+    """After this no window is begun beyond `least`; a third of it is the warm-up's at most."""
 
 
 class Clock(Protocol):
-    """Runs one step and says how long it took."""
+    """Runs a window of steps and says how long it took."""
 
     def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
         """(seconds by the wall clock, seconds by the device's events or None)."""
@@ -63,7 +69,7 @@ class WallClock:
 
 
 class EventClock:
-    """Of a CUDA device. Both clocks span the same steps: the queue is empty when they start and when they stop."""
+    """Of a CUDA device. Both clocks span the same work: the queue is empty when they start and when they stop."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -99,23 +105,31 @@ def time_steps(run: Callable[[int], object], clock: Clock, plan: Plan) -> dict[s
     """Times `run(number)`, numbers growing from 0, warm-up included.
 
     Returns:
-        `status`, `reason`, `n`, `warmup`, `wall_s` and `event_s` (P10, P50, P90), `disagreement`, `memory_peak`.
+        `status`, `reason`, `n` windows of `steps_a_window`, `warmup`, seconds a step by `wall_s` and `event_s` (P10,
+        P50, P90 over the windows), `disagreement`, `memory_peak`.
     """
     clock.reset()
     numbers, began = count(), time.perf_counter()
-    warm = 0
+    warm, last = 0, 0.0
     while warm < plan.warmup and (warm < 2 or time.perf_counter() - began < plan.seconds / 3):
-        clock(lambda: run(next(numbers)))
+        last, _ = clock(lambda: run(next(numbers)))
         warm += 1
+    steps = max(1, math.ceil(WINDOW_S / max(last, 1e-5)))
+
+    def window() -> None:
+        for _ in range(steps):
+            run(next(numbers))
+
     wall: list[float] = []
     event: list[float] = []
     while len(wall) < plan.most and (len(wall) < plan.least or time.perf_counter() - began < plan.seconds):
-        by_wall, by_event = clock(lambda: run(next(numbers)))
-        wall.append(by_wall)
+        by_wall, by_event = clock(window)
+        wall.append(by_wall / steps)
         if by_event is not None:
-            event.append(by_event)
+            event.append(by_event / steps)
     found: dict[str, Any] = {
-        "status": "ok", "reason": "", "origin": "measured", "n": len(wall), "warmup": warm, "wall_s": spread(wall),
+        "status": "ok", "reason": "", "origin": "measured", "n": len(wall), "steps_a_window": steps,
+        "warmup": warm, "wall_s": spread(wall),
         "event_s": None, "disagreement": None, "memory_peak": clock.peak_bytes(),
     }  # fmt: skip
     if event:

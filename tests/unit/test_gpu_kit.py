@@ -271,6 +271,22 @@ def test_the_time_of_a_phase_is_kept() -> None:
     assert found["event_s"] is None
 
 
+def test_short_steps_are_timed_in_windows_of_10_ms() -> None:
+    numbers: list[int] = []
+
+    class PerStep(FakeClock):
+        def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
+            before = len(numbers)
+            run()
+            return (len(numbers) - before) * 0.003 + 3e-5, (len(numbers) - before) * 0.003
+
+    found = timing.time_steps(numbers.append, PerStep(0, 0), timing.Plan(warmup=2, most=5))
+    assert (found["n"], found["steps_a_window"]) == (5, 4)
+    assert numbers == list(range(2 + 5 * 4))
+    assert found["event_s"]["p50"] == pytest.approx(0.003)
+    assert found["wall_s"]["p50"] == pytest.approx(0.003 + 3e-5 / 4)
+
+
 def test_no_mfu_without_a_peak_or_a_device() -> None:
     found = timing.time_steps(lambda n: None, FakeClock(0.01, 0.01), timing.Plan())
     for gpu, dtype, flops, why in (
