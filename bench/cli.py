@@ -232,7 +232,7 @@ def _judge_pool(prepared: Prepared) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from ctrbench.reports import records
+    from ctrbench.reports import kernel_rows, records
     from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
@@ -245,15 +245,19 @@ def _report(options: argparse.Namespace) -> int:
         tables.append(table)
         bodies.update(found)
     table, out = pd.concat(tables, ignore_index=True), Path(options.out)
+    try:
+        kernels = kernel_rows.load([Path(folder) for folder in options.runs])
+    except kernel_rows.BadKernels as error:
+        raise BadInput(str(error)) from None
     if out.suffix == ".md":
         try:
-            print(build_markdown(table, bodies, out, options.section))
+            print(build_markdown(table, bodies, out, options.section, kernels))
         except ValueError as error:
             raise UnknownName(f"--section: {error}") from None
     elif options.section:
         raise BadInput(f"--section: {out} is the whole page; name a file in .md for a part of it")
     else:
-        print(build_report(table, bodies, out))
+        print(build_report(table, bodies, out, kernels))
     return 0
 
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ctrbench.bench import registry
+from ctrbench.bench.assemble import base_columns, lookup
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.jobs import ablated, base_columns, lookup, run_captured
 from ctrbench.bench.pool import run_all
 from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
@@ -34,20 +34,25 @@ from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
 from ctrbench.bench.trace.ablation import CannotLeaveOut, Disagreement, compare
 from ctrbench.bench.trace.columns import BadRecording
+from ctrbench.bench.trace.kernel_rows import counted_kernels, recorded_kernels
 from ctrbench.bench.trace.names import STAGE_PREFIX
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.nvtx import OFF_SWITCH
+from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.time_split import Split, split_of
+from ctrbench.bench.traced import ablated, run_captured
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.schema import Track
 from ctrbench.datasets.spec import sha256_file
-from ctrbench.reports import records
+from ctrbench.reports import kernel_rows, records
 from ctrbench.reports.measures import withheld
 from ctrbench.reports.records import Measurement, Origin, RunRecord
 
 COMMANDS = "commands.sh"
+NCU_STEM = "ncu-"
+"""Before the stage, in the names of Nsight Compute's files."""
 SMALL_DATA: dict[Track, tuple[str, ...]] = {
     "sequence": ("data=taobao_synthetic", "data.options.users=100"),
     "tabular": ("data=criteo_synthetic", "data.options.rows=6000", "data.options.cap=1000"),
@@ -228,7 +233,7 @@ def _ncu(request: Request, folder: Path, console: Console) -> list[Path]:
     arch = request.arch or _arch()
 
     def lines(start: Sequence[str]) -> list[tuple[Path, list[str]]]:
-        files = [folder / f"ncu-{stage}.csv" for stage in commands.GPU_STAGES]
+        files = [folder / f"{NCU_STEM}{stage}.csv" for stage in commands.GPU_STAGES]
         program = _program(request, start)
         pairs = zip(files, commands.GPU_STAGES, strict=True)
         return [(f, commands.ncu_command(f, stage, arch, program)) for f, stage in pairs]
@@ -299,30 +304,40 @@ def _counters(file: Path) -> NcuReport | None:
 def _ingest(
     base: Mapping[str, Any], spec: RunSpec, files: Sequence[Path], origin: Origin, console: Console
 ) -> tuple[list[Measurement], dict[str, Any]]:
-    """Rows and facts of the recordings; prints a summary of each."""
+    """Rows and facts of the recordings, and their kernels beside them; prints a summary of each."""
     rows: list[Measurement] = []
     extra: dict[str, Any] = {"files": {f.name: sha256_file(f) for f in files}}
+    counted: dict[str, NcuReport] = {}
     for file in files:
         console.print(f"recording: {file}", markup=False, highlight=False)
         if (report := _counters(file) if file.suffix == ".csv" else None) is not None:
             for name, value in report.lines():
                 console.print(f"  {name}: {value}", markup=False, highlight=False)
+            counted[file.stem.removeprefix(NCU_STEM)] = report
             continue
-        split = _split(file)
+        recording, split = _split(file)
         console.print(_table(split))
         rows += split_rows(base, split, origin) + _left_out(base, spec, split, origin, console)
+        kernels = recorded_kernels(base, recording, split, origin)
+        kernel_rows.save(kernels.table, file.parent)
         extra |= {
             "named_coverage": split.coverage, "steps": split.steps, "tracer_ns": split.tracer_ns,
+            "kernels": kernels.facts,
         }  # fmt: skip
+    if counted:
+        kernels = counted_kernels(base, counted, origin)
+        kernel_rows.save(kernels.table, files[0].parent)
+        extra["kernels"] = kernels.facts
     return rows, extra
 
 
-def _split(file: Path) -> Split:
+def _split(file: Path) -> tuple[Recording, Split]:
     """Raises:
     NothingRecorded: the recording holds no step of ours.
     """
     try:
-        return split_of(read_nsys(file))
+        recording = read_nsys(file)
+        return recording, split_of(recording)
     except ValueError as why:
         raise NothingRecorded(f"failed: {why}") from None
 

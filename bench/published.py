@@ -19,6 +19,7 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
     """(rows, extra): every published preset of a model, at every batch, in training and inference."""
     rows: list[Measurement] = []
     assumptions: dict[str, list[str]] = {}
+    costliest: list[dict[str, Any]] = []
     for point in published_points(model_spec, dtype=spec.dtype, mode=spec.compile):
         base = {
             "run": spec.key, "model": spec.model, "preset": f"published:{point.preset}", "family": model_spec.family,
@@ -32,6 +33,7 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
         if point.withheld:
             rows += [withheld(base, m, point.withheld) for m in ("mfu_bound", "gpu_time_modelled", "gpu_time_bound")]
         rows += projection_rows(base, point.projections)
+        costliest += _costliest(base, point)
     rows += _without_peak(model_spec, spec)
     presets = [
         {
@@ -48,10 +50,20 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
         "presets": presets,
         "assumptions": assumptions,
         "kernel_time_parameters": sets,
+        "costliest": costliest,
         "title": model_spec.title,
         "control": model_spec.control,
     }
     return rows, extra
+
+
+def _costliest(base: dict[str, Any], point: PublishedPoint) -> list[dict[str, Any]]:
+    """What most of the modelled time of a step goes to on each GPU whose time may be published."""
+    at = {name: base[name] for name in ("preset", "batch", "phase")}
+    return [
+        {**at, "gpu": p.gpu, "block": p.blocks[0].name, "share": p.blocks[0].share, "term": p.blocks[0].term}
+        for p in point.projections if p.time_s is not None and p.blocks
+    ]  # fmt: skip
 
 
 def _without_peak(model_spec: ModelSpec, spec: RunSpec) -> list[Measurement]:

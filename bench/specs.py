@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ctrbench.bench import controls, floors, registry, summary, tuning
+from ctrbench.bench.assemble import lookup, model_config
 from ctrbench.bench.config import Entry, Job, Plan
-from ctrbench.bench.jobs import lookup, model_config
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput

@@ -18,11 +18,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctrbench.bench import control_cache, registry, summary
+from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.bars import published_bands
 from ctrbench.bench.config import Job, Plan
 from ctrbench.bench.controls import CONTROLS, METRICS, view
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
@@ -370,7 +370,7 @@ def _doubts(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
-    from ctrbench.reports import controls, sweep
+    from ctrbench.reports import controls, kernel_rows, sweep
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -378,7 +378,7 @@ def _draw(runs_dir: Path, console: Console) -> None:
     partial = runs_dir / "measurements.parquet.partial"
     table.to_parquet(partial, index=False)
     partial.replace(runs_dir / "measurements.parquet")
-    report = build_report(table, bodies, runs_dir / "report.html")
+    report = build_report(table, bodies, runs_dir / "report.html", kernel_rows.load([runs_dir]))
     latest = runs_dir.parent / "latest"
     fresh = runs_dir.parent / f".latest-{os.getpid()}"
     fresh.symlink_to(runs_dir.name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from ctrbench.reports import kernel_rows
 from ctrbench.reports.drawing import known
 from ctrbench.reports.names import Names
 
@@ -24,6 +25,8 @@ class Exhibit:
     note: str = ""
     open: bool = False
     """The table is the content: shown without a click."""
+    group: str = ""
+    """Neighbours of one name stand together, folded under it; their figures are drawn once it is opened."""
 
     def __post_init__(self) -> None:
         if self.figures and self.table.empty:
@@ -54,6 +57,8 @@ class Context:
     names: Names
     data: tuple[tuple[str, str], ...]
     """(track, data) with at least one number."""
+    kernels: pd.DataFrame = field(default_factory=kernel_rows.empty)
+    """Rows of `kernel_rows`."""
 
 
 def exhibit(table: pd.DataFrame, *drawn: tuple[str, go.Figure | None], **kw: Any) -> tuple[Exhibit, ...]:

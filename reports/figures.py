@@ -161,9 +161,7 @@ def bound_of(table: pd.DataFrame, gpu: str, names: Names) -> go.Figure | None:
     return fig
 
 
-def _roof(
-    fig: go.Figure, name: str, peak: float, bandwidth: float, x: tuple[float, float], dash: str = "solid"
-) -> None:
+def roof(fig: go.Figure, name: str, peak: float, bandwidth: float, x: tuple[float, float], dash: str = "solid") -> None:
     """The line min(peak, intensity x bandwidth)."""
     ridge = peak / bandwidth
     points = sorted({x[0], ridge, x[1]}) if x[0] < ridge < x[1] else list(x)
@@ -196,7 +194,7 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
         xaxis=log_axis(span, 0),
         yaxis=log_axis([*y, peak, min(y) / 2]),
     )
-    _roof(fig, f"measured ceilings: {peak:,.0f} GFLOP/s, {bandwidth:.3g} GB/s", peak, bandwidth, span)
+    roof(fig, f"measured ceilings: {peak:,.0f} GFLOP/s, {bandwidth:.3g} GB/s", peak, bandwidth, span)
     for number, data in enumerate(dict.fromkeys(rows["Data"])):
         for model, row in rows[rows["Data"] == data].iterrows():
             fig.add_trace(
@@ -230,7 +228,7 @@ def gpu_roofline(table: pd.DataFrame, peak: float, bandwidth: float, names: Name
         xaxis=log_axis(span, 0),
         yaxis=log_axis([*y, peak, min(span) * bandwidth / 1000]),
     )
-    _roof(fig, f"{RIDGE_GPU} bf16 dense peak and DRAM, cited", peak, bandwidth / 1000, span)
+    roof(fig, f"{RIDGE_GPU} bf16 dense peak and DRAM, cited", peak, bandwidth / 1000, span)
     for _, model, name, part in series(rows, names):
         row = part.iloc[0]
         fig.add_trace(

@@ -16,7 +16,11 @@ from ctrbench.reports.tables import CAPTION, plain_text
 
 
 def build_markdown(
-    frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], out: Path, only: Collection[str] = ()
+    frame: pd.DataFrame,
+    bodies: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    only: Collection[str] = (),
+    kernels: pd.DataFrame | None = None,
 ) -> Path:
     """Writes the sections of loaded records.
 
@@ -25,6 +29,7 @@ def build_markdown(
         bodies: record.json by key, of `records.load`.
         out: file to write; whole or not at all.
         only: ids of the sections wanted; empty takes all.
+        kernels: of `kernel_rows.load`; none if not given.
 
     Returns:
         `out`.
@@ -32,7 +37,7 @@ def build_markdown(
     Raises:
         ValueError: the records give no section of that id.
     """
-    report = make_report(frame, bodies)
+    report = make_report(frame, bodies, kernels)
     known = [s.id for s in report.sections]
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"no section {unknown[0]!r}; these records give {', '.join(known)}")
@@ -55,8 +60,8 @@ def _section(section: Section) -> Iterator[str]:
     if section.flags:
         yield ""
     for exhibit in section.exhibits:
-        if exhibit.title:
-            yield from (f"**{exhibit.title}**", "")
+        if title := ": ".join(t for t in (exhibit.group, exhibit.title) if t):
+            yield from (f"**{title}**", "")
         yield from (*_table(exhibit.table), "")
         if exhibit.note:
             yield from (exhibit.note, "")

@@ -78,6 +78,10 @@ MEASURES: Mapping[str, Measure] = _table(
     ("flops_train_per_sample", "Training FLOPs / sample", "FLOP/sample", "none", "si", "model FLOPs of forward + backward / real samples; padding, masked pairs and recompute excluded", _TAG),
     ("flops_elementwise", "Elementwise FLOPs", "FLOP", "none", "si", "1 per element and operation of norms, activations and products in one step; never enters a utilisation", _TAG),
     ("flop_coverage", "FLOP coverage", "ratio", "up", "percent", "share of operators that could carry FLOPs for which a formula exists; below the threshold every utilisation is withheld", _TAG),
+    ("launches_recorded", "Launches / step", "launches/step", "down", "count", "kernels of a traced step by launch correlation; on a CPU the dispatched operators that work and hold no other that works", "kernel or operator rows of a recording"),
+    ("kernel_size_hist", "Share of launches by duration", "ratio", "none", "percent", "launches, or their time, of at most the stated duration / all", "kernel or operator rows of a recording"),
+    ("launch_time", "Time in launches", "s", "down", "time", "time of kernels, or of operators without what runs inside them, per traced step; of Nsight Compute the sum over the launches it replayed", "kernel or operator rows of a recording"),
+    ("block_flop_rate", "Achieved FLOP/s", "FLOP/s", "up", "si", "executed FLOPs of a block / its time: on a CPU its share of the traced step x the step time of the timed process, on a GPU the kernel time of the same counters", _ROOF),
     ("flops_per_kernel", "FLOPs / kernel", "FLOP/launch", "up", "si", "training FLOPs of one step / kernels of one step", "counted FLOPs over modelled kernels"),
     # bytes and intensity
     ("bytes_operands", "Operand bytes / step", "B", "down", "bytes", "sum over non-view operators of distinct input and output storages: no fusion, no cache (an upper estimate, not a bound)", _TAG),

@@ -8,19 +8,51 @@
   function colours() {
     return { "font.color": ink("--ink"), "hoverlabel.bgcolor": ink("--paper"), "hoverlabel.bordercolor": ink("--rule"), "hoverlabel.font.color": ink("--ink") };
   }
-  Object.keys(specs).forEach(function (id) {
+  var drawn = [];
+  function draw(id) {
+    if (drawn.indexOf(id) >= 0) { return; }
+    drawn.push(id);
     var layout = specs[id].layout, c = colours();
     layout.font.color = c["font.color"];
     layout.hoverlabel = Object.assign({}, layout.hoverlabel, { bgcolor: c["hoverlabel.bgcolor"], bordercolor: c["hoverlabel.bordercolor"] });
     layout.hoverlabel.font = Object.assign({}, layout.hoverlabel.font, { color: c["font.color"] });
     Plotly.newPlot(id, specs[id].data, layout, config);
+    if (specs[id].data[0].type === "treemap") { levels(id); }
+  }
+  function plain(text) { return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&"); }
+  // A treemap is entered by a click; this list does the same from the keyboard.
+  function levels(id) {
+    var plot = document.getElementById(id), trace = specs[id].data[0], box = document.createElement("label");
+    var list = document.createElement("select"), name = {};
+    trace.ids.forEach(function (at, i) {
+      var above = name[trace.parents[i]];
+      name[at] = plain(trace.labels[i]);
+      if (above !== undefined && trace.parents[i] !== trace.ids[0]) { name[at] = above + " \u203a " + name[at]; }
+      if (trace.parents.indexOf(at) >= 0) { list.add(new Option(name[at], at)); }
+    });
+    list.addEventListener("change", function () { Plotly.restyle(id, { level: list.value }); });
+    plot.on("plotly_treemapclick", function (event) { list.value = event.nextLevel || trace.ids[0]; });
+    box.className = "level";
+    box.append("Show ", list);
+    plot.parentNode.insertBefore(box, plot);
+  }
+  function drawOpen(root) {
+    root.querySelectorAll(".plot").forEach(function (plot) {
+      var group = plot.closest("details.group");
+      if (!group || group.open) { draw(plot.id); }
+    });
+  }
+  document.querySelectorAll("details.group").forEach(function (group) {
+    group.addEventListener("toggle", function () { drawOpen(group); });
   });
+  drawOpen(document);
   function repaint() {
-    Object.keys(specs).forEach(function (id) { Plotly.relayout(id, colours()); });
+    drawn.forEach(function (id) { Plotly.relayout(id, colours()); });
   }
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   window.addEventListener("beforeprint", function () {
     document.querySelectorAll("details").forEach(function (d) { d.open = true; });
+    drawOpen(document);
     repaint();
   });
   function quoted(text) {

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ctrbench.reports import tables
+from ctrbench.reports import kernel_rows, tables
 from ctrbench.reports.cells import SWEEP, Cell, tidy
 from ctrbench.reports.exhibits import Context, Section
 from ctrbench.reports.limits import Limits, cpu_name, levels, limits
@@ -53,28 +54,33 @@ class Report:
     records: int = 0
 
 
-def build_report(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], out: Path) -> Path:
+def build_report(
+    frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], out: Path, kernels: pd.DataFrame | None = None
+) -> Path:
     """Writes the page of loaded records.
 
     Args:
         frame: rows of `records.load`.
         bodies: record.json by key, of `records.load`.
         out: file to write; whole or not at all.
+        kernels: of `kernel_rows.load`; none if not given.
 
     Returns:
         `out`.
     """
-    write_atomic(out, render(make_report(frame, bodies)).encode())
+    write_atomic(out, render(make_report(frame, bodies, kernels)).encode())
     return out
 
 
-def make_report(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Report:
+def make_report(
+    frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]], kernels: pd.DataFrame | None = None
+) -> Report:
     """Everything that the page says, before any HTML."""
     rows = tidy(frame)
     names = names_of(rows, bodies)
     dead = {data for _, data, _ in tables.skipped_tracks(rows)}
     data = tuple((t, d) for t, d in tables.groups(rows) if d not in dead)
-    context = Context(rows, bodies, names, data)
+    context = Context(rows, bodies, names, data, kernel_rows.empty() if kernels is None else kernels)
     missing = tables.lost(rows, names)
     broken = missing[missing["Status"].isin(["failed", "oom", "timeout"])]
     return Report(
@@ -234,6 +240,7 @@ def render(report: Report) -> str:
 def _section(section: Section, ids: _Ids) -> dict[str, Any]:
     exhibits = [
         {
+            "group": e.group,
             "title": e.title,
             "note": e.note,
             "open": e.open,
@@ -248,7 +255,7 @@ def _section(section: Section, ids: _Ids) -> dict[str, Any]:
         "sentence": section.sentence,
         "caveat": section.caveat,
         "flags": section.flags,
-        "exhibits": exhibits,
+        "groups": [(name, list(members)) for name, members in groupby(exhibits, key=lambda e: e["group"])],
     }
 
 

@@ -16,6 +16,7 @@ from ctrbench.bench.step import Ranges
 from ctrbench.bench.trace.capture import iterate
 from ctrbench.bench.trace.kineto import read_kineto
 from ctrbench.bench.trace.nvtx import NvtxRanges
+from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.time_split import Split, split_of
 from ctrbench.datasets.schema import Batch
 
@@ -28,8 +29,8 @@ def traced_steps(
     steps: int,
     out: Path,
     warmup: int = 5,
-) -> Split:
-    """Profiles training steps and splits their time.
+) -> tuple[Split, Recording]:
+    """Profiles training steps; the split of their time, and the recording that it was read from.
 
     Args:
         model: names its blocks in `phases`; is trained by the steps.
@@ -62,7 +63,8 @@ def traced_steps(
     profiler.export_chrome_trace(str(out))
     _scrub(out)
     named = {name for names in getattr(model, "phases", {}).values() for name in names}
-    return split_of(read_kineto(out), tuple(sorted(named - ranges.entered)))
+    recording = read_kineto(out)
+    return split_of(recording, tuple(sorted(named - ranges.entered))), recording
 
 
 def _scrub(path: Path) -> None:

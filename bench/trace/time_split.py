@@ -8,7 +8,7 @@ its node can open the range of its block.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -95,7 +95,7 @@ def split_of(recording: Recording, silent_blocks: tuple[str, ...] = ()) -> Split
     step_ns = sum(r.end - r.start for r in iters) - tracer_ns
     if step_ns <= 0:
         raise ValueError(f"{recording.path}: {_ITER} ranges of no time; record whole steps")
-    calls = Counter(_place(r.name) for r in own if r.name not in (_ITER, _TRACER) and f"/{OP_PREFIX}" not in r.name)
+    calls = Counter(place(r.name) for r in own if r.name not in (_ITER, _TRACER) and f"/{OP_PREFIX}" not in r.name)
     ops = _operators(recording.events(recording.ops), own)
     op_calls: Counter[tuple[str, str]] = Counter()
     op_ns: Counter[tuple[str, str]] = Counter()
@@ -104,19 +104,19 @@ def split_of(recording: Recording, silent_blocks: tuple[str, ...] = ()) -> Split
         op_ns[stage, block] += self_ns
     spent: Counter[tuple[str, str]] = Counter()
     for name, ns in wall.items():
-        spent[_place(name)] += ns
+        spent[place(name)] += ns
     order = {s: i for i, s in enumerate((*STAGES, OTHER))}
     rows = []
-    for place in sorted(spent, key=lambda p: (order.get(p[0], len(order)), p[1])):
-        share = spent[place] / step_ns
-        rows.append((*place, calls[place], op_calls[place], op_ns[place], spent[place], share, join_key(*place)))
+    for at in sorted(spent, key=lambda p: (order.get(p[0], len(order)), p[1])):
+        share = spent[at] / step_ns
+        rows.append((*at, calls[at], op_calls[at], op_ns[at], spent[at], share, join_key(*at)))
     return Split(
         steps=len(iters), step_ns=step_ns, tracer_ns=tracer_ns, table=pd.DataFrame(rows, columns=list(_COLUMNS)),
         ops=ops, silent_blocks=silent_blocks,
     )  # fmt: skip
 
 
-def _place(name: str) -> tuple[str, str]:
+def place(name: str) -> tuple[str, str]:
     """(stage, block) of a range's name; what is only inside `iter` is `other`."""
     parts = name.split("/")
     if len(parts) < 2 or not parts[1].startswith(STAGE_PREFIX):
@@ -148,21 +148,28 @@ def exclusive(ranges: Sequence[HostEvent]) -> dict[str, int]:
 
 def _operators(ops: Sequence[HostEvent], ranges: Sequence[HostEvent]) -> pd.DataFrame:
     """Calls and self time of every operator by the innermost range of its thread; none outside the steps."""
-    threads = {r.thread for r in ranges}
     rows: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for thread in threads:
-        mine = [op for op in ops if op.thread == thread]
-        places = open_at([r for r in ranges if r.thread == thread], [op.end for op in mine])
-        for op, self_ns, range_ in zip(mine, self_times(mine), places, strict=True):
-            if range_ is None or range_.name == _TRACER:
-                continue
-            row = rows[(*_place(range_.name), op.name)]
-            row[0] += 1
-            row[1] += self_ns
+    for i, self_ns, key in placed(ops, ranges):
+        row = rows[(*place(key), ops[i].name)]
+        row[0] += 1
+        row[1] += self_ns
     frame = pd.DataFrame(
-        [(*place, *values) for place, values in rows.items()], columns=["stage", "block", "op", "calls", "self_ns"]
+        [(*at, *values) for at, values in rows.items()], columns=["stage", "block", "op", "calls", "self_ns"]
     )
     return frame.sort_values("self_ns", ascending=False, kind="stable", ignore_index=True)
+
+
+def placed(ops: Sequence[HostEvent], ranges: Sequence[HostEvent]) -> Iterator[tuple[int, int, str]]:
+    """(index of an operator, its ns without the operators inside, key of the innermost range of its thread as it ends).
+
+    Operators outside every range and those of the tracer are left out.
+    """
+    for thread in dict.fromkeys(r.thread for r in ranges):
+        mine = [i for i, op in enumerate(ops) if op.thread == thread]
+        around = open_at([r for r in ranges if r.thread == thread], [ops[i].end for i in mine])
+        for i, self_ns, range_ in zip(mine, self_times([ops[i] for i in mine]), around, strict=True):
+            if range_ is not None and range_.name != _TRACER:
+                yield i, self_ns, range_.name
 
 
 def open_at(ranges: Iterable[HostEvent], times: Sequence[int]) -> list[HostEvent | None]:

@@ -8,13 +8,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ctrbench.reports.page import build_report
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
-synthetic_records = runpy.run_path(str(Path(__file__).parents[1] / "data" / "synthetic_report.py"))["synthetic_records"]
+DATA = Path(__file__).parents[1] / "data"
+synthetic_records = runpy.run_path(str(DATA / "synthetic_report.py"))["synthetic_records"]
+_kernels = runpy.run_path(str(DATA / "synthetic_kernels.py"))
+FOLDED = 7
+"""Figures of the two recordings: timeline, treemap, sizes, and the roofline of the CPU alone."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,13 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_report(*synthetic_records(0), tmp_path_factory.mktemp("page") / "report.html")
+    rows, bodies = synthetic_records(0)
+    data, parts = "movielens_1m", []
+    for model, device in (("composite", "cpu"), ("fat", "Tesla T4")):
+        launches, body = _kernels["synthetic_kernels"](data, model, device=device)
+        parts.append(launches)
+        bodies |= {f"{data}-{model}-trace": body, f"{model}-count": _kernels["counted_body"](data, model)}
+    return build_report(rows, bodies, tmp_path_factory.mktemp("page") / "report.html", pd.concat(parts))
 
 
 def open_page(chromium: str, url: str, profile: Path, *options: str) -> tuple[str, str]:
@@ -62,9 +73,11 @@ def test_page_draws_every_figure_without_a_console_message(chromium: str, report
     dom, log = open_page(chromium, report.as_uri(), tmp_path, "--window-size=1280,900")
     assert console_of(log) == []
     figures = len(set(re.findall(r'id="(figure-\d+)"', dom)))
-    assert figures >= 18
-    assert dom.count("js-plotly-plot") >= figures
-    assert dom.count('class="main-svg"') >= figures
+    assert figures >= 18 + FOLDED
+    assert dom.count('class="plot js-plotly-plot"') == figures - FOLDED, (
+        "those of folded groups wait until they are opened"
+    )
+    assert dom.count('class="main-svg"') >= figures - FOLDED
 
 
 def test_a_console_error_would_be_seen(chromium: str, tmp_path: Path) -> None:
@@ -90,3 +103,57 @@ def test_page_does_not_scroll_sideways_on_a_phone(chromium: str, report: Path, t
     assert 380 <= width <= 404
     assert scroll <= width
     assert plots > 0
+
+
+PROBE = """<!doctype html><body><iframe id="f" src="report.html" style="width:WIDTHpx;height:900px"></iframe><script>
+var said = [];
+function later(run) { return new Promise(function (go) { setTimeout(function () { run(); go(); }, 4000); }); }
+onload = function () {
+  var page = document.getElementById("f").contentDocument, groups = page.querySelectorAll("details.group"), list;
+  function svg(sort) { return groups[0].querySelectorAll(sort).length; }
+  function shows(word) {
+    return [...groups[0].querySelectorAll(".treemaplayer .slicetext")].some(x => x.textContent.includes(word));
+  }
+  said.push("groups=" + groups.length, "before=" + svg(".main-svg"));
+  groups[0].querySelector("summary").focus();
+  said.push("focus=" + (page.activeElement === groups[0].querySelector("summary")));
+  groups[0].querySelector("summary").click();
+  later(function () {
+    list = groups[0].querySelector(".level select");
+    said.push("plots=" + svg(".js-plotly-plot"), "bars=" + svg(".barlayer .point"));
+    said.push("levels=" + list.options.length, "whole=" + shows("embedding"));
+    ENTER
+  }).then(() => later(function () {
+    var wide = page.documentElement;
+    said.push("inside=" + shows("gemm"), "left=" + !shows("embedding"), "now=" + list.selectedIndex);
+    said.push("wide=" + (wide.scrollWidth <= wide.clientWidth));
+  })).then(function () { document.title = said.join(" "); });
+};
+</script>"""
+BY_LIST = """list.value = [...list.options].find(x => x.textContent === "backward \\u203a tower").value;
+    list.dispatchEvent(new Event("change"));"""
+BY_CLICK = """[...groups[0].querySelectorAll(".treemaplayer .slice")].find(x => x.textContent.startsWith("backward"))
+      .querySelector("path").dispatchEvent(new page.defaultView.MouseEvent("click", { bubbles: true }));"""
+
+
+@pytest.mark.parametrize(("width", "enter"), [(400, BY_LIST), (1280, BY_LIST), (1280, BY_CLICK)])
+def test_a_folded_model_opens_and_its_treemap_is_entered(
+    chromium: str, report: Path, tmp_path: Path, width: int, enter: str
+) -> None:
+    """By the list above it, which a keyboard reaches, or by a click, which the list follows."""
+    probe = report.parent / "probe.html"
+    probe.write_text(PROBE.replace("WIDTH", str(width)).replace("ENTER", enter))
+    size = f"--window-size={width + 100},1000"
+    dom, log = open_page(chromium, probe.as_uri(), tmp_path, "--allow-file-access-from-files", size)
+    assert console_of(log) == []
+    found = re.search(r"<title>(.*?)</title>", dom)
+    assert found, dom[:300]
+    said = dict(re.findall(r"(\w+)=(\S+)", found.group(1)))
+    bars, levels, now = (int(said.pop(name)) for name in ("bars", "levels", "now"))
+    assert said == {
+        "groups": "2", "before": "0", "focus": "true", "plots": "4", "whole": "true", "inside": "true", "left": "true",
+        "wide": "true",
+    }  # fmt: skip
+    assert bars >= 4 + 12, "ranges and operators of one step"
+    assert levels >= 1 + 4 + 4, "the model, its stages and its blocks"
+    assert now > 0

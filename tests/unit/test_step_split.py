@@ -78,7 +78,7 @@ def test_named_stages_cover_the_step(tmp_path: Path, name: str) -> None:
         return TrainStep(model, ranges=ranges)
 
     for _ in range(3):  # a neighbour may take the core between two ranges; three in a row is no accident
-        split = traced_steps(model, batches, factory, steps=5, warmup=3, out=out)
+        split, _ = traced_steps(model, batches, factory, steps=5, warmup=3, out=out)
         if split.complete:
             break
     assert split.coverage >= COVERAGE, split.table.to_string()
