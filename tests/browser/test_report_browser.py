@@ -107,27 +107,33 @@ def test_page_does_not_scroll_sideways_on_a_phone(chromium: str, report: Path, t
 
 PROBE = """<!doctype html><body><iframe id="f" src="report.html" style="width:WIDTHpx;height:900px"></iframe><script>
 var said = [];
-function later(run) { return new Promise(function (go) { setTimeout(function () { run(); go(); }, 4000); }); }
+function wait(ready, left, run) {
+  if (ready() || !left) { run(); } else { setTimeout(function () { wait(ready, left - 1, run); }, 500); }
+}
 onload = function () {
   var page = document.getElementById("f").contentDocument, groups = page.querySelectorAll("details.group"), list;
   function svg(sort) { return groups[0].querySelectorAll(sort).length; }
   function shows(word) {
     return [...groups[0].querySelectorAll(".treemaplayer .slicetext")].some(x => x.textContent.includes(word));
   }
+  function level() { return list.closest("figure").querySelector(".plot").data[0].level; }
   said.push("groups=" + groups.length, "before=" + svg(".main-svg"));
   groups[0].querySelector("summary").focus();
   said.push("focus=" + (page.activeElement === groups[0].querySelector("summary")));
   groups[0].querySelector("summary").click();
-  later(function () {
+  wait(function () { return shows("embedding"); }, 40, function () {
     list = groups[0].querySelector(".level select");
     said.push("plots=" + svg(".js-plotly-plot"), "bars=" + svg(".barlayer .point"));
     said.push("levels=" + list.options.length, "whole=" + shows("embedding"));
     ENTER
-  }).then(() => later(function () {
+    wait(function () { return level() === list.value && shows("gemm"); }, 40, last);
+  });
+  function last() {
     var wide = page.documentElement;
-    said.push("inside=" + shows("gemm"), "left=" + !shows("embedding"), "now=" + list.selectedIndex);
+    said.push("inside=" + shows("gemm"), "level=" + (level() === list.value), "now=" + list.selectedIndex);
     said.push("wide=" + (wide.scrollWidth <= wide.clientWidth));
-  })).then(function () { document.title = said.join(" "); });
+    document.title = said.join(" ");
+  }
 };
 </script>"""
 BY_LIST = """list.value = [...list.options].find(x => x.textContent === "backward \\u203a tower").value;
@@ -143,15 +149,15 @@ def test_a_folded_model_opens_and_its_treemap_is_entered(
     """By the list above it, which a keyboard reaches, or by a click, which the list follows."""
     probe = report.parent / "probe.html"
     probe.write_text(PROBE.replace("WIDTH", str(width)).replace("ENTER", enter))
-    size = f"--window-size={width + 100},1000"
-    dom, log = open_page(chromium, probe.as_uri(), tmp_path, "--allow-file-access-from-files", size)
+    options = ("--allow-file-access-from-files", f"--window-size={width + 100},1000", "--virtual-time-budget=60000")
+    dom, log = open_page(chromium, probe.as_uri(), tmp_path, *options)
     assert console_of(log) == []
     found = re.search(r"<title>(.*?)</title>", dom)
     assert found, dom[:300]
     said = dict(re.findall(r"(\w+)=(\S+)", found.group(1)))
     bars, levels, now = (int(said.pop(name)) for name in ("bars", "levels", "now"))
     assert said == {
-        "groups": "2", "before": "0", "focus": "true", "plots": "4", "whole": "true", "inside": "true", "left": "true",
+        "groups": "2", "before": "0", "focus": "true", "plots": "4", "whole": "true", "inside": "true", "level": "true",
         "wide": "true",
     }  # fmt: skip
     assert bars >= 4 + 12, "ranges and operators of one step"
