@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ctrbench.reports import costs, sections, step_split, tables
+from ctrbench.reports import costs, gpus, sections, step_split, tables
 from ctrbench.reports.cells import Cell, pick, tidy
 from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make, withheld
@@ -302,3 +302,14 @@ def test_components_are_seen_twice_and_doubts_are_named() -> None:
     fat = table[table["Model"] == "FAT"].iloc[1]
     assert (fat["data"].value, fat["data"].low, fat["data"].status) == (0.15, 0.1, "unstable")
     assert table.loc["composite", "dense"].iloc[0].reason == "n/a: L2 penalty"
+
+
+def test_a_size_that_could_not_be_counted_is_no_gpu_table() -> None:
+    rows = rows_of(
+        make(base("fat", preset="published:S", batch=64), "gpu_time_bound", 1e-3, "modelled", scope="H100 SXM"),
+        withheld(base("din", preset="published:S", batch=64), "gpu_time_bound", "unknown_op: aten::stft"),
+    )
+    section = gpus.section(Context(rows, {}, NAMES, (("sequence", "ml"),)))
+    assert section is not None
+    assert [e.group for e in section.exhibits] == ["FAT S"]
+    assert section.sentence.startswith("1 published sizes")
