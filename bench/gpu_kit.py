@@ -109,7 +109,21 @@ def run_kit(options: Options, run_model: Runner | None = None, say: Callable[[st
     if body["tests"]["status"] == "not run" or _again(body["tests"]):
         body["tests"] = _tests(options, say)
         records.save(body, file)
-    todo = [name for name in names if _again(body["models"][name])]
+    _run_models(body, file, options, left, run_model or run_process, say)
+    body["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    body["device"]["state_after"] = state(options.dry_run)
+    records.save(body, file)
+    say(f"record: {file}")
+    bad = [n for n in names if body["models"][n]["status"] in ("failed", "timeout")]
+    return 1 if bad or body["tests"]["status"] in ("failed", "timeout") else 0
+
+
+def _run_models(
+    body: dict[str, Any], file: Path, options: Options, left: Callable[[], float], run_model: Runner,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Every model that waits, each with an equal part of the time that is left; the record is kept after each."""
+    todo = [name for name in _models(options) if _again(body["models"][name])]
     for i, name in enumerate(todo):
         remaining = left()
         share = max(options.least_s, remaining / (len(todo) - i))
@@ -126,16 +140,10 @@ def run_kit(options: Options, run_model: Runner | None = None, say: Callable[[st
             seconds=share, dry_run=options.dry_run, parent=os.getpid(), out=str(options.out),
         )  # fmt: skip
         start = time.monotonic()
-        found = (run_model or run_process)(job, options.out, share, options.out / "logs" / f"{name}.log")
+        found = run_model(job, options.out, share, options.out / "logs" / f"{name}.log")
         body["models"][name] = _marked(found | {"seconds": time.monotonic() - start}, options)
         records.save(body, file)
         say(_line(name, body["models"][name]))
-    body["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    body["device"]["state_after"] = state(options.dry_run)
-    records.save(body, file)
-    say(f"record: {file}")
-    bad = [n for n in names if body["models"][n]["status"] in ("failed", "timeout")]
-    return 1 if bad or body["tests"]["status"] in ("failed", "timeout") else 0
 
 
 def run_process(job: Job, folder: Path, seconds: float, log: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The GPU kit without a GPU: its dry run, going on after a kill, its budget, its clocks, its record."""
+"""The GPU kit without a GPU: its dry run, going on after a kill, its budget, its record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from ctrbench.bench import gpu_kit, registry
 from ctrbench.bench.gpu_kit import Options, run_kit
 from ctrbench.bench.hardware import catalogue
-from ctrbench.bench.kit import cases, timing
+from ctrbench.bench.kit import cases
 from ctrbench.bench.kit import record as records
 from ctrbench.bench.kit.processes import gpu_test_files, read_junit, run_gpu_tests, run_limited
 from ctrbench.bench.kit.worker import Job, failure, run_model
@@ -220,82 +219,6 @@ def test_a_limit_ends_the_whole_group(tmp_path: Path) -> None:
     assert time.monotonic() - start < 30
     assert run_limited([sys.executable, "-c", "print('hi'); raise SystemExit(3)"], 60, tmp_path / "log") == 3
     assert (tmp_path / "log").read_text() == "hi\n"
-
-
-# -------------------------------------------------------------------- clocks
-
-
-class FakeClock:
-    """Steps that take what they are told by either clock."""
-
-    def __init__(self, wall: float, event: float | None) -> None:
-        self.times, self.resets = (wall, event), 0
-
-    def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
-        run()
-        return self.times
-
-    def peak_bytes(self) -> dict[str, int] | None:
-        return {"allocated": 10, "reserved": 20}
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-@pytest.mark.parametrize(
-    ("event", "status"), [(0.0100, "ok"), (0.0096, "ok"), (0.0094, "unstable"), (0.0107, "unstable")]
-)
-def test_clocks_that_disagree_by_more_than_5_percent_are_unstable(event: float, status: str) -> None:
-    numbers: list[int] = []
-    found = timing.time_steps(numbers.append, FakeClock(0.010, event), timing.Plan(warmup=3, most=7, seconds=60))
-    assert (found["status"], found["n"], found["warmup"]) == (status, 7, 3)
-    assert numbers == list(range(10))
-    assert found["disagreement"] == pytest.approx(abs(event - 0.010) / 0.010)
-    assert found["reason"].startswith("clock_unstable: ") == (status == "unstable")
-    assert found["memory_peak"] == {"allocated": 10, "reserved": 20}
-    mfu = timing.utilisation(found, 1e9, "", catalogue()["A100-40 SXM"], "tf32")
-    if status == "ok":
-        assert mfu["value"] == pytest.approx(1e9 / 156e12 / event)
-        assert mfu["inputs"] == {"time": "measured", "flops": "counted", "peak": "cited"}
-    else:
-        assert (mfu["value"], mfu["origin"]) == (None, "abstained")
-
-
-def test_the_time_of_a_phase_is_kept() -> None:
-    def step(number: int) -> None:
-        time.sleep(0.05)
-
-    found = timing.time_steps(step, timing.WallClock(), timing.Plan(most=1000, least=2, seconds=0.3))
-    assert found["warmup"] < 10
-    assert 2 <= found["n"] < 20
-    assert found["event_s"] is None
-
-
-def test_short_steps_are_timed_in_windows_of_10_ms() -> None:
-    numbers: list[int] = []
-
-    class PerStep(FakeClock):
-        def __call__(self, run: Callable[[], object]) -> tuple[float, float | None]:
-            before = len(numbers)
-            run()
-            return (len(numbers) - before) * 0.003 + 3e-5, (len(numbers) - before) * 0.003
-
-    found = timing.time_steps(numbers.append, PerStep(0, 0), timing.Plan(warmup=2, most=5))
-    assert (found["n"], found["steps_a_window"]) == (5, 4)
-    assert numbers == list(range(2 + 5 * 4))
-    assert found["event_s"]["p50"] == pytest.approx(0.003)
-    assert found["wall_s"]["p50"] == pytest.approx(0.003 + 3e-5 / 4)
-
-
-def test_no_mfu_without_a_peak_or_a_device() -> None:
-    found = timing.time_steps(lambda n: None, FakeClock(0.01, 0.01), timing.Plan())
-    for gpu, dtype, flops, why in (
-        (None, "tf32", 1e9, "device_unknown"), (catalogue()["B200 SXM"], "tf32", 1e9, "peak_missing_for_dtype"),
-        (catalogue()["A100-40 SXM"], "tf32", None, "uncounted_op"), (catalogue()["T4"], "fp32", 1e12, "clock_unstable"),
-    ):  # fmt: skip
-        mfu = timing.utilisation(found, flops, "uncounted_op: x", gpu, dtype)
-        assert mfu["value"] is None
-        assert mfu["reason"].startswith(why)
 
 
 # --------------------------------------------------------------------- cases
