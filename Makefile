@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test check peers peers-traces slow clean
+.PHONY: setup compare test check gpu-kit peers peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=.typing $(BIN)/lint-imports
+
+# Offline: the set-up must be done. What it measures is set against the predictions by `ctrbench score`.
+gpu-kit: setup
+	$(BIN)/python -m ctrbench.bench.gpu_kit $(KIT)
 
 # deepctr-torch pins old packages, so it lives in an environment of its own beside ours.
 peers: setup

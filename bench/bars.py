@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.bench import registry
+from ctrbench.bench.assemble import base_columns
 from ctrbench.bench.config import Job, Plan
-from ctrbench.bench.jobs import base_columns
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run

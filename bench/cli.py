@@ -1,4 +1,4 @@
-"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, hardware, list.
+"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, score, hardware, list.
 
 Exit 0 done, 1 some run failed or recorded nothing, 2 wrong input.
 """
@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
+    scored = commands.add_parser(
+        "score", help="records of the GPU kit against the predictions; exit 1 on a broken bound"
+    )
+    scored.add_argument(
+        "records", nargs="*", metavar="RECORD", help="record.json of `make gpu-kit`; none: an empty page"
+    )
+    scored.add_argument("-o", "--out", metavar="FILE", help="write the ledger page, e.g. docs/ledger.md")
     hardware = commands.add_parser("hardware", help="this machine's measured ceilings and the catalogue")
     hardware.add_argument("--json", action="store_true")
     hardware.add_argument("--refresh", action="store_true", help="measure again, whatever the cache holds")
@@ -254,6 +261,12 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _score(options: argparse.Namespace) -> int:
+    from ctrbench.bench.kit.ledger import run_score
+
+    return run_score(options.records, options.out)
+
+
 def _hardware(options: argparse.Namespace) -> int:
     from ctrbench.bench.hardware_page import run_hardware
 
@@ -279,7 +292,7 @@ def _list(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
-    "report": _report, "hardware": _hardware, "list": _list,
+    "report": _report, "score": _score, "hardware": _hardware, "list": _list,
 }  # fmt: skip
 
 

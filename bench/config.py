@@ -149,6 +149,8 @@ class Plan:
     """Run the tuning trials and nothing else (`ctrbench tune`)."""
     controls: bool = False
     """Run the controls of every model, and nothing else of it."""
+    counted: tuple[str, ...] = ()
+    """Models whose published sizes are counted although nothing of them is trained."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -194,6 +196,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
+        counted=() if only else tuple(suite_values.get("counted", ())),
     )  # fmt: skip
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ctrbench.bench.assemble import lookup
 from ctrbench.bench.controls import METRICS, code_of
-from ctrbench.bench.jobs import lookup
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.spec import cache_dir
 from ctrbench.reports import records

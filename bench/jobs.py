@@ -8,74 +8,35 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
-from itertools import chain, pairwise, repeat
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from ctrbench.bench import controls, proc, registry
+from ctrbench.bench import controls, proc
+from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
-from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.quality import auc, evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
+from ctrbench.bench.traced import run_trace
 from ctrbench.bench.train import Budget, scores, seed_everything, train
 from ctrbench.datasets import random_batches
-from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
-from ctrbench.datasets.random_batches import RandomBatches
-from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.models.embedding import TableConfig, count_parameters, embedding_tables
+from ctrbench.datasets.schema import Batch
+from ctrbench.models.embedding import count_parameters, embedding_tables
 from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
-from ctrbench.models.spec import ModelSpec, random_batch
-from ctrbench.reports import kernel_rows
-from ctrbench.reports.measures import make, withheld
+from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
 SCORES = "scores.npz"
 """Test scores of a training or floor, beside its record."""
-
-
-def base_columns(spec: RunSpec, family: str, track: str) -> dict[str, Any]:
-    """The columns that all rows of a run share."""
-    return {
-        "run": spec.key, "model": spec.model, "variant": spec.variant, "preset": spec.preset, "family": family,
-        "data": spec.data,
-        "split": spec.split, "track": track, "device": spec.device, "dtype": spec.dtype, "threads": spec.threads,
-        "batch": spec.batch or None,
-    }  # fmt: skip
-
-
-def model_config(spec: RunSpec, model_spec: ModelSpec) -> Any:
-    """The model's small preset with the options of the run."""
-    options = dict(spec.config)
-    tables = options.pop("tables", {})
-    config = model_spec.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
-    return replace(config, tables=replace(config.tables, **tables)) if tables else config
-
-
-def lookup(spec: RunSpec) -> ModelSpec:
-    """The model's spec, user files included."""
-    if spec.model_path:
-        registry.register_path(spec.model_path)
-    return registry.model_spec(spec.model)
-
-
-def _build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prepared]:
-    seed_everything(spec.seed)
-    model_spec = lookup(spec)
-    prepared = controls.view(spec)
-    schema = prepared.schema_for(spec.history_length)
-    config = model_config(spec, model_spec)
-    with torch.device(spec.device):
-        model = model_spec.build(config, schema)
-    return model_spec, config, schema, model, prepared
 
 
 def budget_of(spec: RunSpec) -> Budget:
@@ -85,19 +46,6 @@ def budget_of(spec: RunSpec) -> Budget:
         patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
         history_length=spec.history_length, plateau=spec.plateau,
     )  # fmt: skip
-
-
-def _record(
-    spec: RunSpec, rows: list[Measurement], extra: dict[str, Any], inputs: dict[str, dict[str, str]] | None = None
-) -> RunRecord:
-    return RunRecord(
-        key=spec.key,
-        spec=spec.to_json(),
-        rows=tuple(rows),
-        environment=this_machine(),
-        inputs=inputs or {},
-        extra=extra,
-    )
 
 
 def quality_rows(
@@ -118,7 +66,7 @@ def quality_rows(
 
 def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     """Process Q: one training to the budget, scored on the whole test split."""
-    model_spec, config, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, prepared = build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     before, rows = _step_one(model, config, spec, base, folder)
     start = time.perf_counter()
@@ -133,12 +81,12 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
         "score_seconds": time.perf_counter() - trained,
         "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
     }
-    return _record(spec, rows, extra)
+    return as_record(spec, rows, extra)
 
 
 def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
     """One tuning trial: a training judged by validation rows; the test split is never scored."""
-    model_spec, config, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, prepared = build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     start = time.perf_counter()
     before, _ = _step_one(model, config, spec, base, folder)
@@ -146,7 +94,7 @@ def run_tune(spec: RunSpec, folder: Path) -> RunRecord:
     best = max(look.valid_auc for look in looks)
     rows = [make(base, "valid_auc", best, "measured", phase="train", scope=f"trial:{spec.trial}", seed=spec.seed)]
     extra = {"valid_auc": best, "looks": [asdict(look) for look in looks], "seconds": time.perf_counter() - start}
-    return _record(spec, rows, before | extra)
+    return as_record(spec, rows, before | extra)
 
 
 def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
@@ -160,12 +108,12 @@ def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
     spans = {"train": spec.train_rows, "valid": spec.valid_rows, "test": prepared.rows("test")}
     save_step_one(answers, prepared, spans, spec.history_length, folder)
     extra = {"pretraining": asdict(done), "retrieval": asdict(found), "query_seconds": time.perf_counter() - start}
-    return _record(spec, [], extra)
+    return as_record(spec, [], extra)
 
 
 def run_control(spec: RunSpec, folder: Path) -> RunRecord:
     """A training on shuffled labels or on the target's ids alone, scored against the true labels of the test split."""
-    model_spec, config, schema, model, prepared = _build(spec)
+    model_spec, config, schema, model, prepared = build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     start = time.perf_counter()
     before, _ = _step_one(model, config, spec, base, folder)
@@ -181,7 +129,7 @@ def run_control(spec: RunSpec, folder: Path) -> RunRecord:
         "fields": [f.name for f in schema.fields], "looks": [asdict(look) for look in looks],
         "seconds": time.perf_counter() - start,
     }  # fmt: skip
-    return _record(spec, [row], extra)
+    return as_record(spec, [row], extra)
 
 
 def _step_one(
@@ -224,28 +172,7 @@ def run_floor(spec: RunSpec, folder: Path) -> RunRecord:
     np.savez(folder / SCORES, score=np.asarray(result.scores, dtype=np.float32))
     rows = quality_rows(base, label, np.asarray(result.scores), user, prepared.positive_rate("train"), spec.seed)
     judged = floors.judge_pool(label, result) if result.parts and prepared.sampler is not None else {}
-    return _record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes, **judged})
-
-
-def _stream(spec: RunSpec, prepared: Prepared) -> tuple[Loader, Iterator[Batch]]:
-    loader = Loader(
-        prepared, "train", spec.batch, rows=spec.train_rows, shuffle_seed=spec.seed,
-        history_length=spec.history_length, drop_last=True,
-    )  # fmt: skip
-    return loader, chain.from_iterable(repeat(loader))
-
-
-def _fed(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Loader | RandomBatches, Iterator[Batch]]:
-    """A model and the training batches it gets without end, of prepared data or random ones."""
-    if spec.data not in random_batches.TRACKS:
-        model_spec, config, schema, model, prepared = _build(spec)
-        return model_spec, config, schema, model, *_stream(spec, prepared)
-    seed_everything(spec.seed)
-    model_spec = lookup(spec)
-    schema = random_batches.random_schema(spec.data, spec.history_length)
-    config = model_config(spec, model_spec)
-    feed = RandomBatches(lambda seed: random_batch(model_spec, config, schema, spec.batch, seed=seed))
-    return model_spec, config, schema, model_spec.build(config, schema), feed, chain.from_iterable(repeat(feed))
+    return as_record(spec, rows, {"fit_seconds": result.fit_seconds, "notes": result.notes, **judged})
 
 
 def _batch_note(spec: RunSpec, model_spec: ModelSpec) -> dict[str, Any]:
@@ -268,7 +195,7 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
 
 def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     """Process T: no tracer, no counter; this machine's ceilings before, between and after the steps."""
-    model_spec, _, schema, model, loader, batches = _fed(spec)
+    model_spec, _, schema, model, loader, batches = fed(spec)
     step = TrainStep(model, lr=spec.lr)
     model.train()
     _timed_steps(step, batches, spec.warmup)
@@ -286,7 +213,7 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
         waits += wait
         ceilings.append(_ceilings(spec.threads))
     infer = _timed_inference(model, batches, spec)
-    return _record(spec, [], {
+    return as_record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
         "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
         "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), **_batch_note(spec, model_spec),
@@ -311,50 +238,6 @@ def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) 
     return out
 
 
-def run_trace(spec: RunSpec, folder: Path) -> RunRecord:
-    """Process N: NVTX ranges and torch.profiler, joined into the split of a step."""
-    from ctrbench.bench.trace.kernel_rows import recorded_kernels
-    from ctrbench.bench.trace.split import traced_steps
-    from ctrbench.bench.trace.time_split import COVERAGE
-
-    model_spec, _, schema, model, prepared = _build(spec)
-    base = base_columns(spec, model_spec.family, schema.track)
-    _, batches = _stream(spec, prepared)
-    split, recording = traced_steps(
-        model, batches, lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges), steps=spec.steps,
-        warmup=spec.warmup, out=folder / "trace.json.gz",
-    )  # fmt: skip
-    rows = [
-        make(base, "split_host", share, "measured", phase="train", scope=scope)
-        for scope, share in split.shares().items()
-    ]
-    if not split.complete:
-        reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
-        rows = [withheld(base, "split_host", reason, phase="train")]
-    kernels = recorded_kernels(base, recording, split, "measured")
-    kernel_rows.save(kernels.table, folder)
-    extra = {
-        "operators": split.operators(), "named_coverage": split.coverage, "silent_blocks": split.silent_blocks,
-        "kernels": kernels.facts,
-    }  # fmt: skip
-    return _record(spec, rows, extra)
-
-
-def run_captured(spec: RunSpec, every: int = 1, operators: bool = False) -> bool:
-    """The steps that another program records, with NVTX ranges in their capture window; keeps nothing itself.
-
-    Returns:
-        whether an NVTX tool was attached.
-    """
-    from ctrbench.bench.trace.capture import captured_steps
-
-    _, _, _, model, prepared = _build(spec)
-    return captured_steps(
-        model, _stream(spec, prepared)[1], lambda ranges: TrainStep(model, lr=spec.lr, ranges=ranges),
-        steps=spec.steps, warmup=spec.warmup, key=spec.digest, batch=spec.batch, every=every, operators=operators,
-    )  # fmt: skip
-
-
 def run_published(spec: RunSpec, folder: Path) -> RunRecord:
     """The published sizes on the meta device: counts and bounds, nothing timed."""
     from ctrbench.bench.published import published_rows
@@ -368,14 +251,14 @@ def run_published(spec: RunSpec, folder: Path) -> RunRecord:
         "break_even_host_us": {**modelled, "parameters": "modelled", "kernels": "modelled"},
         "gpu_time_bound": modelled,
     }
-    return _record(spec, rows, extra, {"mfu_bound": inputs, **times})
+    return as_record(spec, rows, extra, {"mfu_bound": inputs, **times})
 
 
 def run_count(spec: RunSpec, folder: Path) -> RunRecord:
     """Process C: what one step executes, counted operator by operator."""
     from ctrbench.bench.counts import count_rows
 
-    model_spec, config, schema, model, _, batches = _fed(spec)
+    model_spec, config, schema, model, _, batches = fed(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     held = random_batches.HELD if spec.data in random_batches.TRACKS else 1
     rows, extra, inputs = count_rows(base, model_spec, config, schema, model, [next(batches) for _ in range(held)])
@@ -385,7 +268,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
         "parameters": count_parameters(model), "config": asdict(config),
         "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()}, **_batch_note(spec, model_spec),
     }  # fmt: skip
-    return _record(spec, rows, extra, inputs)
+    return as_record(spec, rows, extra, inputs)
 
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
@@ -394,4 +277,4 @@ JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "ids_only": run_control,
 }  # fmt: skip
 
-__all__ = ["JOBS", "SCORES", "Ceilings", "TableConfig", "base_columns", "lookup", "model_config"]
+__all__ = ["JOBS", "SCORES"]

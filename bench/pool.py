@@ -45,7 +45,7 @@ def context() -> ForkServerContext:
     return ctx
 
 
-def _die_with(suite: int) -> None:
+def die_with(suite: int) -> None:
     """Ends this process once the suite's process is gone; the fork server between them outlives a kill."""
 
     def watch() -> None:
@@ -57,7 +57,7 @@ def _die_with(suite: int) -> None:
 
 
 def _child(spec: RunSpec, runs_dir: str, errors: str, suite: int) -> None:
-    _die_with(suite)
+    die_with(suite)
     keep_freed_memory()
     import torch
 

@@ -22,15 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ctrbench.bench import registry
+from ctrbench.bench.assemble import base_columns, lookup
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.jobs import base_columns, lookup, run_captured
 from ctrbench.bench.pool import run_all
 from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import suite_specs
+from ctrbench.bench.split_rows import component_rows, split_rows
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
+from ctrbench.bench.trace.ablation import CannotLeaveOut, Disagreement, compare
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.kernel_rows import counted_kernels, recorded_kernels
 from ctrbench.bench.trace.names import STAGE_PREFIX
@@ -39,12 +41,13 @@ from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.nvtx import OFF_SWITCH
 from ctrbench.bench.trace.recording import Recording
-from ctrbench.bench.trace.time_split import COVERAGE, Split, split_of
+from ctrbench.bench.trace.time_split import Split, split_of
+from ctrbench.bench.traced import ablated, run_captured
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.schema import Track
 from ctrbench.datasets.spec import sha256_file
 from ctrbench.reports import kernel_rows, records
-from ctrbench.reports.measures import make, withheld
+from ctrbench.reports.measures import withheld
 from ctrbench.reports.records import Measurement, Origin, RunRecord
 
 COMMANDS = "commands.sh"
@@ -95,10 +98,7 @@ def run_profile(request: Request, console: Console) -> int:
         raise BadInput(f"{OFF_SWITCH}=0 switches the ranges off, and --tool {request.tool} lives on them: unset it")
     spec, track = _spec(request, Console(quiet=True) if request.tool == "none" else console)
     if request.tool == "none":
-        torch.set_num_threads(spec.threads)
-        keep_freed_memory()
-        # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a recording.
-        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+        _ready(spec)
         attached = run_captured(spec, request.every, request.operators)
         console.print(f"{spec.steps} steps on {spec.device}; NVTX tool: {'attached' if attached else 'none'}")
         return 0
@@ -112,7 +112,7 @@ def run_profile(request: Request, console: Console) -> int:
     base = base_columns(named, lookup(named).family, track)
     try:
         files = tool(request, folder, console)
-        rows, extra = _ingest(base, files, "measured" if request.tool == "nvtx" else "imported", console)
+        rows, extra = _ingest(base, spec, files, "measured" if request.tool == "nvtx" else "imported", console)
     except NothingRecorded as why:
         console.print(f"[bold red]nothing was recorded[/]: {why}", highlight=False)
         rows, extra = [withheld(base, "split_host", str(why), phase="train")], {}
@@ -302,7 +302,7 @@ def _counters(file: Path) -> NcuReport | None:
 
 
 def _ingest(
-    base: Mapping[str, Any], files: Sequence[Path], origin: Origin, console: Console
+    base: Mapping[str, Any], spec: RunSpec, files: Sequence[Path], origin: Origin, console: Console
 ) -> tuple[list[Measurement], dict[str, Any]]:
     """Rows and facts of the recordings, and their kernels beside them; prints a summary of each."""
     rows: list[Measurement] = []
@@ -317,7 +317,7 @@ def _ingest(
             continue
         recording, split = _split(file)
         console.print(_table(split))
-        rows += _rows(base, split, origin)
+        rows += split_rows(base, split, origin) + _left_out(base, spec, split, origin, console)
         kernels = recorded_kernels(base, recording, split, origin)
         kernel_rows.save(kernels.table, file.parent)
         extra |= {
@@ -342,14 +342,43 @@ def _split(file: Path) -> tuple[Recording, Split]:
         raise NothingRecorded(f"failed: {why}") from None
 
 
-def _rows(base: Mapping[str, Any], split: Split, origin: Origin) -> list[Measurement]:
-    if split.coverage < COVERAGE:
-        reason = f"coverage_low: the named stages explain {split.coverage:.3f} of the step, under {COVERAGE}"
-        return [withheld(base, "split_host", reason, phase="train")]
-    return [
-        make(base, "split_host", share, origin, phase="train", scope=scope, n=split.steps)
-        for scope, share in split.shares().items()
-    ]
+def _ready(spec: RunSpec) -> None:
+    """This process as one of a suite, before it trains."""
+    torch.set_num_threads(spec.threads)
+    keep_freed_memory()
+    # TorchRec calls a deprecated name of torch; the warning says nothing to the reader of a recording.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def _left_out(
+    base: Mapping[str, Any], spec: RunSpec, split: Split, origin: Origin, console: Console
+) -> list[Measurement]:
+    """The split a second way, without any tool; prints where the two disagree."""
+    _ready(spec)
+    try:
+        found = ablated(spec)
+    except CannotLeaveOut as why:
+        console.print(f"[yellow]note[/]: not seen a second way: {why}", highlight=False)
+        return [withheld(base, "split_component", f"n/a: {why}", phase="train")]
+    seen = compare(split, found)
+    console.print(_two_ways(seen, found.rounds))
+    for d in seen:
+        if d.doubt:
+            console.print(f"[yellow]note[/]: {d.doubt}", highlight=False)
+    return component_rows(base, split, found, origin)
+
+
+def _two_ways(seen: Sequence[Disagreement], rounds: int) -> Table:
+    table = Table(title=f"shares of a step, blocks with their backward; leaving out: {rounds} rounds without a tracer",
+                  title_justify="left")  # fmt: skip
+    for column, justify in (("component", "left"), ("by ranges", "right"), ("by leaving out", "right"),
+                            ("95 % interval", "right"), ("apart", "right")):  # fmt: skip
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for d in seen:
+        part = d.ablation
+        interval = f"{part.ci_low:.1%} to {part.ci_high:.1%}"
+        table.add_row(d.component, f"{d.projection:.1%}", f"{part.share:.1%}", interval, f"{d.apart:+.1%}")
+    return table
 
 
 def _table(split: Split) -> Table:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ctrbench.bench import controls, floors, registry, summary, tuning
+from ctrbench.bench.assemble import lookup, model_config
 from ctrbench.bench.config import Entry, Job, Plan
-from ctrbench.bench.jobs import lookup, model_config
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput
@@ -80,7 +80,8 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 unsupported += skipped_rows(
                     item.job.data, track, floor, "floor", ("floor",), missing, item.prepared.split
                 )
-    traced = (*plan.models, *(("lum_step1",) if "lum" in plan.models else ()))
+    named = (*plan.models, *plan.counted)
+    traced = dict.fromkeys((*named, *(("lum_step1",) if "lum" in named else ())))
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
         for m in (traced if not (plan.tune_only or plan.controls) else ())

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ctrbench.bench.assemble import base_columns
 from ctrbench.bench.ceilings import CLOCK_DRIFT
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
-from ctrbench.bench.jobs import SCORES, base_columns
+from ctrbench.bench.jobs import SCORES
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
@@ -42,7 +43,7 @@ OWED = {
     "shuffled": ("auc_shuffled",),
     "ids_only": ("auc_ids_only",),
     "count": COUNTED,
-    "trace": ("split_host",),
+    "trace": ("split_host", "split_component"),
     "published": ("mfu_bound",),
 }
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}

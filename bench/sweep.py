@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ctrbench.bench import registry, summary
+from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.config import Entry, Job, Plan
-from ctrbench.bench.jobs import base_columns, lookup, model_config
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets import random_batches

@@ -198,7 +198,7 @@ def synthetic_batch(
         n = lengths[f.history] if f.history else torch.ones(batch, dtype=torch.long)
         total = int(n.sum())
         values.append(
-            torch.randint(FIRST_ID, rows, (total,), generator=g)
+            torch.randint(FIRST_ID, rows, (total,), generator=g).to(device)
             if device != "meta"
             else torch.empty(total, dtype=torch.long, device="meta")
         )

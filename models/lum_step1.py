@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,19 @@ class PackedBatch(Batch):
     def tensors(self) -> list[Tensor]:
         """Every tensor of the batch."""
         return [*Batch.tensors(self), self.segment_RL, self.place_RL, *self.targets]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The batch on another device; a batch already there is returned as it is."""
+        if self.label_B.device == torch.device(device):
+            return self
+        moved = Batch.to(self, device, non_blocking)
+        segment_RL, place_RL, *targets = (
+            t.to(device, non_blocking=non_blocking) for t in (self.segment_RL, self.place_RL, *self.targets)
+        )
+        return PackedBatch(
+            **{f.name: getattr(moved, f.name) for f in fields(Batch)}, segment_RL=segment_RL, place_RL=place_RL,
+            targets=Targets(*targets),
+        )  # fmt: skip
 
     def sequences(self) -> Sequences:
         """The rows as the user model reads them."""

@@ -1,4 +1,4 @@
-"""Tables of cost: counts, bounds, ceilings, memory, time split. Pure functions of tidy rows (`cells.tidy`)."""
+"""Tables of cost: counts, bounds, ceilings, memory. Pure functions of tidy rows (`cells.tidy`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from ctrbench.reports.cells import KNOWN, Cell, absent, pick, where
+from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.names import Names
 from ctrbench.reports.tables import delta_of, models_of, reference_of
 
-STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
 RIDGE_GPU = "H100 SXM"
 DRAWN_GPUS = (RIDGE_GPU, "A100-80 SXM", "B200 SXM", "L4")
 """Figures of bounds; the table has every catalogued GPU."""
@@ -171,34 +170,6 @@ def gain_per_flop(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
         })  # fmt: skip
         index.append(model)
     return pd.DataFrame(rows, index=index)
-
-
-def step_split(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Share of a training step by stage, and the three largest blocks."""
-    rows_all = where(frame, metric="split_host", data=data, trained=True)
-    present = {s.removeprefix("stage:") for s in rows_all["scope"] if s.startswith("stage:") and "/" not in s}
-    stages = [s for s in STAGES if s in present] + sorted(present - set(STAGES))
-    rows, index = [], []
-    for model, variant in models_of(rows_all, names):
-        mine = where(rows_all, model=model, variant=variant)
-        row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
-        if not mine["status"].isin(KNOWN).any():
-            reason = str(mine.iloc[0]["reason"])
-            row |= {s: absent("split_host", reason) for s in stages}
-        else:
-            row |= {s: pick(mine, "split_host", scope=f"stage:{s}") for s in stages}
-        row["Largest blocks"] = _blocks(mine)
-        rows.append(row)
-        index.append(model)
-    return pd.DataFrame(rows, index=index)
-
-
-def _blocks(mine: pd.DataFrame) -> str:
-    part = mine[mine["scope"].str.contains("/block:") & mine["value"].notna()].nlargest(3, "value")
-    return (
-        ", ".join(f"{s.split('/block:')[1]} {100 * v:.0f} %" for s, v in zip(part["scope"], part["value"], strict=True))
-        or "—"
-    )
 
 
 def memory(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:

@@ -24,11 +24,13 @@ def section(c: Context) -> Section | None:
     largest = {(m, v, p): (m, v, p, b) for m, v, p, b in sizes(rows, c.names)}
     if not (rows["metric"] == "gpu_time_bound").any():
         return None
-    made = [(point, side_by_side(c, rows, *point)) for point in largest.values()]
+    made = [  # a size that could not be counted at all is withheld in other sections, with its reason
+        (point, table) for point in largest.values() if len(table := side_by_side(c, rows, *point))
+    ]
     exhibits = [
         Exhibit(table=table, title=f"Training step, batch {batch:,.0f}", open=True,
                 group=f"{c.names.title(model, variant)} {preset.removeprefix('published:')}")
-        for (model, variant, preset, batch), table in made if len(table)
+        for (model, variant, preset, batch), table in made
     ]  # fmt: skip
     return Section(
         id="gpus",

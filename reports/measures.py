@@ -65,6 +65,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("infer_latency", "Forward latency", "s", "down", "time", "wall time of one forward call at the batch stated, P50", _CLOCK),
     ("loader_stall", "Loader stall", "ratio", "down", "percent", "time a step waits for data / step wall time", _CLOCK),
     ("split_host", "Step split (host)", "1", "none", "percent", "exclusive wall time of a stage or block / wall time of the traced step; what no stage covers is `other`", "NVTX ranges in a separate traced process"),
+    ("split_component", "Step split (two ways)", "1", "none", "percent", "share of a training step that a component takes, blocks with their backward; scope `ranges:x`: exclusive time of its ranges in a traced process; scope `left_out:x`: 1 - step without it / whole step, medians of steps by turns without a tracer; unstable where they are more than ten points of the step and the interval apart, or the interval is wider than twenty", "NVTX ranges, and a clock without them"),
     ("cpu_core_seconds", "CPU core-seconds", "core*s", "down", "number", "user + system time of the process and its children, per training step", _CALLS),
     ("cpu_core_s_per_million", "CPU core-s / million samples", "core*s", "down", "number", "CPU core-seconds per million samples; data path and compute apart (`scope`)", _CALLS),
     ("train_seconds", "Training time", "s", "down", "time", "wall time of training to the row budget, with validation", _CLOCK),

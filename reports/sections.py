@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, gpus, kernels, sweep, tables, tuning
+from ctrbench.reports import bands, controls, costs, drawing, figures, gpus, kernels, step_split, sweep, tables, tuning
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
@@ -283,35 +283,6 @@ def speed(c: Context) -> Section | None:
     )
 
 
-def split(c: Context) -> Section | None:
-    """Where a training step goes."""
-    exhibits: list[Exhibit] = []
-    parts = []
-    for track, data in c.data:
-        table = costs.step_split(c.frame, data, c.names)
-        if table.empty:
-            continue
-        exhibits += exhibit(
-            table,
-            (f"Share of a training step by stage on {data}", figures.split(table, c.names)),
-            title=f"{data} ({track} track)",
-        )
-        for stage in ("embedding", "optimizer"):
-            span = extremes(table, stage)
-            parts.append(f"On {data} {stage} takes {span} of a step." if span else "")
-    if not exhibits:
-        return None
-    return Section(
-        id="split",
-        title="Where a step goes",
-        sentence=" ".join(p for p in parts if p),
-        exhibits=tuple(exhibits),
-        caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
-        "shares, not times. "
-        "What no stage covers is “other”.",
-    )
-
-
 def memory(c: Context) -> Section | None:
     """Bytes in memory and on disk."""
     exhibits: list[Exhibit] = []
@@ -374,7 +345,7 @@ def anchors(c: Context) -> Section:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
-    split, kernels.section, memory, tuning.pretraining, pairing, tuning.tuning, bands.section, anchors,
+    step_split.section, kernels.section, memory, tuning.pretraining, pairing, tuning.tuning, bands.section, anchors,
 )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class PublishedPoint:
 def published_points(
     spec: ModelSpec,
     batches: Sequence[int] = (),
-    gpus: Sequence[str] | None = None,
+    gpus: Sequence[str] | Mapping[str, str] | None = None,
     dtype: str = "bf16",
     mode: str = "eager",
 ) -> list[PublishedPoint]:
@@ -103,7 +103,8 @@ def published_points(
     Args:
         spec: the model.
         batches: rows a step; none takes `BATCHES`, or what a model with batches of its own names.
-        gpus: catalogue entries to bound; none takes all that have a dense peak for the dtype.
+        gpus: catalogue entries to bound, or each with a dtype of its own; none takes all that have a dense peak for
+            the dtype.
         dtype: of weights, activations and gradients.
         mode: `eager`, or how torch.compile runs it: then kernels and times are withheld.
 
@@ -111,7 +112,10 @@ def published_points(
         HardwareUnknown: a GPU has no dense peak for `dtype`.
     """
     wanted = batches or (spec.own_batches.rows if spec.own_batches else BATCHES)
-    chosen = bounded_gpus(dtype) if gpus is None else {g: narrow_dtype(catalogue()[g], dtype) for g in gpus}
+    if gpus is None:
+        chosen: Mapping[str, str] = bounded_gpus(dtype)
+    else:
+        chosen = gpus if isinstance(gpus, Mapping) else {g: narrow_dtype(catalogue()[g], dtype) for g in gpus}
     return [p for preset in spec.published() for p in _preset_points(spec, preset, wanted, chosen, dtype, mode)]
 
 

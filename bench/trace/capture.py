@@ -70,15 +70,15 @@ def captured_steps(
     with ranges.attach(model):
         for number in range(warmup):
             iterate(ranges, number, stream, step, device)
-        with _window(device), ranges.config(key, batch):
+        with window(device), ranges.config(key, batch):
             for number in range(warmup, warmup + steps):
                 iterate(ranges, number, stream, step, device)
     return ranges.enabled
 
 
 @contextmanager
-def _window(device: torch.device) -> Iterator[None]:
-    """What nsys and ncu record; on a CPU there is nothing to switch on."""
+def window(device: torch.device) -> Iterator[None]:
+    """The capture window: what nsys and ncu record; on a CPU there is nothing to switch on."""
     if device.type != "cuda":
         yield
         return

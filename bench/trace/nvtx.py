@@ -215,7 +215,7 @@ class NvtxRanges:
         Raises:
             ValueError: a block does not exist, or contains another one.
         """
-        blocks = _blocks(model)
+        blocks = blocks_of(model)
         handles = []
         if self.enabled:
             for name, (stage, module) in blocks.items():
@@ -306,7 +306,7 @@ def _attached_domain() -> Any:
     return None if domain.get_event_attributes(message=ITER) is None else domain
 
 
-def _blocks(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+def blocks_of(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
     """Block -> (stage, module) as `model.phases` says."""
     kind, modules = type(model).__name__, dict(model.named_modules())
     blocks: dict[str, tuple[str, nn.Module]] = {}

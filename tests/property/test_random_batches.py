@@ -121,3 +121,13 @@ def test_the_loss_with_the_batchs_targets_is_the_loss_that_finds_them() -> None:
     loss = model(batch)
     assert torch.equal(loss, model.user.loss(batch.sequences()))
     assert float(loss.detach()) > 1  # an untrained model does not know 30 items apart
+
+
+def test_a_batch_stays_what_it_is_on_another_device() -> None:
+    batch = make_batch(LumStep1Config(), random_schema("random_sequence", 8), 5)
+    moved = batch.to("meta")
+    assert type(moved) is type(batch)
+    assert {t.device.type for t in moved.tensors()} == {"meta"}
+    assert [t.shape for t in moved.tensors()] == [t.shape for t in batch.tensors()]
+    assert moved.host is batch.host
+    assert batch.to("cpu") is batch

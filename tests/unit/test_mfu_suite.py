@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from ctrbench.bench import registry
+from ctrbench.bench.assemble import fed, lookup, model_config
 from ctrbench.bench.cli import main
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import backward_ratio_error, withhold_reason
 from ctrbench.bench.counts import useful_flops
-from ctrbench.bench.jobs import JOBS, _fed, lookup, model_config
+from ctrbench.bench.jobs import JOBS
 from ctrbench.bench.points import NO_LENGTH, sweep_points, times_d
 from ctrbench.bench.step import TrainStep
 from ctrbench.bench.summary import OWED
@@ -218,7 +219,7 @@ def test_counts_of_a_point_are_means_over_the_batches_that_its_timing_repeats(tm
     specs, _ = sweep_specs(build_plan(arguments))
     spec = next(s for s in specs if s.kind == "count" and s.variant == "unpacked,d=16,T=50")
     rows = {r.metric: r for r in JOBS["count"](spec, tmp_path).rows}
-    model_spec, config, schema, _, _, batches = _fed(spec)
+    model_spec, config, schema, _, _, batches = fed(spec)
     held = [next(batches) for _ in range(HELD)]
     useful = [useful_flops(model_spec, config, schema, b).visible for b in held]
     assert max(useful) > 1.02 * min(useful)  # users of different lengths: one batch does not speak for all

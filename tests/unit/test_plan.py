@@ -30,6 +30,17 @@ def test_quick_runs_the_models_of_the_issue() -> None:
     assert plan.run.steps >= 50
 
 
+def test_quick_counts_the_published_sizes_of_every_model() -> None:
+    """Whether it is trained there or not; a chosen model is alone."""
+
+    def counted(*arguments: str) -> set[str]:
+        specs, _ = suite_specs(build_plan(["suite=quick", *arguments]), [])
+        return {s.model for s in specs if s.kind == "published"}
+
+    assert counted() == set(registry.model_names())
+    assert counted("model=din") == {"din"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

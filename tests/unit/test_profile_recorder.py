@@ -59,9 +59,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    out = tmp_path_factory.mktemp("profile")
-    done = run(out, "--tool", "nvtx", CTRBENCH_CACHE=str(cache))
-    assert done.returncode == 0, done.stdout + done.stderr
+    for attempt in range(3):  # a step of 5 ms: a busy machine may take the core between two stages
+        out = tmp_path_factory.mktemp(f"profile{attempt}")
+        done = run(out, "--tool", "nvtx", CTRBENCH_CACHE=str(cache))
+        assert done.returncode == 0, done.stdout + done.stderr
+        if records.load(out)[0]["value"].notna().all():
+            break
     (folder,) = (out / "records").iterdir()
     events = [json.loads(line) for line in (folder / "nvtx.jsonl").read_text(encoding="utf-8").splitlines()]
     return Recorded(out, folder, done.stdout, events, read_ranges(folder / "nvtx.sqlite"))

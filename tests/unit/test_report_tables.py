@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from ctrbench.reports import costs, sections, tables
+from ctrbench.reports import costs, gpus, sections, step_split, tables
 from ctrbench.reports.cells import Cell, pick, tidy
 from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make, withheld
@@ -204,7 +204,7 @@ def test_split_lists_the_largest_blocks() -> None:
         make(base("fat"), "split_host", 0.6, "measured", scope="stage:dense"),
         make(base("fat"), "split_host", 0.5, "measured", scope="stage:dense/block:mlp"),
     )
-    row = costs.step_split(rows, "ml", NAMES).iloc[0]
+    row = step_split.by_stage(rows, "ml", NAMES).iloc[0]
     assert (row["dense"].value, row["Largest blocks"]) == (0.6, "mlp 50 %")
 
 
@@ -262,7 +262,8 @@ def test_every_table_survives_missing_measures(groups: tuple[str, ...]) -> None:
             tables.quality,
             tables.floors,
             costs.gain_per_flop,
-            costs.step_split,
+            step_split.by_stage,
+            step_split.by_component,
             costs.memory,
             costs.speed,
         ):
@@ -273,3 +274,42 @@ def test_every_table_survives_missing_measures(groups: tuple[str, ...]) -> None:
     # Two data sets, a table of quality each, and one of costs where something was timed or counted.
     expected = {("quality",): 2, ("time",): 4, ("count",): 4, ("trace",): 2}
     assert len(tables.console_tables(rows, bodies)) == expected.get(groups, 0)
+
+
+def test_components_are_seen_twice_and_doubts_are_named() -> None:
+    apart = {"status": "unstable", "reason": "disagree: data: 2 % and 15 %"}
+    section = step_split.section(
+        Context(
+            rows_of(
+                make(base("fat"), "split_host", 1.0, "measured", scope="stage:dense"),
+                make(base("fat"), "split_component", 0.02, "measured", scope="ranges:data", **apart),
+                make(base("fat"), "split_component", 0.15, "measured", scope="left_out:data", ci_low=0.1, ci_high=0.2,
+                     **apart),
+                make(base("fat"), "split_component", 0.8, "measured", scope="ranges:dense"),
+                make(base("fat"), "split_component", 0.81, "measured", scope="left_out:dense"),
+                make(base("din"), "split_component", 0.8, "measured", scope="ranges:dense", status="unstable",
+                     reason="noise: wide"),
+                withheld(base("composite"), "split_component", "n/a: L2 penalty"),
+            ),
+            {}, NAMES, (("sequence", "ml"),),
+        )
+    )  # fmt: skip
+    assert section is not None
+    assert "says otherwise for FAT (data), the machine was too busy to tell for 1 of 3 components." in section.sentence
+    table = section.exhibits[1].table
+    assert list(table["Seen by"]) == ["ranges", "leaving out"] * 3
+    assert list(table.columns)[3:] == ["data", "dense"]
+    fat = table[table["Model"] == "FAT"].iloc[1]
+    assert (fat["data"].value, fat["data"].low, fat["data"].status) == (0.15, 0.1, "unstable")
+    assert table.loc["composite", "dense"].iloc[0].reason == "n/a: L2 penalty"
+
+
+def test_a_size_that_could_not_be_counted_is_no_gpu_table() -> None:
+    rows = rows_of(
+        make(base("fat", preset="published:S", batch=64), "gpu_time_bound", 1e-3, "modelled", scope="H100 SXM"),
+        withheld(base("din", preset="published:S", batch=64), "gpu_time_bound", "unknown_op: aten::stft"),
+    )
+    section = gpus.section(Context(rows, {}, NAMES, (("sequence", "ml"),)))
+    assert section is not None
+    assert [e.group for e in section.exhibits] == ["FAT S"]
+    assert section.sentence.startswith("1 published sizes")

@@ -72,7 +72,7 @@ SMALL = [
 ]  # fmt: skip
 MEASURED = ("step_time", "throughput", "infer_latency", "rss_peak", "cpu_core_seconds", "cpu_core_s_per_million",
             "loader_stall", "auc", "logloss", "ne", "calibration", "ceiling_gemm", "ceiling_copy", "split_host",
-            "bytes_checkpoint", "bytes_raw", "bytes_shards")  # fmt: skip
+            "split_component", "bytes_checkpoint", "bytes_raw", "bytes_shards")  # fmt: skip
 COUNTED = ("flops_fwd_per_sample", "flops_train_per_sample", "flops_elementwise", "ops_per_step", "ops_per_sample",
            "bytes_operands", "bytes_compulsory", "parameters", "bytes_tables", "bytes_optimizer", "padding_waste",
            "unique_row_ratio", "flop_coverage", "ai_operands", "ai_compulsory")  # fmt: skip
@@ -151,7 +151,7 @@ def test_every_measure_owed_is_one_row(table: pd.DataFrame, model: str, kind: st
     assert set(rows.track) == {"tabular"}
     assert set(rows.data) == {"criteo_synthetic"}
     assert not rows.duplicated(["metric", "scope"]).any()
-    scoped = {"split_host", "cpu_core_s_per_million", "mbu"}
+    scoped = {"split_host", "split_component", "cpu_core_s_per_million", "mbu"}
     assert (rows[~rows.metric.isin(scoped)].scope == "").all()
 
 
@@ -185,7 +185,10 @@ def test_values_reasons_and_origins_agree(table: pd.DataFrame) -> None:
 )
 def test_origin_is_that_of_the_measure(table: pd.DataFrame, origin: str, metrics: tuple[str, ...]) -> None:
     rows = table[table.metric.isin(metrics) & table.value.notna()]
-    assert set(rows.metric) >= set(metrics) - {"split_host"}  # withheld where the named stages explain too little
+    assert set(rows.metric) >= set(metrics) - {
+        "split_host",
+        "split_component",
+    }  # withheld where the named stages explain too little
     assert set(rows.origin) == {origin}
 
 
@@ -322,7 +325,11 @@ def test_a_broken_model_is_rows_with_the_reason(
         assert rows.reason.str.contains(reason).all()
         if with_other:
             others = table[(table.model == "deepfm") & table.metric.isin(OWED[kind])]
-            assert set(others[others.value.notna()].metric) >= set(OWED[kind]) - {"gauc", "split_host"}
+            assert set(others[others.value.notna()].metric) >= set(OWED[kind]) - {
+                "gauc",
+                "split_host",
+                "split_component",
+            }
     assert reason in capfd.readouterr().out
     assert reason in (latest / "report.html").read_text()
 

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from ctrbench.bench import jobs
+from ctrbench.bench.assemble import build
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.step import NoRanges, TrainStep
@@ -146,7 +147,7 @@ def test_timed_steps_are_bare(name: str, data: Prepared, tmp_path: Path, seen: d
 @pytest.mark.parametrize("kind", PLANTED)
 def test_the_check_sees_what_is_planted(kind: str, data: Prepared, seen: dict[str, list[list[str]]]) -> None:
     """The same watched step, with each kind of watcher on: the check of timed steps would fail."""
-    _, _, _, model, _ = jobs._build(spec_of(data, "time", "din"))
+    _, _, _, model, _ = build(spec_of(data, "time", "din"))
     batch = next(iter(Loader(data, "train", 32, history_length=8)))
     step = jobs.TrainStep(model)
     with PLANTED[kind](model):
@@ -157,7 +158,7 @@ def test_the_check_sees_what_is_planted(kind: str, data: Prepared, seen: dict[st
 
 
 def test_the_check_sees_the_counter_and_the_ranges(data: Prepared, seen: dict[str, list[list[str]]]) -> None:
-    _, _, _, model, _ = jobs._build(spec_of(data, "time", "din"))
+    _, _, _, model, _ = build(spec_of(data, "time", "din"))
     batch = next(iter(Loader(data, "train", 32, history_length=8)))
     jobs.TrainStep(model, ranges=NvtxRanges())(batch)
     assert seen["ranges"][-1] == ["NvtxRanges"]

@@ -1,0 +1,116 @@
+"""Where a training step goes, by ranges and by leaving out: tables and section. Pure functions of tidy rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ctrbench.reports import figures
+from ctrbench.reports.cells import KNOWN, absent, pick, where
+from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit, extremes
+from ctrbench.reports.names import Names
+from ctrbench.reports.tables import models_of
+
+STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
+WAYS = {"ranges": "ranges", "left_out": "leaving out"}
+"""Scope of a `split_component` row -> how the table calls it."""
+
+
+def by_stage(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Share of a training step by stage, and the three largest blocks."""
+    rows_all = where(frame, metric="split_host", data=data, trained=True)
+    stages = _ordered({s.removeprefix("stage:") for s in rows_all["scope"] if s.startswith("stage:") and "/" not in s})
+    rows, index = [], []
+    for model, variant in models_of(rows_all, names):
+        mine = where(rows_all, model=model, variant=variant)
+        row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model)}
+        if not mine["status"].isin(KNOWN).any():
+            reason = str(mine.iloc[0]["reason"])
+            row |= {s: absent("split_host", reason) for s in stages}
+        else:
+            row |= {s: pick(mine, "split_host", scope=f"stage:{s}") for s in stages}
+        row["Largest blocks"] = _blocks(mine)
+        rows.append(row)
+        index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def by_component(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
+    """Components with their backward, seen two ways: two rows a model."""
+    rows_all = where(frame, metric="split_component", data=data, trained=True)
+    found = _ordered({s.split(":", 1)[1] for s in rows_all["scope"] if ":" in s})
+    rows, index = [], []
+    for model, variant in models_of(rows_all, names):
+        mine = where(rows_all, model=model, variant=variant)
+        for way, title in WAYS.items():
+            row: dict[str, Any] = {"Model": names.title(model, variant), "Camp": names.camp(model), "Seen by": title}
+            if mine["status"].isin(KNOWN).any():
+                row |= {c: pick(mine, "split_component", scope=f"{way}:{c}") for c in found}
+            else:
+                row |= {c: absent("split_component", str(mine.iloc[0]["reason"])) for c in found}
+            rows.append(row)
+            index.append(model)
+    return pd.DataFrame(rows, index=index)
+
+
+def section(c: Context) -> Section | None:
+    """Where a training step goes."""
+    exhibits: list[Exhibit] = []
+    parts = []
+    for track, data in c.data:
+        table = by_stage(c.frame, data, c.names)
+        if table.empty:
+            continue
+        exhibits += exhibit(
+            table,
+            (f"Share of a training step by stage on {data}", figures.split(table, c.names)),
+            title=f"{data} ({track} track)",
+        )
+        for stage in ("embedding", "optimizer"):
+            span = extremes(table, stage)
+            parts.append(f"On {data} {stage} takes {span} of a step." if span else "")
+        both = by_component(c.frame, data, c.names)
+        exhibits += exhibit(both, title=f"{data}: the same by leaving each component out")
+        parts.append(_agreement(c, data, len(both) // len(WAYS)))
+    if not exhibits:
+        return None
+    return Section(
+        id="split",
+        title="Where a step goes",
+        sentence=" ".join(p for p in parts if p),
+        exhibits=tuple(exhibits),
+        caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
+        "shares, not times. What no stage covers is “other”. Leaving out uses no tracer: whole steps and steps without "
+        "one component by turns; there a stage holds the backward of its blocks. Marked where the two ways are further "
+        "apart than the interval and ten points of the step, or the interval is too wide to tell; a loader thread that "
+        "takes cores from the step shows only there.",
+    )
+
+
+def _agreement(c: Context, data: str, models: int) -> str:
+    rows = where(c.frame, metric="split_component", data=data, trained=True)
+    rows = rows[rows["value"].notna() & rows["scope"].str.startswith("ranges:")]
+    if rows.empty:
+        return ""
+    apart, noisy = (rows[rows["reason"].str.startswith(word)] for word in ("disagree", "noise"))
+    unsure = f", the machine was too busy to tell for {len(noisy)} of {len(rows)} components" if len(noisy) else ""
+    if apart.empty:
+        return f"On {data} leaving components out contradicts the ranges of none of {models} models{unsure}."
+    named = [
+        f"{c.names.title(m, v)} ({scope.split(':', 1)[1]})"
+        for m, v, scope in zip(apart["model"], apart["variant"], apart["scope"], strict=True)
+    ]
+    return f"On {data} leaving components out says otherwise for {', '.join(dict.fromkeys(named))}{unsure}."
+
+
+def _ordered(found: set[str]) -> list[str]:
+    return [s for s in STAGES if s in found] + sorted(found - set(STAGES))
+
+
+def _blocks(mine: pd.DataFrame) -> str:
+    part = mine[mine["scope"].str.contains("/block:") & mine["value"].notna()].nlargest(3, "value")
+    return (
+        ", ".join(f"{s.split('/block:')[1]} {100 * v:.0f} %" for s, v in zip(part["scope"], part["value"], strict=True))
+        or "—"
+    )
