@@ -108,17 +108,16 @@ def section(c: Context) -> Section | None:
     if not found:
         return None
     table = overview(found, c)
-    sent = f"Of {len(found)} recorded configurations"
     count, small = extremes(table, "Launches / step"), extremes(table, "Launches of at most 10 µs")
-    parts = [f"a step launches {count}" if count else "no step is marked", f"{small} of the launches take at most 10 µs"
-             if small else "no launch is recorded"]  # fmt: skip
+    parts = [f"a step launches {count}"] if count else []
+    parts += [f"{small} of the launches take at most 10 µs"] if small else ["no launch is recorded, ranges alone"]
     exhibits = list(exhibit(table, title="Recordings", open=True))
     for r in found:
         exhibits += _of_recording(r, c)
     return Section(
         id="kernels",
         title="Kernels and operators: one step, block by block",
-        sentence=f"{sent}, {parts[0]}, and {parts[1]}.",
+        sentence=f"In {len(found)} recorded configurations {', and '.join(parts)}.",
         exhibits=tuple(exhibits),
         caveat="On a CPU a launch is a dispatched operator that works and holds no other that works; its time leaves "
         "out what runs inside it. The profiler slows every launch, so short ones read long. “Between operators” is "

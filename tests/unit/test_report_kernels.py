@@ -69,6 +69,17 @@ def test_the_overview_counts_what_the_rows_hold() -> None:
     assert "Note" not in section.exhibits[0].table
 
 
+def test_ranges_alone_are_a_timeline_and_reasons() -> None:
+    rows, bodies, launches = context()
+    bodies[f"{ML}-composite-trace"]["extra"]["kernels"]["withheld"] = {"launches": "neither kernels nor operators"}
+    section = section_of(rows, bodies, launches[launches["kind"] == "range"])
+    assert section.sentence == "In 1 recorded configurations no launch is recorded, ranges alone."
+    row = section.exhibits[0].table.iloc[0]
+    assert row["Launches / step"].reason == row["Launches of at most 10 µs"].reason == "neither kernels nor operators"
+    assert row["Note"] == "no launches: neither kernels nor operators"
+    assert {e.title for e in section.exhibits} == {"Recordings", "Timeline", "Roofline by block"}
+
+
 def test_parts_of_the_treemap_add_up_to_the_step() -> None:
     found = recording_of(*context())
     parts = kernels.leaves(found)
