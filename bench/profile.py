@@ -320,10 +320,8 @@ def _ingest(
         rows += split_rows(base, split, origin) + _left_out(base, spec, split, origin, console)
         kernels = recorded_kernels(base, recording, split, origin)
         kernel_rows.save(kernels.table, file.parent)
-        extra |= {
-            "named_coverage": split.coverage, "steps": split.steps, "tracer_ns": split.tracer_ns,
-            "kernels": kernels.facts,
-        }  # fmt: skip
+        extra |= {"named_coverage": split.coverage, "steps": split.steps, "tracer_ns": split.tracer_ns}
+        extra["kernels"] = kernels.facts
     if counted:
         kernels = counted_kernels(base, counted, origin)
         kernel_rows.save(kernels.table, files[0].parent)
