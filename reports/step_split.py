@@ -83,8 +83,8 @@ def section(c: Context) -> Section | None:
         caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
         "shares, not times. What no stage covers is “other”. Leaving out uses no tracer: whole steps and steps without "
         "one component by turns; there a stage holds the backward of its blocks. Marked where the two ways are further "
-        "apart than the interval and ten points of the step, or the interval is too wide to tell; a loader thread that "
-        "takes cores from the step shows only there.",
+        "apart than the interval and ten points of the step, or the interval is too wide to tell; what a loader "
+        "thread takes from the cores of a step can show only there.",
     )
 
 

@@ -265,6 +265,7 @@ def test_failures_have_their_kind() -> None:
 
 # --------------------------------------------------------------- pytest step
 
+# A file for the kit to run, no test of ours: that its skip is reported with the reason is what the test below asserts.
 SAMPLE = """
 import pytest
 pytestmark = pytest.mark.gpu
