@@ -116,7 +116,7 @@ def score(paths: Sequence[Path], predicted: Sequence[Predictions]) -> Score:
         BadInput: a file that is no record, a dry run, two records of one name, or there are no predictions.
     """
     if not predicted:
-        raise BadInput("no predictions are committed: python -m ctrbench.bench.predictions writes them")
+        raise BadInput("no predictions are committed: python -m ctrbench.bench.kit.predict writes them")
     sources: list[Source] = []
     rows: list[Row] = []
     unscored: list[Unscored] = []

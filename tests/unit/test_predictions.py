@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ctrbench.bench import predictions
 from ctrbench.bench.hardware import catalogue
 from ctrbench.bench.kit import cases
+from ctrbench.bench.kit import predict as predictions
 from ctrbench.bench.kit.predicted import SCHEMA, SCHEMA_VERSION, committed, fingerprints, load
 from ctrbench.bench.registry import model_names, model_spec
 from ctrbench.datasets.errors import BadInput

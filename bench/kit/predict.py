@@ -1,6 +1,6 @@
 """Writes what this code predicts of the GPU kit on every catalogued GPU, before any GPU has been seen.
 
-`python -m ctrbench.bench.predictions --date 2026-11-26` writes `bench/predictions/<date>.json`: kernels with their
+`python -m ctrbench.bench.kit.predict --date 2026-11-26` writes `bench/predictions/<date>.json`: kernels with their
 band, FLOPs, `mfu_bound`, a lower bound of time, and the kernels' modelled time with its band or why it is withheld. The
 file follows from the code alone. It is committed and never written again: later code predicts in a later file.
 """
@@ -32,7 +32,7 @@ DIGITS = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; 2 where the file exists or the code is not committed."""
-    parser = argparse.ArgumentParser(prog="python -m ctrbench.bench.predictions", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ctrbench.bench.kit.predict", description=__doc__)
     parser.add_argument("--date", required=True, help="ISO day of the commit that will hold the file")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder")
     given = parser.parse_args(argv)
