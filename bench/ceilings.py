@@ -23,6 +23,7 @@ _SIZES_M = (512, 1024, 2048)
 _QUICK_M = 1024
 _GATHER_D = (16, 64, 128)
 _GATHERED = 1 << 20  # values a call
+_IN_CACHE = 8 << 20  # at most, both arrays of a copy: long enough not to time the call, and other cores use the cache
 _ASSUMED_LLC = 32 << 20  # where sysfs does not tell; EPYC cores share 16-32 MiB
 
 
@@ -35,6 +36,8 @@ class Ceilings:
     gemm_fp32_size: int
     copy_gbs: float
     """Read + written bytes of a copy / time; write-allocate traffic not counted."""
+    copy_cache_gbs: float | None = None
+    """The same of arrays that lie in the last-level cache."""
     gemm_bf16_gflops: float | None = None
     gemm_bf16_size: int | None = None
     triad_gbs: float | None = None
@@ -56,7 +59,7 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
     Args:
         threads: intra-op threads, as in the timed steps; restored afterwards.
         seconds_each: time spent on each figure; the best repetition counts.
-        quick: fp32 product of one size and copy only, for alternation with timed steps (about 0.2 s).
+        quick: fp32 product of one size and copies only, for alternation with timed steps (about 0.2 s).
 
     The buffers do not count in `proc.rss_peak()`.
     """
@@ -67,14 +70,17 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
         if quick:
             return Ceilings(
                 threads=threads, gemm_fp32_gflops=_gemm(_QUICK_M, torch.float32, 0.1), gemm_fp32_size=_QUICK_M,
-                copy_gbs=_stream(values, 0.05, arrays=2), llc_bytes=llc, buffer_bytes=values * 4,
+                copy_gbs=_stream(values, 0.05, arrays=2), copy_cache_gbs=_stream(cached_values(llc), 0.03, arrays=2),
+                llc_bytes=llc, buffer_bytes=values * 4,
                 seconds=time.perf_counter() - began,
             )  # fmt: skip
         fp32, bf16 = (_best_gemm(dtype, seconds_each) for dtype in (torch.float32, torch.bfloat16))
         return Ceilings(
             threads=threads, gemm_fp32_gflops=fp32[0], gemm_fp32_size=fp32[1],
             gemm_bf16_gflops=bf16[0], gemm_bf16_size=bf16[1],
-            copy_gbs=_stream(values, seconds_each, arrays=2), triad_gbs=_stream(values, seconds_each, arrays=3),
+            copy_gbs=_stream(values, seconds_each, arrays=2),
+            copy_cache_gbs=_stream(cached_values(llc), seconds_each, arrays=2),
+            triad_gbs=_stream(values, seconds_each, arrays=3),
             gather_ns_per_row={f"D{d}": _gather(2 * values, d, seconds_each) for d in _GATHER_D},
             dispatch_us=_dispatch(seconds_each), llc_bytes=llc, buffer_bytes=values * 4,
             seconds=time.perf_counter() - began,
@@ -100,6 +106,11 @@ def last_level_cache() -> int:
     """Bytes of the largest cache of CPU 0 as sysfs gives it."""
     sizes = [_cache_bytes(p.read_text()) for p in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max(sizes, default=_ASSUMED_LLC)
+
+
+def cached_values(llc: int) -> int:
+    """fp32 values of one of two arrays that fill at most a quarter of a last-level cache of `llc` bytes."""
+    return min(llc // 4, _IN_CACHE) // 8
 
 
 def _cache_bytes(text: str) -> int:

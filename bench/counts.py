@@ -90,14 +90,12 @@ def count_rows(
     The first batch is executed and counted; useful FLOPs and padding are means over all, which a timing repeats.
     """
     batch = batches[0]
-    train = count_step(model, batch, train=True)
+    train, useful, reason = counted_training(spec, config, schema, model, batch)
     infer = count_step(model, batch, train=False)
     with torch.device("meta"):
         twin = spec.build(config, schema)
     on_meta = count_step(twin, random_batch(spec, config, schema, batch.size, device="meta"), train=True)
-    useful = useful_flops(spec, config, schema, batch) * batch.size
     analytic = (useful + flops_per_step(model.train())).full
-    reason = withhold_reason(train, analytic) or backward_ratio_error(train)
     others = [useful_flops(spec, config, schema, b).visible * b.size for b in batches]
     share = sum(others) / len(others) / useful.visible if useful.visible else 1.0
     model_flops = (
@@ -123,11 +121,27 @@ def count_rows(
         )
     rows += _storage_rows(base, model)
     extra = {
-        "withheld": reason, "flops_model_forward": model_flops[0] / batch.size, "flops_model_train": model_flops[1],
+        **blocks_of(train, reason),
+        "flops_model_forward": model_flops[0] / batch.size, "flops_model_train": model_flops[1],
         "bytes_operands": train.bytes_operands(), "bytes_compulsory": compulsory, "unknown_ops": train.unknown,
-        "by_block": [vars_of(m) for m in train.by_module("block")], "flops_analytic_forward": analytic / batch.size,
+        "flops_analytic_forward": analytic / batch.size,
     }  # fmt: skip
     return rows, extra, {}
+
+
+def counted_training(
+    spec: ModelSpec, config: Any, schema: FeatureSchema, model: nn.Module, batch: Batch
+) -> tuple[StepCounts, Flops, str]:
+    """(counts of one executed training step, closed form of its batch, why the counts are not trusted or empty)."""
+    train = count_step(model, batch, train=True)
+    useful = useful_flops(spec, config, schema, batch) * batch.size
+    analytic = (useful + flops_per_step(model.train())).full
+    return train, useful, withhold_reason(train, analytic) or backward_ratio_error(train)
+
+
+def blocks_of(train: StepCounts, reason: str) -> dict[str, Any]:
+    """FLOPs and bytes by block, as records carry them."""
+    return {"withheld": reason, "by_block": [vars_of(m) for m in train.by_module("block")]}
 
 
 def vars_of(item: Any) -> dict[str, Any]:

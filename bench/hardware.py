@@ -46,6 +46,8 @@ class Gpu:
     l2_mb: float
     """Last-level cache, 1e6 bytes."""
     memory_gb: float
+    l2_gbs: float | None = None
+    """Reads of the L2 cache, 1e9 bytes a second."""
     watts: float | None = None
     usd_per_hour: tuple[float, float] | None = None
     """Lowest and highest price seen."""
@@ -64,8 +66,9 @@ class Gpu:
 
     def figures(self) -> dict[str, float | int | str]:
         """Every figure by column: dtypes of `peak_tflops`, then the others that are known."""
-        others = {name: getattr(self, name) for name in ("bandwidth_gbs", "l2_mb", "memory_gb", "watts", "sms", "cc")}
-        return {**self.peak_tflops, **{name: value for name, value in others.items() if value is not None}}
+        names = ("bandwidth_gbs", "l2_mb", "l2_gbs", "memory_gb", "watts", "sms", "cc")
+        others = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**self.peak_tflops, **others}
 
     def mark(self, column: str) -> str:
         """`?` contradicted, `` verified, `*` not checked again; a recording outweighs a contradiction."""

@@ -13,7 +13,10 @@ from ctrbench.bench.hardware import Gpu, catalogue, cpu_catalogue, source_texts,
 from ctrbench.bench.machine import MachineCeilings, Sizes, machine_ceilings
 
 _PEAKS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8")
-_OTHERS = {"bandwidth_gbs": "GB/s", "l2_mb": "L2 MB", "memory_gb": "GB", "watts": "W", "sms": "SMs", "cc": "CC"}
+_OTHERS = {
+    "bandwidth_gbs": "GB/s", "l2_mb": "L2 MB", "l2_gbs": "L2 GB/s", "memory_gb": "GB", "watts": "W", "sms": "SMs",
+    "cc": "CC",
+}  # fmt: skip
 
 
 def run_hardware(json_out: bool = False, refresh: bool = False, sizes: Sizes | None = None) -> int:

@@ -21,14 +21,14 @@ from typing import Any
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
-from ctrbench.bench.ceilings import gather_run, gemm_runs, last_level_cache, stream_run, thread_count
+from ctrbench.bench.ceilings import cached_values, gather_run, gemm_runs, last_level_cache, stream_run, thread_count
 from ctrbench.bench.hardware import this_machine
 from ctrbench.datasets.spec import cache_dir
 
 _IDENTITY = ("cpu", "cores", "threads", "usable_cpus", "memory_gb", "os", "python", "torch", "gpu")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 _ROW_BYTES = (64, 256)
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,6 +155,8 @@ def _at_threads(sizes: Sizes) -> Iterator[tuple[str, Spread]]:
         yield f"gemm_{name}", max(spreads, key=lambda spread: spread.median)
     values = sizes.stream_values or max(2 * last_level_cache(), 64 << 20) // 4
     yield "triad", _spread(stream_run(values, arrays=3), sizes, "GB/s", 3 * values * 4e-9)
+    cached = min(values, cached_values(last_level_cache()))
+    yield "triad_cache", _spread(stream_run(cached, arrays=3), sizes, "GB/s", 3 * cached * 4e-9)
     for row in _ROW_BYTES:
         run, rows = gather_run(sizes.table_values or 2 * values, row // 4)
         yield f"gather_{row}B", _spread(run, sizes, "GB/s", rows * row * 1e-9)

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ctrbench.bench import registry
-from ctrbench.bench.assemble import base_columns, lookup
+from ctrbench.bench.assemble import base_columns, fed, lookup
 from ctrbench.bench.config import build_plan
+from ctrbench.bench.counts import blocks_of, counted_training
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pool import run_all
 from ctrbench.bench.proc import keep_freed_memory
@@ -322,11 +323,20 @@ def _ingest(
         kernel_rows.save(kernels.table, file.parent)
         extra |= {"named_coverage": split.coverage, "steps": split.steps, "tracer_ns": split.tracer_ns}
         extra["kernels"] = kernels.facts
+        if len(recording.gpu):
+            extra["counted"] = _work(spec)
     if counted:
         kernels = counted_kernels(base, counted, origin)
         kernel_rows.save(kernels.table, files[0].parent)
         extra["kernels"] = kernels.facts
     return rows, extra
+
+
+def _work(spec: RunSpec) -> dict[str, Any]:
+    """FLOPs and bytes of a training step by block, executed on the CPU: what a recording of kernels does not tell."""
+    model_spec, config, schema, model, _, batches = fed(replace(spec, device="cpu"))
+    train, _, reason = counted_training(model_spec, config, schema, model, next(batches))
+    return blocks_of(train, reason)
 
 
 def _split(file: Path) -> tuple[Recording, Split]:

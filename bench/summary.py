@@ -179,6 +179,7 @@ def _utilisation(
     ceilings = [c for e in extras for c in e["ceilings"]]
     gemm = median(c["gemm_fp32_gflops"] for c in ceilings) * 1e9
     copy = median(c["copy_gbs"] for c in ceilings) * 1e9
+    cached = [c["copy_cache_gbs"] for c in ceilings if c.get("copy_cache_gbs")]
     worst = max(e["clock_drift"] for e in extras)
     shaky: dict[str, Any] = {}
     if worst > CLOCK_DRIFT:
@@ -193,6 +194,7 @@ def _utilisation(
         *(make(base, "mbu", value, "derived", phase="train", scope=which, **shaky) for which, value in mbu.items()),
         make(base, "ceiling_gemm", gemm / 1e9, "measured", phase="train", n=len(ceilings)),
         make(base, "ceiling_copy", copy / 1e9, "measured", phase="train", n=len(ceilings)),
+        *([make(base, "ceiling_cache", median(cached), "measured", phase="train", n=len(cached))] if cached else []),
     ]
 
 

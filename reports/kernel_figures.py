@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from ctrbench.reports.cells import Cell, text_of
 from ctrbench.reports.drawing import blank, hover, known, log_axis, marker_of, safe
 from ctrbench.reports.figures import STAGE_COLOURS, roof
-from ctrbench.reports.kernel_rows import RANGE
+from ctrbench.reports.kernel_rows import CACHE, DRAM, RANGE
 from ctrbench.reports.names import GREY, Names
 
 DRAWN_LAUNCHES = 1500
@@ -177,11 +177,14 @@ class Roof:
     unit: str
     value: float
     origin: str
+    level: str = ""
+    """Of a rate of bytes: `dram`, `l2` or `cache`."""
 
 
 def roofs_of(facts: Mapping[str, Any]) -> list[Roof]:
     """The roofs that a record carries."""
-    return [Roof(str(r["name"]), str(r["unit"]), float(r["value"]), str(r["origin"])) for r in facts.get("roofs", [])]
+    texts = ("name", "unit", "origin", "level")
+    return [Roof(value=float(r["value"]), **{n: str(r.get(n, "")) for n in texts}) for r in facts.get("roofs", [])]
 
 
 def roofline(
@@ -209,10 +212,13 @@ def roofline(
         440, "FLOP per byte", f"FLOP/s, {'/'.join(sorted({c.origin for c in table[rate] if c.value is not None}))}",
         xaxis=log_axis(span, 0), yaxis=log_axis([*y, *(r.value for r in flat), min(y) / 2]),
     )  # fmt: skip
-    for i, top in enumerate(flat):
-        for band in slanted:
-            title = f"{top.name} ({top.origin}), {band.name} ({band.origin})"
-            roof(fig, title, top.value, band.value, span, "solid" if i == 0 else "dot")
+    # every slanted roof up to the highest flat one, every other flat one from the steepest on
+    highest, steepest = max(flat, key=lambda r: r.value), max(slanted, key=lambda r: r.value)
+    pairs = [(highest, band) for band in slanted] + [(top, steepest) for top in flat if top is not highest]
+    for top, band in pairs:
+        title = f"{top.name} ({top.origin})" + (f", {band.name} ({band.origin})" if top is highest else "")
+        dash = "dot" if top is not highest else "solid" if band.level == DRAM else "dash"
+        roof(fig, title, top.value, band.value, span, dash)
     for i, (column, title) in enumerate(columns.items()):
         rows = points[column]
         rows = rows[[c.value > 0 for c in rows[column]]] if len(rows) else rows
@@ -236,7 +242,8 @@ def _points(rows: pd.DataFrame, column: str, title: str, model: str, names: Name
     )  # fmt: skip
 
 
-def device_roofs(gemm: Cell, copy: Cell) -> list[Roof]:
+def device_roofs(gemm: Cell, copy: Cell, cache: Cell) -> list[Roof]:
     """Measured ceilings of this CPU, of cells in GFLOP/s and GB/s; none of what is withheld."""
-    pairs = ((gemm, "GEMM ceiling", "FLOP/s"), (copy, "copy ceiling", "B/s"))
-    return [Roof(name, unit, 1e9 * c.value, c.origin) for c, name, unit in pairs if c.value is not None]
+    known_ = ((gemm, "GEMM ceiling", "FLOP/s", ""), (copy, "copy ceiling", "B/s", DRAM),
+              (cache, "copy ceiling in cache", "B/s", CACHE))  # fmt: skip
+    return [Roof(name, unit, 1e9 * c.value, c.origin, level) for c, name, unit, level in known_ if c.value is not None]

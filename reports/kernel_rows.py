@@ -18,6 +18,8 @@ FILE = "kernels.parquet"
 RANGE, OPERATOR, KERNEL = "range", "operator", "kernel"
 """Kinds, with `memcpy` and `memset`; a range is an NVTX range of a stage or block."""
 STEP, TOTAL = "step", "total"
+DRAM, L2, CACHE = "dram", "l2", "cache"
+"""Memory levels of a roof; `cache` is the last one of a CPU."""
 
 IDENTITY = ("run", "model", "variant", "data", "split")
 """Columns of `Measurement` that say whose launches these are."""

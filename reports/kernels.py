@@ -3,103 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ctrbench.reports import kernel_figures as drawn
-from ctrbench.reports.cells import Cell, absent, data_labels, pick, text_of, where
+from ctrbench.reports.block_rooflines import roofline
+from ctrbench.reports.cells import Cell, absent, text_of
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit, extremes
-from ctrbench.reports.kernel_rows import COUNTERS, KERNEL, OPERATOR, RANGE, STEP, TEXTS, TOTAL, WHOLE, short_share
+from ctrbench.reports.kernel_rows import OPERATOR, RANGE, STEP, short_share
+from ctrbench.reports.recorded import Recording, largest, recordings, with_place
 
 SMALLEST = 0.01
 """Names of a smaller share of a recording's time are summed in its treemap."""
 NO_RANGE, OUTSIDE = "no range", "outside blocks"
-NO_COUNTERS = "the recording holds no counters; `ctrbench profile --tool ncu` records them"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The rows and facts of one record."""
-
-    title: str
-    model: str
-    data: str
-    key: str
-    rows: pd.DataFrame
-    """Of `kernel_rows`; missing text is empty, numbers are plain floats."""
-    facts: Mapping[str, Any]
-    spec: Mapping[str, Any]
-
-    @property
-    def group(self) -> str:
-        """How the page names it."""
-        return f"{self.title} on {self.data}, {self.device}"
-
-    @property
-    def device(self) -> str:
-        """`this CPU (torch.profiler)`."""
-        device = str(self.facts.get("device", "n/k"))
-        tool = str(self.spec.get("tracer") or "none")
-        return f"{'this CPU' if device == 'cpu' else device} ({tool if tool != 'none' else 'torch.profiler'})"
-
-    @property
-    def origin(self) -> str:
-        return str(self.rows["origin"].iloc[0])
-
-    @property
-    def steps(self) -> int:
-        """Steps that totals sum over; 1 where the recording marks none."""
-        return int(self.facts.get("steps") or 1)
-
-    def why(self, what: str, default: str) -> str:
-        """Reason for which a part is withheld."""
-        return str(self.facts.get("withheld", {}).get(what) or default)
-
-    @cached_property
-    def work(self) -> pd.DataFrame:
-        """Totals of kernels, copies and operators."""
-        return self.rows[(self.rows["view"] == TOTAL) & (self.rows["kind"] != RANGE)]
-
-    @cached_property
-    def launches(self) -> pd.DataFrame:
-        """Totals of kernels, or of operators that are launches."""
-        return self.work[self.work["kind"].isin([KERNEL, OPERATOR]) & (self.work["launches"] > 0)]
-
-    @cached_property
-    def ranges(self) -> pd.DataFrame:
-        """Exclusive host time by stage and block."""
-        return self.rows[(self.rows["view"] == TOTAL) & (self.rows["kind"] == RANGE)]
-
-
-def recordings(c: Context) -> list[Recording]:
-    """Every record with launches, in the order of every table."""
-    if c.kernels.empty:
-        return []
-    labels = data_labels(zip(c.frame["data"], c.frame["split"], strict=True)) if "split" in c.frame else {}
-    out = []
-    for key, typed in c.kernels.groupby("run", sort=False):
-        rows, body = _plain(typed), c.bodies.get(str(key), {})
-        first = {name: str(rows[name].iloc[0]) for name in ("model", "variant", "data", "split")}
-        data = labels.get((first["data"], first["split"]), first["data"])
-        out.append(
-            Recording(
-                c.names.title(first["model"], first["variant"]), first["model"], data, str(key), rows,
-                body.get("extra", {}).get("kernels", {}), body.get("spec", {}),
-            )
-        )  # fmt: skip
-    return sorted(out, key=lambda r: (r.data, *c.names.order(r.model, r.title), r.key))
-
-
-def _plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """Columns whose filters are fast and need no logic for missing values."""
-    text = rows[list(TEXTS)].astype(object)
-    names = [*WHOLE, *COUNTERS]
-    numbers = rows[names].astype("Float64").to_numpy("float64", na_value=np.nan)
-    return text.where(text.notna(), "").join(pd.DataFrame(numbers, index=rows.index, columns=names))
 
 
 def section(c: Context) -> Section | None:
@@ -138,7 +55,7 @@ def overview(found: list[Recording], c: Context) -> pd.DataFrame:
             "Model": r.title, "Camp": c.names.camp(r.model), "Data": r.data, "Recorded on": r.device,
             "Steps": str(r.facts.get("steps") or "—"), "Launches / step": per_step,
             "Launches of at most 10 µs": _share(r, "launches"), "Their share of time": _share(r, "duration_ns"),
-            "Largest family": _largest(r.work, "family"), "Largest block": _largest(_with_place(r.work), "place"),
+            "Largest family": largest(r.work, "family"), "Largest block": largest(with_place(r.work), "place"),
             "Note": _note(r.facts),
         })  # fmt: skip
     table = pd.DataFrame(rows, index=[r.model for r in found])
@@ -162,21 +79,8 @@ def _share(r: Recording, weight: str) -> Cell:
     return Cell(value, "kernel_size_hist", r.origin)
 
 
-def _with_place(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `place`, the block within its stage."""
-    place = rows["stage"].where(rows["block"] == "", rows["stage"] + " › " + rows["block"])
-    return rows.assign(place=place.where(place != "", "n/k"))
-
-
-def _largest(rows: pd.DataFrame, column: str, count: int = 1) -> str:
-    sums = rows.groupby(column)["duration_ns"].sum().sort_values(ascending=False, kind="stable")
-    whole = float(sums.sum())
-    best = [f"{drawn.short(str(n))} {100 * float(v) / whole:.0f} %" for n, v in sums.head(count).items() if whole]
-    return ", ".join(best) or "—"
-
-
 def _of_recording(r: Recording, c: Context) -> Iterator[Exhibit]:
-    for made in (_timeline(r), _treemap(r), _sizes(r), _roofline(r, c)):
+    for made in (_timeline(r), _treemap(r), _sizes(r), roofline(r, c)):
         yield from made
 
 
@@ -275,121 +179,3 @@ def sizes(r: Recording) -> pd.DataFrame:
          "Share of time": Cell(spent / ns if ns else 0.0, "kernel_size_hist", r.origin)}
         for edge, count, spent in sums.sort_index().reset_index().to_numpy(float).tolist()
     ])  # fmt: skip
-
-
-# ------------------------------------------------------------------- roofline
-
-
-def _roofline(r: Recording, c: Context) -> tuple[Exhibit, ...]:
-    if r.work[list(COUNTERS)].notna().any(axis=None):
-        return _counter_roofline(r, c)
-    if r.facts.get("device") == "cpu":
-        return _cpu_roofline(r, c)
-    return (Exhibit(table=pd.DataFrame([{"Reason": NO_COUNTERS}]), title="Roofline by block: withheld", group=r.group),)
-
-
-def _cpu_roofline(r: Recording, c: Context) -> tuple[Exhibit, ...]:
-    first = r.rows.iloc[0]
-    mine = where(c.frame, model=r.model, variant=str(first["variant"]), data=r.data, phase="train", trained=True)
-    counted = _counted(c, first)
-    table, why = cpu_blocks(r, mine, counted)
-    title = "Roofline by block"
-    if table.empty:
-        return (Exhibit(table=pd.DataFrame([{"Reason": why}]), title=f"{title}: withheld", group=r.group),)
-    roofs = drawn.device_roofs(*(pick(mine, m, scope=None) for m in ("ceiling_gemm", "ceiling_copy")))
-    figure = drawn.roofline(table, roofs, {"Intensity": "by operand bytes"}, r.model, c.names)
-    note = (
-        "FLOPs and operand bytes of forward, backward and optimizer of a block together, counted; no cache: a point "
-        "above the slanted roof reuses data in cache."
-    )
-    caption = "Blocks of this model under the measured ceilings of this CPU; hover for the largest operators"
-    return exhibit(table, (caption, figure), title=title, note=note, group=r.group)
-
-
-def _counted(c: Context, row: pd.Series) -> Mapping[str, Any]:
-    """`extra` of the counting process of the same configuration; empty if there is none."""
-    want = {n: str(row[n]) for n in ("model", "variant", "data", "split")}
-    for body in c.bodies.values():
-        spec = body.get("spec", {})
-        if spec.get("kind") == "count" and all(str(spec.get(n, "")) == v for n, v in want.items()):
-            return dict(body.get("extra", {}))
-    return {}
-
-
-def cpu_blocks(r: Recording, mine: pd.DataFrame, counted: Mapping[str, Any]) -> tuple[pd.DataFrame, str]:
-    """(FLOPs, bytes, time and rate of each block that has FLOPs; why there is none).
-
-    Args:
-        r: the traced process.
-        mine: training rows of the same configuration.
-        counted: `extra` of its counting process.
-    """
-    split, step = pick(mine, "split_host", scope=None), pick(mine, "step_time")
-    whole = float(r.ranges["duration_ns"].sum())
-    reasons = (
-        (not counted.get("by_block"), "no counting process of this configuration is among the records"),
-        (bool(counted.get("withheld")), str(counted.get("withheld"))),
-        (split.value is None or not whole, split.reason or "the recording marks no step"),
-        (step.value is None, f"no step time of the untraced process ({step.reason})"),
-    )
-    if why := next((text for wrong, text in reasons if wrong), ""):
-        return pd.DataFrame(), why
-    assert step.value is not None
-    spent = r.ranges.groupby("block")["duration_ns"].sum()
-    rows = []
-    for block in counted["by_block"]:
-        name, ns = str(block["module"]), float(spent.get(str(block["module"]), 0))
-        if not name or not block["flops"] or not ns:
-            continue
-        flops = Cell(float(block["flops"]), "flops_elementwise", "counted")
-        moved = Cell(float(block["bytes_own"]), "bytes_operands", "counted")
-        seconds = Cell(step.value * ns / whole, "step_time", "derived", status=step.status, reason=step.reason)
-        rows.append({
-            "Block": name, "FLOPs / step": flops, "Operand bytes / step": moved,
-            "Intensity": _counted_ratio(flops, moved), "Time / step": seconds,
-            "Achieved FLOP/s": flops.over(seconds, "block_flop_rate"),
-            "Largest": _largest(r.work[(r.work["block"] == name) & (r.work["launches"] > 0)], "name", 4),
-        })  # fmt: skip
-    return pd.DataFrame(rows), "" if rows else "no block of this model has FLOPs and time"
-
-
-def _counted_ratio(above: Cell, below: Cell) -> Cell:
-    ratio = above.over(below, "ai_operands")
-    return ratio if ratio.value is None else Cell(ratio.value, "ai_operands", "counted")
-
-
-def _counter_roofline(r: Recording, c: Context) -> tuple[Exhibit, ...]:
-    table, roofs = counter_blocks(r), drawn.roofs_of(r.facts)
-    columns = {"Intensity (DRAM)": "by DRAM bytes", "Intensity (L2)": "by L2 bytes"}
-    lacking = r.why("l2_roof", "") and f"L2 roof withheld: {r.why('l2_roof', '')}."
-    device = r.why("roofs", "") and f"Roofs of the catalogue withheld: {r.why('roofs', '')}."
-    figure = drawn.roofline(table, roofs, columns, r.model, c.names)
-    caption = "Blocks by hardware counters under the DRAM roof; hover for the largest kernels"
-    replayed = "Kernels were replayed one by one: a rate is that of the kernels alone."
-    note = " ".join(text for text in (lacking, device, replayed) if text)
-    return exhibit(table, (caption, figure), title="Roofline by block", note=note, group=r.group)
-
-
-def counter_blocks(r: Recording) -> pd.DataFrame:
-    """FLOPs, DRAM and L2 bytes, time and rate by stage and block, from counters."""
-    rows = []
-    for place, part in _with_place(r.work).groupby("place", sort=False):
-        sums = {n: _counter(part, n, m, r.origin) for n, m in _MEASURES.items()}
-        seconds = Cell(float(part["duration_ns"].sum()) / 1e9, "launch_time", r.origin)
-        rows.append({
-            "Block": str(place), "Kernels": f"{int(part['launches'].sum()):,}", "FLOPs": sums["flops"],
-            "DRAM bytes": sums["dram_bytes"], "L2 bytes": sums["l2_bytes"],
-            "Intensity (DRAM)": sums["flops"].over(sums["dram_bytes"], "ai_operands"),
-            "Intensity (L2)": sums["flops"].over(sums["l2_bytes"], "ai_operands"), "Time": seconds,
-            "Achieved FLOP/s": sums["flops"].over(seconds, "block_flop_rate"), "Largest": _largest(part, "name", 4),
-        })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-_MEASURES = {"flops": "flops_elementwise", "dram_bytes": "bytes_operands", "l2_bytes": "bytes_operands"}
-
-
-def _counter(part: pd.DataFrame, name: str, metric: str, origin: str) -> Cell:
-    if part[name].isna().any():
-        return absent(metric, "field_missing: some launch lacks the counters")
-    return Cell(float(part[name].sum()), metric, origin)

@@ -128,6 +128,7 @@ MEASURES: Mapping[str, Measure] = _table(
     # machine and catalogue
     ("ceiling_gemm", "GEMM ceiling", "GFLOP/s", "up", "number", "fastest large matrix product of this CPU at the dtype and threads stated", _CEIL),
     ("ceiling_copy", "Copy bandwidth", "GB/s", "up", "number", "read + write bytes of a large copy / time", _CEIL),
+    ("ceiling_cache", "Copy bandwidth in cache", "GB/s", "up", "number", "read + write bytes / time of a copy within the last-level cache (both arrays together a quarter of it, at most 8 MiB)", _CEIL),
     ("dispatch_us", "Operator dispatch", "us", "down", "number", "host time of one trivial operator", _CEIL),
     ("peak_tflops", "Dense peak", "TFLOP/s", "up", "number", "dense peak of a catalogued GPU at the dtype stated", _SHEET),
     ("peak_gbs", "DRAM peak", "GB/s", "up", "number", "peak DRAM bandwidth of a catalogued GPU", _SHEET),

@@ -45,15 +45,9 @@ def formats(domain: str | None = None) -> tuple[Format, ...]:
     """
     return (
         Format(name="Nsight Systems .sqlite", accepts=looks_like_sqlite, read=partial(read_nsys, domain=domain)),
-        Format(name="Nsight Compute .csv or .ncu-rep", accepts=looks_like_ncu, read=partial(_read_ncu, domain=domain)),
+        Format(name="Nsight Compute .csv or .ncu-rep", accepts=looks_like_ncu, read=partial(read_ncu, domain=domain)),
         Format(name="Kineto .json", accepts=looks_like_kineto, read=partial(_read_kineto, domain=domain)),
     )
-
-
-def _read_ncu(path: Path, domain: str | None) -> NcuReport:
-    if domain is not None:
-        raise BadRecording(f"{path}: --domain {domain}: rows of Nsight Compute name no domain; leave the flag out")
-    return read_ncu(path)
 
 
 def _read_kineto(path: Path, domain: str | None) -> Recording:

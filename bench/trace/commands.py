@@ -32,11 +32,13 @@ _COMMON = (
     "lts__t_sectors.sum",
     *_FLOPS,
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
-    # Peaks at the clocks of this run: 2 * ffma peak * SM clock, DRAM bytes peak * DRAM clock.
+    # Peaks at the clocks of this run: 2 * ffma peak * SM clock, bytes peak * clock of DRAM and of L2.
     "sm__sass_thread_inst_executed_op_ffma_pred_on.sum.peak_sustained",
     "sm__cycles_elapsed.avg.per_second",
     "dram__bytes.sum.peak_sustained",
     "dram__cycles_elapsed.avg.per_second",
+    "lts__t_bytes.sum.peak_sustained",
+    "lts__cycles_elapsed.avg.per_second",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__warps_active.avg.pct_of_peak_sustained_active",

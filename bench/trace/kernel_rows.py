@@ -15,6 +15,7 @@ from ctrbench.bench.trace import figures
 from ctrbench.bench.trace.columns import MISSING, HostEvent, HostEvents, Ints
 from ctrbench.bench.trace.commands import LAUNCHES
 from ctrbench.bench.trace.names import DOMAIN, ITER, OP_PREFIX, OTHER
+from ctrbench.bench.trace.ncu_ranges import place_of
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.projection import innermost_of
 from ctrbench.bench.trace.recording import Recording
@@ -84,8 +85,12 @@ def recorded_kernels(base: Base, recording: Recording, split: Split | None, orig
         parts.append(drawn[list(schema.COLUMNS)])
     ranges = _ranges(recording, marks, shown, split)
     parts.append(schema.frame({**ranges, "kind": schema.RANGE, "device": "cpu", "origin": origin}, base))
+    roofs, why = _roofs(recording.device, []) if len(recording.gpu) else ([], "")
+    if why:
+        withheld["roofs"] = why
     facts = {
         "device": recording.device or ("a device that the recording does not name" if len(recording.gpu) else "cpu"),
+        "roofs": roofs,
         "format": recording.format, "steps": n,
         "step_ns": None if shown is None else int(marks.end[shown] - marks.start[shown]),
         "outside_steps": len(events) - len(inside), "idle_steps": len(marks) - len(busy) if marked else 0,
@@ -269,9 +274,11 @@ def counted_kernels(base: Base, reports: Mapping[str, NcuReport], origin: Origin
         for launch, derived in zip(report.launches, report.figures, strict=True)
     ]
     timed = [(stage, launch, derived, t) for stage, launch, derived in each if (t := derived["time"].value) is not None]
+    places = [place_of(launch.ranges, stage) for stage, launch, *_ in timed]
     columns: dict[str, Any] = {
-        "kind": [schema.KERNEL] * len(timed), "view": schema.TOTAL, "block": "", "launches": 1, "origin": origin,
-        "stage": [stage for stage, *_ in timed], "name": [launch.kernel for _, launch, *_ in timed],
+        "kind": [schema.KERNEL] * len(timed), "view": schema.TOTAL, "launches": 1, "origin": origin,
+        "stage": [stage for stage, _ in places], "block": [block for _, block in places],
+        "name": [launch.kernel for _, launch, *_ in timed],
         "device": [launch.device or "" for _, launch, *_ in timed],
         "family": [kernel_family(launch.kernel) for _, launch, *_ in timed],
         "duration_ns": [round(t) for *_, t in timed],
@@ -286,7 +293,10 @@ def counted_kernels(base: Base, reports: Mapping[str, NcuReport], origin: Origin
     }
     if why:
         withheld["roofs"] = why
-    withheld["l2_roof"] = "neither the catalogue nor the counters recorded give the bandwidth of L2"
+    if not any(launch.ranges for _, launch, _ in each):
+        withheld["blocks"] = "the files name no NVTX range, so launches are by stage: record with --nvtx"
+    if all(roof["level"] != schema.L2 for roof in roofs):
+        withheld["l2_roof"] = "neither the counters recorded nor the catalogue give the bandwidth of L2"
     facts = {
         "device": device or "a device that the recording does not name", "format": "ncu", "steps": None, "roofs": roofs,
         "outside_steps": 0, "untimed": len(each) - len(timed), "withheld": withheld,
@@ -295,22 +305,37 @@ def counted_kernels(base: Base, reports: Mapping[str, NcuReport], origin: Origin
 
 
 def _roofs(device: str | None, each: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """(roofs of the device, why the catalogue gave none): datasheet peaks, and those at the clocks of the recording."""
+    """(roofs of the device, why the catalogue gave none): datasheet peaks, and those at the clocks of the recording.
+
+    Args:
+        device: as its driver names it; None where the recording does not say.
+        each: figures of launches with counters.
+    """
     roofs: list[dict[str, Any]] = []
-    for name, figure, unit in (("fp32 at the recorded clocks", "peak_fp32", "FLOP/s"),
-                               ("DRAM at the recorded clocks", "peak_dram", "B/s")):  # fmt: skip
+
+    def add(name: str, unit: str, value: float, origin: Origin, level: str = "") -> None:
+        roofs.append({"name": name, "unit": unit, "value": value, "origin": origin, "level": level})
+
+    for name, figure, unit, level in _RECORDED_PEAKS:
         values = [f[figure].value for f in each if f[figure].value is not None]
         if values:
-            roofs.append({"name": name, "unit": unit, "value": float(np.median(values)), "origin": "imported"})
+            add(f"{name} at the recorded clocks", unit, float(np.median(values)), "imported", level)
     if device is None:
-        return roofs, "device_unknown: the files do not name one device"
+        return roofs, "device_unknown: the recording does not name one device"
     try:
         gpu = find(device)
     except HardwareUnknown as error:
         return roofs, str(error)
     for dtype, tflops in gpu.peak_tflops.items():
         if dtype in ("fp32", "tf32", "fp16", "bf16"):
-            roofs.append({"name": f"{gpu.name} {dtype} dense peak", "unit": "FLOP/s", "value": tflops * 1e12,
-                          "origin": "cited"})  # fmt: skip
-    roofs.append({"name": f"{gpu.name} DRAM", "unit": "B/s", "value": gpu.bandwidth_gbs * 1e9, "origin": "cited"})
+            add(f"{gpu.name} {dtype} dense peak", "FLOP/s", tflops * 1e12, "cited")
+    add(f"{gpu.name} DRAM", "B/s", gpu.bandwidth_gbs * 1e9, "cited", schema.DRAM)
+    if gpu.l2_gbs is not None:
+        add(f"{gpu.name} L2", "B/s", gpu.l2_gbs * 1e9, "cited", schema.L2)
     return roofs, ""
+
+
+_RECORDED_PEAKS = (
+    ("fp32", "peak_fp32", "FLOP/s", ""), ("DRAM", "peak_dram", "B/s", schema.DRAM), ("L2", "peak_l2", "B/s", schema.L2),
+)  # fmt: skip
+"""(name, figure of a launch, unit, memory level)."""

@@ -8,6 +8,8 @@ characters `@ , [ ] / * +`, which ncu's range filter reads as its own (measures.
 from __future__ import annotations
 
 DOMAIN = "ctrbench"
+DEFAULT_DOMAIN = "default"
+"""What `--domain` calls the ranges without a domain."""
 STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm")
 """Each is an NVTX category too: that of its stage range and of all ranges inside."""
 OTHER = "other"

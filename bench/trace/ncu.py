@@ -9,6 +9,7 @@ import gzip
 import tempfile
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu_csv import decode, is_header, read_csv
 from ctrbench.bench.trace.ncu_launch import Metric, NcuLaunch
+from ctrbench.bench.trace.ncu_ranges import ranges_of_state
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.ncu_units import to_base
 
@@ -39,19 +41,27 @@ def looks_like_ncu(path: str | Path, head: bytes) -> bool:
     return any(is_header(line) for line in lines) or (logged and bool({".csv", ".txt", ".log"} & set(suffixes)))
 
 
-def read_ncu(path: str | Path) -> NcuReport:
+def read_ncu(path: str | Path, domain: str | None = None) -> NcuReport:
     """Reads one file.
 
+    Args:
+        path: the file.
+        domain: NVTX domain whose ranges are asked for, `default` for the default one; None: that and ours.
+
     Raises:
-        BadRecording: missing, damaged, not ncu's, or a report file without the extra that reads it.
+        BadRecording: missing, damaged, not ncu's, a report file without the extra that reads it, or no range of the
+            domain.
     """
     path = Path(path)
     if not path.is_file():
         raise BadRecording(f"{path}: no such file")
     raw = read_bytes(path)
-    if raw[:4] == REPORT or path.name.endswith((".ncu-rep", ".ncu-rep.gz")):
-        return _read_report(path, raw)
-    return read_csv(str(path), raw)
+    is_report = raw[:4] == REPORT or path.name.endswith((".ncu-rep", ".ncu-rep.gz"))
+    found = replace(_read_report(path, raw) if is_report else read_csv(str(path), raw), domain=domain)
+    if domain is not None and domain not in found.domains():
+        held = ", ".join(sorted(found.domains())) or "no range at all; record with --nvtx"
+        raise BadRecording(f"{path}: --domain {domain}: no launch is inside a range of it; the file has {held}")
+    return found
 
 
 def read_bytes(path: Path) -> bytes:
@@ -113,6 +123,7 @@ def _launch(number: str, action: Any) -> NcuLaunch:
         id=number, process=None, kernel=action.name(), context=_int(read.get("launch__context_id")),
         stream=_int(read.get("launch__stream_id")), grid=_size(read, "grid"), block=_size(read, "block"),
         device_index=_int(read.get("launch__device_id")), cc=_capability(read), metrics=metrics,
+        ranges=ranges_of_state(action.nvtx_state()),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.commands import NO_PERMISSION, PERMISSION_HELP
 from ctrbench.bench.trace.ncu_launch import Metric, NcuLaunch
+from ctrbench.bench.trace.ncu_ranges import COLUMN, ranges_of
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.ncu_units import BadNumber, number, to_base, wrong_locale
 
@@ -57,6 +58,7 @@ class _Table:
                 id=name, process=row.get("Process ID"), kernel=row["Kernel Name"], context=row.get("Context"),
                 stream=row.get("Stream"), grid=_size(row.get("Grid Size")), block=_size(row.get("Block Size")),
                 device_index=row.get("Device"), cc=row.get("CC"), metrics={},
+                ranges=tuple(r for c in self.header if COLUMN.fullmatch(c) for r in ranges_of(row.get(c, ""))),
             )  # fmt: skip
         return self.launches[name]
 
@@ -211,7 +213,7 @@ def _wide(table: _Table, rows: list[tuple[int, list[str]]]) -> None:
     if not parsed or parsed[0][1]["ID"]:
         raise table.error(table.first_line + 1, "no row of units under the header; export with --csv --page raw")
     units, parsed = parsed[0][1], parsed[1:]
-    metrics = [name for name in table.header if name not in IDENTITY]
+    metrics = [name for name in table.header if name not in IDENTITY and not COLUMN.fullmatch(name)]
     if why := wrong_locale(cells[name] for _, cells in parsed for name in metrics):
         raise BadRecording(f"{table.path}: {why}; {_LOCALE}")
     for line, cells in parsed:

@@ -210,9 +210,26 @@ def _ratio(above: Callable[[NcuLaunch], Value], below: Callable[[NcuLaunch], Val
     return compute
 
 
-_L2 = _one("lts__t_sectors.sum", "sector", factor=32)
+_SECTOR = 32
+_L2 = _one("lts__t_sectors.sum", "sector", factor=_SECTOR)
 _FFMA, _DFMA = (f"sm__sass_thread_inst_executed_op_{op}_pred_on.sum.peak_sustained" for op in ("ffma", "dfma"))
-_SM_CLOCK, _DRAM_CLOCK = "sm__cycles_elapsed.avg.per_second", "dram__cycles_elapsed.avg.per_second"
+_SM_CLOCK, _DRAM_CLOCK, _L2_CLOCK = (f"{unit}__cycles_elapsed.avg.per_second" for unit in ("sm", "dram", "lts"))
+
+
+def _l2_peak(launch: NcuLaunch) -> Value:
+    """As Nsight Compute's own hierarchical roofline has it; else of the rate and its share of the peak."""
+    return _first(
+        launch, _product(1, ("lts__t_bytes.sum.peak_sustained", _L2_CLOCK), ("byte/cycle", "hz")), _l2_peak_of_share
+    )
+
+
+def _l2_peak_of_share(launch: NcuLaunch) -> Value:
+    rate, share = "lts__t_sectors.sum.per_second", "lts__t_sectors.avg.pct_of_peak_sustained_elapsed"
+    percent = _read(launch, share, ("%",))
+    if not percent:
+        raise _Unknown(f"{share} is 0")
+    return 100 * _SECTOR * _read(launch, rate, ("sector/s",)) / percent, f"{_SECTOR} * {rate} / {share}"
+
 
 FIGURES: dict[str, tuple[str, Callable[[NcuLaunch], Value]]] = {
     "time": ("ns", _time),
@@ -233,5 +250,6 @@ FIGURES: dict[str, tuple[str, Callable[[NcuLaunch], Value]]] = {
     "peak_fp32": ("FLOP/s", _product(2, (_FFMA, _SM_CLOCK), ("inst/cycle", "hz"))),
     "peak_fp64": ("FLOP/s", _product(2, (_DFMA, _SM_CLOCK), ("inst/cycle", "hz"))),
     "peak_dram": ("byte/s", _product(1, ("dram__bytes.sum.peak_sustained", _DRAM_CLOCK), ("byte/cycle", "hz"))),
+    "peak_l2": ("byte/s", _l2_peak),
 }  # fmt: skip
 """name -> (unit, how); peaks are those at the clocks of that run."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from ctrbench.bench.trace.ncu_ranges import NvtxRange
+
 
 class Metric(NamedTuple):
     """A value in base units; a text, or None where ncu prints `n/a`."""
@@ -31,6 +33,8 @@ class NcuLaunch:
     """Compute capability, `8.6`."""
     metrics: dict[tuple[str, str], Metric]
     """(section, name) -> value; the section is empty on the raw page and in a report file."""
+    ranges: tuple[NvtxRange, ...] = ()
+    """NVTX ranges open at the launch; those of a thread from the outermost on."""
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[str, str]]]:

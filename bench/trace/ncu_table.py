@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from ctrbench.bench.trace.names import DEFAULT_DOMAIN, DOMAIN
 from ctrbench.bench.trace.ncu_figures import FIGURES, Figure, figures
 from ctrbench.bench.trace.ncu_launch import NcuLaunch
 
@@ -54,6 +55,8 @@ class NcuReport:
     partial: tuple[str, ...] = ()
     """Signs that the file is not whole: what is there is right, but launches or metrics may be missing."""
     notes: tuple[str, ...] = ()
+    domain: str | None = None
+    """NVTX domain whose ranges are asked for; None: the default one and ours."""
 
     @cached_property
     def figures(self) -> tuple[dict[str, Figure], ...]:
@@ -88,6 +91,24 @@ class NcuReport:
             return Figure(None, "%", "", time.reason or "field_missing: no launch took any time")
         return Figure(weighted / time.value, "%", "tensor_pipe weighted by time")
 
+    def domains(self) -> dict[str, int]:
+        """NVTX domain -> launches inside a range of it, most first."""
+        return dict(Counter(d for launch in self.launches for d in {r.domain for r in launch.ranges}).most_common())
+
+    def by_range(self) -> dict[str, dict[str, float | None]]:
+        """Name of a range of the domains asked for -> launches inside it and their time; longest first.
+
+        A launch counts for every range around it. The time is None where a launch has none.
+        """
+        wanted = (DEFAULT_DOMAIN, DOMAIN) if self.domain is None else (self.domain,)
+        found: dict[str, list[float | None]] = {}
+        for launch, derived in zip(self.launches, self.figures, strict=True):
+            for name in dict.fromkeys(r.name for r in launch.ranges if r.domain in wanted):
+                found.setdefault(name, []).append(derived["time"].value)
+        sums = {name: None if None in times else sum(t or 0.0 for t in times) for name, times in found.items()}
+        order = sorted(found, key=lambda n: (-(sums[n] or 0.0), n))
+        return {name: {"launches": len(found[name]), "total_ns": sums[name]} for name in order}
+
     def summary(self) -> dict[str, Any]:
         """Every figure of the file; withheld ones are None with their reason in `refusals` or beside them."""
         refusals = list(self.refusals)
@@ -111,6 +132,7 @@ class NcuReport:
                 "total_ns": time.value,
                 "by_name": dict(Counter(launch.kernel for launch in self.launches).most_common()),
             },
+            "nvtx": {"launches_by_domain": self.domains(), "by_name": self.by_range()} if self.domains() else None,
             "totals": {name: self.total(name).as_json() for name in ("time", "dram_bytes", "l2_bytes", "flops")},
             "tensor_pipe_use": self.tensor_pipe_use().as_json(),
             "actions" if self.format == "ncu-rep" else "launch": [one(*pair) for pair in pairs],
@@ -138,6 +160,9 @@ class NcuReport:
             ("tensor pipe", self.tensor_pipe_use()),
         ):  # fmt: skip
             yield what, f"withheld: {figure.reason}" if figure.value is None else f"{figure.value:.6g} {figure.unit}"
+        for name, inside in list(self.by_range().items())[:10]:
+            spent = "withheld" if inside["total_ns"] is None else f"{inside['total_ns'] / 1e6:.3f} ms"
+            yield f"inside {name}", f"{inside['launches']} launches, {spent}"
         for what, texts in (("refused", self.refusals), ("partial", self.partial), ("note", self.notes)):
             yield from ((what, text) for text in texts)
 

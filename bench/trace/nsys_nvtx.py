@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.trace.columns import MISSING, UNNAMED, BadRecording, Ints, Mask
-from ctrbench.bench.trace.names import DOMAIN
+from ctrbench.bench.trace.names import DEFAULT_DOMAIN, DOMAIN
 from ctrbench.bench.trace.nsys_strings import Strings
 from ctrbench.bench.trace.sqlite_tables import Tables
 
 TABLE = "NVTX_EVENTS"
 CATEGORY, MARK, THREAD_NAME, PUSH_POP, START_END, DOMAIN_CREATE = 33, 34, 39, 59, 60, 75
-DEFAULT = "default"
-"""What `--domain` calls the default domain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,8 @@ def _named(strings: Strings, found: Mapping[str, Ints], name: Ints, rows: Mask) 
 
 def _own(tables: Tables, domain: str | None, of: list[tuple[int, int]], domains: Mapping[tuple[int, int], str]) -> Mask:
     """Ranges of the domain asked for; if none was, of the default one and of ours."""
-    known = {key: DEFAULT if key[1] == 0 else domains.get(key, f"#{key[1]}") for key in set(of)}
-    wanted = (DEFAULT, DOMAIN) if domain is None else (domain,)
+    known = {key: DEFAULT_DOMAIN if key[1] == 0 else domains.get(key, f"#{key[1]}") for key in set(of)}
+    wanted = (DEFAULT_DOMAIN, DOMAIN) if domain is None else (domain,)
     own = np.array([known[key] in wanted for key in of], bool)
     if domain is not None and not own.any():
         held = ", ".join(sorted(set(known.values()))) or "no range at all"

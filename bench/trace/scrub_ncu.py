@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu_csv import IDENTITY, METRIC, RULE, decode, split_table
+from ctrbench.bench.trace.ncu_ranges import COLUMN
 from ctrbench.bench.trace.ncu_units import BadNumber, number
 from ctrbench.bench.trace.scrub_account import REDACTED, Dropped
 
@@ -19,7 +20,6 @@ _TEXT_METRICS = {"device__attribute_display_name", "launch__func_cache_config", 
 _UNIT = re.compile(
     r"[KMGT]?(byte|bit|hz|inst|cycle|sector|request|block|thread|warp|s|ns|us|ms|[num]?second|%)(/[a-z]+)?"
 )
-_RANGE_COLUMN = re.compile(r".*(Push/Pop_Range|Start/Stop_Range).*")
 _CELL = re.compile(r'"(?:[^"]|"")*"|[^,]*')
 
 
@@ -49,7 +49,7 @@ def _header(header: list[str], record: str, dropped: Dropped) -> str:
     """The header; names of columns that ncu does not have may be anybody's words."""
     cells = _cells(record)
     for i, name in enumerate(header):
-        if name not in _KEPT and not _METRIC_NAME.fullmatch(name) and not _RANGE_COLUMN.fullmatch(name):
+        if name not in _KEPT and not _METRIC_NAME.fullmatch(name) and not COLUMN.fullmatch(name):
             cells[i] = f'"{REDACTED} {i}"'
             dropped.add("names of unknown columns")
     return ",".join(cells) + record[len(record.rstrip("\r\n")) :]
@@ -104,7 +104,7 @@ def _fit(column: str, value: str, metric: str, dropped: Dropped) -> str:
     """The value of a cell as it may be shared."""
     if value in ("", REDACTED):
         return value
-    if _RANGE_COLUMN.fullmatch(column) and not dropped.redact_names:
+    if COLUMN.fullmatch(column) and not dropped.redact_names:
         return value
     if column in _KEPT and column not in _REDACTED and (column != "Metric Value" or _harmless(metric, value)):
         return value

@@ -234,6 +234,7 @@ def _times(rng: random.Random, base: dict[str, Any], status: str) -> list[Measur
         make(base, "mbu", rng.uniform(0.05, 0.7), "derived", scope="bytes_operands"),
         make(base, "ceiling_gemm", 95.0 + rng.random(), "measured"),
         make(base, "ceiling_copy", 12.0 + rng.random(), "measured"),
+        make(base, "ceiling_cache", 40.0 + rng.random(), "measured"),
     ]
 
 

@@ -92,11 +92,12 @@ DERIVED = {
     ("ncu/a40_two_kernels.ncu-rep", 1): {
         "dram_bytes": 1690000256 + 328820608, "l2_bytes": 32 * 53085800, "flops_fp32": 0, "tensor_flops": 0,
         "tensor_ops_int8": None, "tensor_pipe": 53.799882972326984, "peak_dram": 96 * 7233798772.457794,
-        "ai_dram": None,
+        "ai_dram": None, "peak_l2": 32 * 5915205632.336371 / 0.10032779944228375,
     },
     ("ncu/a100_int8_gemm.ncu-rep", 0): {
         "dram_bytes": 320768, "l2_bytes": 32 * 51432, "tensor_pipe": 2.32258064516129, "tensor_ops_int8": None,
         "peak_dram": 1280 * 1508923076.9230769, "flops_fp64": 0,
+        "peak_l2": 32 * 4945384615.384615 / 0.020324355083459786,
     },
     ("ncu/a100_int8_gemm.ncu-rep", 1): {"tensor_ops_int8": 0, "tensor_flops": 0, "dram_bytes": 448128},
 }  # fmt: skip
@@ -118,6 +119,25 @@ def test_peaks_of_a_run_stay_below_the_datasheet() -> None:
     for row in summary("ncu/a100_int8_gemm.ncu-rep")["actions"]:
         assert row["figures"]["peak_fp32"]["value"] == pytest.approx(19.5e12, rel=0.3)
         assert row["figures"]["peak_dram"]["value"] == pytest.approx(1935e9, rel=0.01)
+
+
+@needs_recordings
+def test_peak_of_l2_is_its_slices_at_its_clock() -> None:
+    """A40: 48 slices of one 32-byte sector a cycle; A100: 80 slices of three, at 10544 cycles in 10.4 us."""
+    a40 = summary("ncu/a40_two_kernels.ncu-rep")["actions"][1]["figures"]["peak_l2"]["value"]
+    assert a40 / (48 * 32) == pytest.approx(1.2e9, rel=0.05)
+    a100 = summary("ncu/a100_int8_gemm.ncu-rep")["actions"][0]
+    clock = 10544 / (a100["figures"]["time"]["value"] * 1e-9)
+    assert a100["figures"]["peak_l2"]["value"] == pytest.approx(80 * 3 * 32 * clock, rel=0.01)
+
+
+@needs_recordings
+def test_ranges_of_a_report() -> None:
+    assert summary("ncu/a100_int8_gemm.ncu-rep")["nvtx"] == {
+        "launches_by_domain": {"default": 2}, "by_name": {"NCUTEST": {"launches": 2, "total_ns": 10400 + 322592}},
+    }  # fmt: skip
+    assert summary("ncu/a40_two_kernels.ncu-rep")["nvtx"] is None
+    assert summary("ncu/rtx5070_saxpy.csv")["nvtx"] is None
 
 
 @needs_recordings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.nsys import read_nsys
 from ctrbench.bench.trace.time_split import split_of
 from ctrbench.reports import kernel_rows as schema
-from ctrbench.reports import kernels as section
 from ctrbench.reports import records
+from ctrbench.reports.block_rooflines import NO_COUNTERS
 from ctrbench.reports.page import make_report, render
 
 DATA = Path(__file__).parents[1] / "data"
@@ -68,6 +68,7 @@ def test_kernels_of_an_export_without_steps_have_places_and_no_timeline(tmp_path
 def test_an_export_goes_through_profile_into_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The split by leaving components out trains a model; the export has none.
     monkeypatch.setattr(profile, "_left_out", lambda *_: [])
+    monkeypatch.setattr(profile, "_work", lambda _: {"withheld": "uncounted_op: mine::fused x1", "by_block": []})
     folder = tmp_path / "records" / "k"
     folder.mkdir(parents=True)
     file = with_steps(folder / "nsys.sqlite")
@@ -89,7 +90,7 @@ def test_an_export_goes_through_profile_into_the_page(tmp_path: Path, monkeypatc
     ]  # fmt: skip
     assert {e.group for e in mine.exhibits[1:]} == {"DIN on ml, Tesla T4 (nsys)"}
     assert mine.exhibits[0].table["Launches / step"].iloc[0].value == 2, "of the step that launched any"
-    assert mine.exhibits[-1].table["Reason"].iloc[0] == section.NO_COUNTERS
+    assert mine.exhibits[-1].table["Reason"].iloc[0] == f"uncounted_op: mine::fused x1; {NO_COUNTERS}"
     page = render(report)
     assert "device 0, stream 7" in page
     for secret in _nsys["SECRETS"]:
@@ -141,8 +142,10 @@ def test_a_recording_of_ranges_alone_withholds_launches(tmp_path: Path) -> None:
     assert set(found.table["kind"]) == {schema.RANGE}
 
 
-def ncu(path: Path, *launches: Mapping[str, tuple[str, str]]) -> Path:
-    path.write_text(_ncu["raw_form"](launches, cc="9.0"))
+def ncu(path: Path, *launches: Mapping[str, tuple[str, str]], blocks: Sequence[str] = ()) -> Path:
+    """Launches with counters, each in our range of a block if any are named."""
+    cells = [("", _ncu["nvtx_cell"]("iter", f"block:{b}", thread=None, domain="ctrbench")) for b in blocks]
+    path.write_text(_ncu["raw_form"](launches, cc="9.0", ranges=cells))
     return path
 
 
@@ -167,7 +170,12 @@ def test_counters_go_through_profile_under_the_roofs_of_the_device(tmp_path: Pat
     report = make_report(*records.load(tmp_path), kernels)
     mine = next(s for s in report.sections if s.id == "kernels")
     roof = next(e for e in mine.exhibits if e.title == "Roofline by block")
-    assert "L2 roof withheld: neither the catalogue nor the counters" in roof.note
+    assert "By stage alone: the files name no NVTX range" in roof.note
+    assert roofs["L2 at the recorded clocks"] == (5120 * 1.6e9, "imported")
+    assert roofs["H100 SXM L2"] == (8986e9, "cited")
+    lines = {t.name: t.line.dash for t in roof.figures[0][1].data if t.mode == "lines"}
+    assert {dash for name, dash in lines.items() if " L2" in name or name.startswith("L2")} == {"dash"}
+    assert sum(dash == "solid" for dash in lines.values()) == 2, "DRAM at the recorded clocks, and of the catalogue"
     cells = roof.table.set_index("Block")
     assert cells.loc["dense", "Intensity (DRAM)"].value == pytest.approx(dense["flops"] / 3e6)
     assert cells.loc["backward", "Intensity (DRAM)"].reason.startswith("field_missing")
@@ -175,6 +183,25 @@ def test_counters_go_through_profile_under_the_roofs_of_the_device(tmp_path: Pat
     assert len(roof.figures) == 1
     assert "Timeline" not in {e.title for e in mine.exhibits}
     assert "replays kernels one by one" in mine.exhibits[0].table["Note"].iloc[0]
+
+
+def test_counters_are_told_by_block_where_ranges_were_recorded(tmp_path: Path) -> None:
+    whole = _ncu["counters"]()
+    file = ncu(tmp_path / "ncu-dense.csv", whole, whole, whole, blocks=("tower", "head", "tower"))
+    found = counted_kernels(BASE, {"dense": read_ncu(file)})
+    rows = found.table.set_index("block")
+    assert rows["launches"].to_dict() == {"tower": 2, "head": 1}
+    assert rows.loc["tower", "dram_bytes"] == 3e6
+    assert set(rows["stage"]) == {"dense"}
+    assert "blocks" not in found.facts["withheld"]
+
+
+def test_a_device_without_a_known_l2_has_no_roof_of_it(tmp_path: Path) -> None:
+    bare = {n: v for n, v in _ncu["counters"](device__attribute_display_name=("", "Tesla T4")).items()
+            if not n.startswith("lts__c")}  # fmt: skip
+    found = counted_kernels(BASE, {"dense": read_ncu(ncu(tmp_path / "a.csv", bare))})
+    assert found.facts["withheld"]["l2_roof"].startswith("neither the counters recorded nor the catalogue")
+    assert {r["level"] for r in found.facts["roofs"]} == {"", "dram"}
 
 
 def test_a_device_that_nobody_knows_has_no_cited_roof(tmp_path: Path) -> None:

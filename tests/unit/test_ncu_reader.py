@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from tests.data.synthetic_ncu import METRIC, SASS, WHO, counters, line, long_form, raw_form, who
+from tests.data.synthetic_ncu import METRIC, SASS, WHO, counters, line, long_form, nvtx_cell, raw_form, who
 
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.ncu import looks_like_ncu, read_ncu
@@ -88,6 +89,7 @@ def test_figures_by_formula(tmp_path: Path) -> None:
         "flops": fp32 + fp16 + fp64 + 6e6, "ai_dram": (fp32 + fp16 + fp64 + 6e6) / 1.5e6,
         "ai_l2": (fp32 + fp16 + fp64 + 6e6) / 3.2e6, "flop_rate": (fp32 + fp16 + fp64 + 6e6) / 1e-5,
         "dram_rate": 1.5e11, "peak_fp32": 2 * 16_896 * 1.5e9, "peak_fp64": None, "peak_dram": 1280 * 2.6e9,
+        "peak_l2": 5120 * 1.6e9,
     }  # fmt: skip
     assert set(want) == set(report.figures[0])
     for name, value in want.items():
@@ -103,6 +105,7 @@ def test_figures_by_formula(tmp_path: Path) -> None:
         ("sm__ops_path_tensor_src_tf32_dst_fp32.sum", {"tensor_flops", "flops", "ai_dram", "ai_l2", "flop_rate"}),
         ("gpu__time_duration.sum", {"time", "flop_rate", "dram_rate"}),
         ("lts__t_sectors.sum", {"l2_bytes", "ai_l2"}),
+        ("lts__cycles_elapsed.avg.per_second", {"peak_l2"}),
     ],
 )
 def test_a_counter_that_is_missing_is_never_zero(tmp_path: Path, metric: str, gone: set[str]) -> None:
@@ -114,6 +117,55 @@ def test_a_counter_that_is_missing_is_never_zero(tmp_path: Path, metric: str, go
             assert (value.reason or "").startswith("field_missing: "), name
         else:
             assert value == whole[name], name
+
+
+def test_peak_of_l2_from_a_rate_and_its_share(tmp_path: Path) -> None:
+    """30 % of the peak at 18e9 sectors of 32 bytes a second; a share of 0 tells nothing."""
+    bare = {k: v for k, v in counters().items() if not k.startswith(("lts__t_bytes", "lts__cycles"))}
+    rate = {"lts__t_sectors.sum.per_second": ("sector/s", "18,000,000,000.00")}
+    share = "lts__t_sectors.avg.pct_of_peak_sustained_elapsed"
+    report = read(tmp_path, long_form([bare | rate | {share: ("%", "30.00")}, bare | rate | {share: ("%", "0.00")}]))
+    assert figure(report, "peak_l2") == pytest.approx(18e9 * 32 / 0.3)
+    assert f"{share} is 0" in (report.figures[1]["peak_l2"].reason or "")
+
+
+def ranged(form: Callable[..., str] = raw_form) -> str:
+    """Three launches: in two nested ranges of the default domain, in one of another, in none."""
+    cells = [(nvtx_cell("step", "layer:1"), ""), ("", nvtx_cell("copy", thread=None, domain="loader")), ("", "")]
+    return form([counters()] * 3, cc="9.0", ranges=cells)
+
+
+@pytest.mark.parametrize("form", [raw_form, long_form])
+def test_ranges_around_a_launch(tmp_path: Path, form: Callable[..., str]) -> None:
+    report = read(tmp_path, ranged(form))
+    assert [launch.ranges for launch in report.launches] == [
+        (("default", "step"), ("default", "layer:1")), (("loader", "copy"),), (),
+    ]  # fmt: skip
+    assert report.summary()["nvtx"] == {
+        "launches_by_domain": {"default": 1, "loader": 1},
+        "by_name": {name: {"launches": 1, "total_ns": 10_000} for name in ("layer:1", "step")},
+    }
+    assert not any("Range" in name for _, name in report.launches[0].metrics), "a range is no metric"
+    assert ("inside step", "1 launches, 0.010 ms") in list(report.lines())
+
+
+def test_the_domain_asked_for_is_the_one_that_is_summed(tmp_path: Path) -> None:
+    file = tmp_path / "synthetic.csv"
+    file.write_text(ranged())
+    assert read_ncu(file, domain="loader").by_range() == {"copy": {"launches": 1, "total_ns": 10_000}}
+    with pytest.raises(BadRecording, match=r"--domain mine: no launch is inside a range of it; the file has default, "):
+        read_ncu(file, domain="mine")
+    file.write_text(raw_form([counters()]))
+    with pytest.raises(BadRecording, match=r"--domain mine: .* no range at all; record with --nvtx"):
+        read_ncu(file, domain="mine")
+    assert read_ncu(file).summary()["nvtx"] is None
+
+
+def test_time_inside_a_range_is_withheld_where_a_launch_has_none(tmp_path: Path) -> None:
+    untimed = {k: v for k, v in counters().items() if k != "gpu__time_duration.sum"}
+    cells = [(nvtx_cell("a"), ""), (nvtx_cell("a"), "")]
+    report = read(tmp_path, raw_form([counters(), untimed], ranges=cells))
+    assert report.by_range() == {"a": {"launches": 2, "total_ns": None}}
 
 
 def test_instruction_counters_prove_the_absence_of_tensor_work_only(tmp_path: Path) -> None:

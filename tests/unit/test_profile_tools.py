@@ -38,6 +38,13 @@ elif os.environ.get("FAKE_FAILS") != "silently":
                                           (60, 10, 109, "stage:dense", 3)]:
         c.execute("INSERT INTO NVTX_EVENTS VALUES (?,?,?,NULL,NULL,?,1,1,NULL,1,NULL,?,NULL,NULL,NULL,NULL)",
                   (start, end, type_, text, step))
+    c.executescript('''CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start, "end", deviceId, streamId, correlationId,
+        globalPid, demangledName, shortName); CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start, "end", globalTid,
+        correlationId, nameId); CREATE TABLE TARGET_INFO_GPU (id, name);
+        INSERT INTO StringIds VALUES (1, 'gemm_kernel'), (2, 'cudaLaunchKernel_v7000');
+        INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (60, 90, 0, 7, 1, 0, 1, 1);
+        INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (20, 30, 1, 1, 2);
+        INSERT INTO TARGET_INFO_GPU VALUES (0, 'Tesla T4')''')
     c.commit()
 """
 FAKE_NCU = """
@@ -111,6 +118,12 @@ def test_nsys_records_exports_and_is_read(log: Path, tmp_path: Path, capsys: pyt
     assert (share["metric"], share["value"], share["origin"]) == ("split_host", pytest.approx(0.99), "imported")
     assert bodies[folder.name]["extra"]["steps"] == 1
     assert set(bodies[folder.name]["extra"]["files"]) == {"nsys.sqlite"}
+    facts, counted = (bodies[folder.name]["extra"][name] for name in ("kernels", "counted"))
+    assert facts["device"] == "Tesla T4"
+    assert {r["name"] for r in facts["roofs"]} >= {"T4 DRAM", "T4 fp16 dense peak"}
+    # what kernels do not tell is counted by running one step of the same configuration
+    assert counted["withheld"] == ""
+    assert sum(b["flops"] for b in counted["by_block"]) > 1e6
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,36 @@ def test_blocks_of_a_cpu_lie_under_its_measured_ceilings() -> None:
     assert max(lines[0].y) == pytest.approx(peak * 1e9)
 
 
+def test_blocks_of_a_device_are_counted_work_over_recorded_time() -> None:
+    rows, bodies, launches = context(device="Tesla T4")
+    facts = bodies[f"{ML}-composite-trace"]["extra"]["kernels"]
+    facts["roofs"] = [
+        {"name": "fp32", "unit": "FLOP/s", "value": 8.1e12, "origin": "cited", "level": ""},
+        {"name": "DRAM", "unit": "B/s", "value": 3.2e11, "origin": "cited", "level": "dram"},
+    ]
+    roof = next(e for e in section_of(rows, bodies, launches).exhibits if e.title == "Roofline by block")
+    table = roof.table.set_index("Block")
+    assert list(table.index) == ["tower", "cross"]
+    found = recording_of(rows, bodies, launches)
+    mine = found.launches[found.launches["block"] == "tower"]
+    spent = float(mine["duration_ns"].sum()) / 4 * 1e-9
+    assert table.loc["tower", "Time / step"].value == pytest.approx(spent), "forward and backward, one of four steps"
+    assert table.loc["tower", "Time / step"].origin == "imported"
+    assert table.loc["tower", "Achieved FLOP/s"].value == pytest.approx(4e8 / spent)
+    assert table.loc["tower", "Intensity"].origin == "counted"
+    assert [t.name for t in roof.figures[0][1].data if t.mode == "lines"] == ["fp32 (cited), DRAM (cited)"]
+    assert "not read from the device" in roof.note
+
+
+def test_work_that_the_record_itself_carries_comes_first() -> None:
+    rows, bodies, launches = context(device="Tesla T4")
+    block = {"module": "cross", "calls": 1, "flops": 7e9, "bytes_own": 1e9, "bytes_half": 5e8, "kernels": 1.0}
+    bodies[f"{ML}-composite-trace"]["extra"]["counted"] = {"withheld": "", "by_block": [block]}
+    roof = next(e for e in section_of(rows, bodies, launches).exhibits if e.title == "Roofline by block")
+    assert roof.table["FLOPs / step"].iloc[0].value == 7e9
+    assert len(roof.table) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -137,7 +167,7 @@ def test_blocks_of_a_cpu_lie_under_its_measured_ceilings() -> None:
         ("uncounted", "uncounted_op: mine::fused x1"),
         ("no time", "no step time of the untraced process"),
         ("no split", "coverage_low: the named stages explain 0.900"),
-        ("gpu", kernels.NO_COUNTERS),
+        ("gpu", "the recording names no block"),
     ],
 )
 def test_a_roofline_that_is_not_known_is_withheld_with_the_reason(change: str, reason: str) -> None:
@@ -147,6 +177,8 @@ def test_a_roofline_that_is_not_known_is_withheld_with_the_reason(change: str, r
         del bodies[f"{ML}-composite-count"]
     if change == "uncounted":
         bodies[f"{ML}-composite-count"]["extra"]["withheld"] = reason
+    if change == "gpu":
+        bodies[f"{ML}-composite-trace"]["extra"]["kernels"]["withheld"] = {"blocks": reason}
     if change == "no split":
         base = {"run": "x", "model": "composite", "family": "legacy", "data": ML, "track": "sequence", "split": "time",
                 "phase": "train"}  # fmt: skip

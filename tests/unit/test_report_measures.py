@@ -15,7 +15,7 @@ OWED = (
     "cpu_core_seconds", "cpu_core_s_per_million", "bytes_raw", "bytes_shards", "bytes_tables", "bytes_optimizer",
     "bytes_checkpoint", "loader_stall", "padding_waste", "unique_row_ratio", "split_host", "break_even_host_us",
     "auc", "gauc", "logloss", "ne", "calibration", "auc_delta", "auc_per_gflop", "parameters", "train_rows",
-    "ceiling_gemm", "ceiling_copy",
+    "ceiling_gemm", "ceiling_copy", "ceiling_cache",
 )  # fmt: skip
 
 

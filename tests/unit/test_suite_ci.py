@@ -71,7 +71,8 @@ SMALL = [
     "run.warmup=2", "run.threads=1", "run.batch=64",
 ]  # fmt: skip
 MEASURED = ("step_time", "throughput", "infer_latency", "rss_peak", "cpu_core_seconds", "cpu_core_s_per_million",
-            "loader_stall", "auc", "logloss", "ne", "calibration", "ceiling_gemm", "ceiling_copy", "split_host",
+            "loader_stall", "auc", "logloss", "ne", "calibration", "ceiling_gemm", "ceiling_copy", "ceiling_cache",
+            "split_host",
             "split_component", "bytes_checkpoint", "bytes_raw", "bytes_shards")  # fmt: skip
 COUNTED = ("flops_fwd_per_sample", "flops_train_per_sample", "flops_elementwise", "ops_per_step", "ops_per_sample",
            "bytes_operands", "bytes_compulsory", "parameters", "bytes_tables", "bytes_optimizer", "padding_waste",
