@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     trace.add_argument("--json", action="store_true", help="one JSON object a line and file")
     trace.add_argument("--domain", metavar="NAME", help="NVTX ranges of this domain (default: ctrbench and `default`)")
+    trace.add_argument("--table", metavar="OUT", help="also every kernel and copy with its launch, .parquet or .csv")
     clean = commands.add_parser("scrub", help="a copy of a recording that is fit to share")
     clean.add_argument("file", help="nsys .sqlite, ncu .csv or Kineto .json; gzip or not")
     clean.add_argument("-o", "--out", required=True, help="a new file; a name in .gz is compressed")
@@ -150,9 +151,12 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from ctrbench.bench.trace.command import run_trace
+    from ctrbench.bench.trace.command import TABLES, run_trace
 
-    return run_trace(options.files, json=options.json, domain=options.domain)
+    table = Path(options.table) if options.table else None
+    if table is not None and table.suffix not in TABLES:
+        return _wrong(f"--table {table}: a table ends in {' or '.join(TABLES)}")
+    return run_trace(options.files, json=options.json, domain=options.domain, table=table)
 
 
 def _scrub(options: argparse.Namespace) -> int:

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import orjson
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +24,9 @@ from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.nsys import looks_like_sqlite, read_nsys
 from ctrbench.bench.trace.recording import Recording
 from ctrbench.bench.trace.source import head_of
+from ctrbench.bench.trace.table import kernel_table
 from ctrbench.bench.trace.time_split import split_of
+from ctrbench.reports.records import write_atomic
 
 Readable = Recording | NcuReport
 
@@ -72,15 +76,19 @@ def read(path: Path, domain: str | None = None) -> Readable:
     raise BadRecording(f"{path}: format not recognised (read are {names}, gzipped or not){hint}")
 
 
-def run_trace(paths: Sequence[str | Path], json: bool = False, domain: str | None = None) -> int:
+def run_trace(
+    paths: Sequence[str | Path], json: bool = False, domain: str | None = None, table: Path | None = None
+) -> int:
     """A summary a file; 2 if any file could not be read, the others are printed.
 
     Args:
         paths: the files.
         json: one object a line and file instead of tables; shares are rounded to six decimals.
         domain: NVTX domain whose ranges are asked for.
+        table: where the rows of all files go, one a kernel, copy or profiled launch; of the suffixes `TABLES`.
     """
     code, console = 0, Console()
+    rows: list[pl.DataFrame] = []
     for path in paths:
         try:
             recording = read(Path(path), domain)
@@ -89,13 +97,29 @@ def run_trace(paths: Sequence[str | Path], json: bool = False, domain: str | Non
             print(f"error: {error}", file=sys.stderr)
             code = 2
             continue
+        if table is not None:
+            rows.append(_rows(recording).select(pl.lit(str(path)).alias("file"), pl.all()))
         if json:
             line = orjson.dumps(rounded({"file": str(path), "origin": "imported", **figures})).decode()
             print(line, flush=True)
             continue
-        for table in _tables(str(path), figures, recording):
-            console.print(table)
+        for shown in _tables(str(path), figures, recording):
+            console.print(shown)
+    if table is not None and rows:
+        content = BytesIO()
+        TABLES[table.suffix](pl.concat(rows, how="diagonal"), content)
+        write_atomic(table, content.getvalue())
     return code
+
+
+TABLES: dict[str, Callable[[pl.DataFrame, BytesIO], object]] = {
+    ".parquet": lambda rows, out: rows.write_parquet(out), ".csv": lambda rows, out: rows.write_csv(out)
+}  # fmt: skip
+"""Suffix of a table -> how it is written."""
+
+
+def _rows(recording: Readable) -> pl.DataFrame:
+    return recording.table() if isinstance(recording, NcuReport) else pl.from_pandas(kernel_table(recording))
 
 
 def figures_of(recording: Readable) -> dict[str, Any]:

@@ -170,12 +170,13 @@ class NcuReport:
         """One row a launch: who, and the figures in base units; what is not known is null."""
         rows: list[dict[str, Any]] = [
             {
-                "id": launch.id, "kernel": launch.kernel, "grid": _text(launch.grid), "block": _text(launch.block),
-                "device": launch.device, "cc": launch.cc, **{n: f.value for n, f in derived.items()},
+                "id": launch.id, "name": launch.kernel, "grid": _text(launch.grid), "block": _text(launch.block),
+                "device_name": launch.device, "cc": launch.cc, "nvtx": " > ".join(r.name for r in launch.ranges) or None,
+                **{n: f.value for n, f in derived.items()},
             }
             for launch, derived in zip(self.launches, self.figures, strict=True)
         ]  # fmt: skip
-        texts = dict.fromkeys(("id", "kernel", "grid", "block", "device", "cc"), pl.String)
+        texts = dict.fromkeys(("id", "name", "grid", "block", "device_name", "cc", "nvtx"), pl.String)
         return pl.DataFrame(rows, schema={**texts, **dict.fromkeys(FIGURES, pl.Float64)})
 
 

@@ -34,7 +34,7 @@ def test_full_measurement_fills_every_figure_and_restores_threads() -> None:
     assert found.buffer_bytes >= 2 * last_level_cache()
 
 
-def test_quick_measures_two_figures_and_leaves_the_rest_unknown() -> None:
+def test_quick_measures_product_and_copies_and_leaves_the_rest_unknown() -> None:
     found = measure_ceilings(1, quick=True)
     assert found.gemm_fp32_size == 1024
     assert found.copy_gbs > 0

@@ -27,7 +27,7 @@ def test_every_figure_is_there_with_its_spread(cache: Path) -> None:
     found = machine_ceilings(SMALL)
     assert torch.get_num_threads() == before
     at = sorted({1, found.identity["usable_cpus"]})
-    per_thread = ("gemm_fp32", "gemm_bf16", "gemm_fp64", "triad", "gather_64B", "gather_256B")
+    per_thread = ("gemm_fp32", "gemm_bf16", "gemm_fp64", "triad", "triad_cache", "gather_64B", "gather_256B")
     operators = ("add_", "mul", "sum", "mm", "index_select", "view")
     names = {f"{n}_t{t}" for n in per_thread for t in at} | {f"dispatch_{n}" for n in operators}
     if torch.cuda.is_available():
