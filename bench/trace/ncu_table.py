@@ -171,7 +171,8 @@ class NcuReport:
         rows: list[dict[str, Any]] = [
             {
                 "id": launch.id, "name": launch.kernel, "grid": _text(launch.grid), "block": _text(launch.block),
-                "device_name": launch.device, "cc": launch.cc, "nvtx": " > ".join(r.name for r in launch.ranges) or None,
+                "device_name": launch.device, "cc": launch.cc,
+                "nvtx": " > ".join(r.name for r in launch.ranges) or None,
                 **{n: f.value for n, f in derived.items()},
             }
             for launch, derived in zip(self.launches, self.figures, strict=True)
