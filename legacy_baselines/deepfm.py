@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.kernels.fm import Impl, fm
+from ctrbench.kernels.fm import Impl
+from ctrbench.legacy_baselines.fm import FmTerm
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -36,17 +37,6 @@ class DeepFMConfig:
     missing_vector: bool = True
     """Learn one vector a dense field for missing values."""
     tables: TableConfig = field(default_factory=TableConfig)
-
-
-class FmTerm(nn.Module):
-    """Pairwise interactions, [B, F, D] -> [B]."""
-
-    def __init__(self, impl: Impl) -> None:
-        super().__init__()
-        self.impl: Impl = impl
-
-    def forward(self, fields_BFD: Tensor) -> Tensor:
-        return fm(fields_BFD, self.impl)
 
 
 class DeepFM(nn.Module):

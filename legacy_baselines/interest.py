@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,15 +114,22 @@ class ActivationUnit(nn.Module):
 
     def forward(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """u_BC; zero where the history is empty, whatever stands on padding."""
+        return torch.bmm(self.weights(q_BC, events_BTC, mask_BT).unsqueeze(1), events_BTC).squeeze(1)
+
+    def weights(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        """a_BT; zero on padding."""
         first, *rest = self.hidden
         assert isinstance(first, nn.Linear)
         x_BTO = unit_layer(q_BC, events_BTC, first.weight, first.bias, self.impl)
         for layer in rest:
             x_BTO = layer(x_BTO, mask_BT) if isinstance(layer, Dice) else layer(x_BTO)
         a_BT = self.score(x_BTO).squeeze(-1)
-        if self.softmax:
-            a_BT = a_BT.masked_fill(~mask_BT, torch.finfo(a_BT.dtype).min).softmax(dim=1)
-        return torch.bmm((a_BT * mask_BT).unsqueeze(1), events_BTC).squeeze(1)
+        return masked_softmax(a_BT, mask_BT) if self.softmax else a_BT * mask_BT
+
+
+def masked_softmax(a_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Softmax over the real events; all zero where there is none."""
+    return a_BT.masked_fill(~mask_BT, torch.finfo(a_BT.dtype).min).softmax(dim=1) * mask_BT
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +142,20 @@ class View:
 
 
 class Interests(nn.Module):
-    """One activation unit a view, each with the target as query; interests side by side.
+    """One activation unit (or another one of the same face) a view, with the target as query; interests side by side.
 
     The query repeats the target's vector of every event field that mirrors one (`Field.target`). A field without
     such a target, e.g. the action taken, has no value at serving: one learned vector stands for it.
     """
 
-    def __init__(self, schema: FeatureSchema, dim: int, config: UnitConfig, views: Sequence[View]) -> None:
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        dim: int,
+        config: UnitConfig,
+        views: Sequence[View],
+        unit: Callable[[int, Any], nn.Module] = ActivationUnit,
+    ) -> None:
         super().__init__()
         self.views = tuple(views)
         slot = {f.name: i for i, f in enumerate(schema.categorical)}
@@ -153,7 +167,7 @@ class Interests(nn.Module):
                 self.slots[history].append(slot[f.target] if f.target else self.fields + free)
                 free += f.target is None
         self.free_QD = nn.Parameter(torch.randn(free, dim) * FREE_STD) if free else None
-        self.units = nn.ModuleList(ActivationUnit(len(schema.histories[v.history]) * dim, config) for v in views)
+        self.units = nn.ModuleList(unit(len(schema.histories[v.history]) * dim, config) for v in views)
 
     def forward(self, embedded: Embedded) -> Tensor:
         """u_BE."""
@@ -177,9 +191,13 @@ class Interests(nn.Module):
 
 def interest_flops(width: int, events: float, config: UnitConfig) -> float:
     """One unit over `events` events of `width` values: T (attention MLP + 2C), less what the form saves."""
+    return weights_flops(width, events, config) + events * 2.0 * width
+
+
+def weights_flops(width: int, events: float, config: UnitConfig) -> float:
+    """The weights of one unit alone."""
     first, *rest = config.attention
-    later = mlp_flops(first, rest, 1) + 2.0 * width
-    return unit_cost(width, first, events, config.unit).flops + events * later
+    return unit_cost(width, first, events, config.unit).flops + events * mlp_flops(first, rest, 1)
 
 
 def require_history(schema: FeatureSchema, model: str) -> None:

@@ -57,6 +57,7 @@ class FeatureEmbedder(nn.Module):
             `events` keeps them as padded histories.
         linear: also a first-order weight per id and per dense field (LR, FM, DeepFM); it rides in the row as
             one more column, so that one lookup serves both.
+        dense: embed the dense fields too; without, a model takes them from the batch itself.
         missing_vector: learn one vector a dense field for missing values (else missing adds nothing).
         device: where to build; torch's default device if not given, so that `with torch.device("meta")` around a
             model's `build` gives shapes only.
@@ -70,6 +71,7 @@ class FeatureEmbedder(nn.Module):
         *,
         sequences: Literal["pooled", "events"] = "pooled",
         linear: bool = False,
+        dense: bool = True,
         missing_vector: bool = True,
         device: str | None = None,
     ) -> None:
@@ -102,7 +104,7 @@ class FeatureEmbedder(nn.Module):
             if schema.tables
             else None
         )
-        n_dense = len(schema.dense)
+        n_dense = len(schema.dense) if dense else 0
         self.numeric_ID = nn.Parameter(torch.empty(n_dense, width, device=device)) if n_dense else None
         self.missing_ID = (
             nn.Parameter(torch.zeros(n_dense, width, device=device)) if n_dense and missing_vector else None
@@ -114,7 +116,8 @@ class FeatureEmbedder(nn.Module):
     def num_fields(self) -> int:
         """F of `Embedded.fields_BFD`."""
         extra = len(self.schema.sequences) if self.sequences == "pooled" else 0
-        return len(self.schema.categorical) + len(self.schema.dense) + extra
+        n_dense = 0 if self.numeric_ID is None else len(self.numeric_ID)
+        return len(self.schema.categorical) + n_dense + extra
 
     @property
     def vectors(self) -> list[nn.Parameter]:

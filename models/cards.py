@@ -19,3 +19,21 @@ def switched(
     value = getattr(config, name)
     status: Status = at if value == paper else "adapted"
     return CardRow(mechanism=mechanism, status=status, section=section, switch=f"{name}={value}", note=note)
+
+
+def shared_rows(config: Any, sizes: str) -> tuple[CardRow, ...]:
+    """What every model on field embeddings does alike, whatever its paper: sizes, numeric fields, histories, optimizer.
+
+    Args:
+        config: with `missing_vector` and `tables`.
+        sizes: the sizes in use, as `name=value` pairs.
+    """
+    return (
+        fixed("sizes", "adapted", "n/k", "small preset kept above the design's least so as not to be weak", sizes),
+        fixed("numeric fields", "adapted", "n/k", "value times one learned vector (FuxiCTR); missing values may have "
+              "their own vector", f"missing_vector={config.missing_vector}"),
+        fixed("behaviour history", "adapted", "n/k",
+              "the paper has none: each sequence field enters mean-pooled as one more field"),
+        fixed("optimizer", "adapted", "n/k", "Adam on dense weights, the tables' own optimizer inside their backward",
+              f"tables.optimizer={config.tables.optimizer}"),
+    )  # fmt: skip
