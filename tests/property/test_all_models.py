@@ -66,7 +66,8 @@ def _flops(model, batch) -> FlopCounterMode:
 
 
 def test_the_legacy_models_are_found():
-    assert {"dnn", "deepfm", "dcn", "dcn_v2", "din", "composite"} <= set(SPECS)
+    legacy = {"lr", "fm", "ffm", "wide_deep", "deepfm", "dcn", "dcn_v2", "din", "dien", "dlrm", "dnn", "composite"}
+    assert legacy <= set(SPECS)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -110,7 +111,7 @@ def test_phases_are_disjoint_submodules_and_hold_all_products(name, track, schem
     counts = _flops(model, synthetic_batch(schema, 16)).get_flop_counts()
     assert called == set(blocks), "a phase block is not called through __call__"
     inside = sum(sum(counts.get(f"{type(model).__name__}.{b}", {}).values()) for b in blocks)
-    assert inside == sum(counts["Global"].values())
+    assert inside == sum(counts.get("Global", {}).values()), "no entry where a model has no product at all"
 
 
 @model_and_track
@@ -177,7 +178,8 @@ def test_flops_formula_equals_the_executed_count(name, track, schema_of):
     schema, spec, rows = schema_of[track], SPECS[name], 256
     config = spec.config()
     formula = spec.flops(config, schema, None)
-    assert 0 < formula.visible <= formula.full
+    assert 0 <= formula.visible <= formula.full
+    assert formula.visible or name in ("lr", "fm"), "linear and element-wise models alone have no product"
     model = spec.build(config, schema).eval()
     batch = synthetic_batch(schema, rows)
     with torch.no_grad():

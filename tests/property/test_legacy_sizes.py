@@ -1,4 +1,4 @@
-"""Cards of the legacy models and their published sizes (models.md sections 1.2, 1.5, 1.7, 1.9)."""
+"""Cards of the legacy models and their published sizes (models.md section 1)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from itertools import pairwise
 import pytest
 
 from ctrbench.datasets.published_schemas import taobao_ad_x1
-from ctrbench.legacy_baselines import composite, dcn, dcn_v2, deepfm, din, dnn
+from ctrbench.legacy_baselines import composite, dcn, dcn_v2, deepfm, dien, din, dlrm, dnn, ffm, fm, lr, wide_deep
 from ctrbench.models.blocks import mlp_flops
 from ctrbench.models.embedding import count_parameters
 
-MODULES = {"deepfm": deepfm, "dcn": dcn, "dcn_v2": dcn_v2, "din": din, "composite": composite, "dnn": dnn}
+MODULES = {
+    "deepfm": deepfm, "dcn": dcn, "dcn_v2": dcn_v2, "din": din, "composite": composite, "dnn": dnn, "lr": lr,
+    "dien": dien, "dlrm": dlrm, "wide_deep": wide_deep,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,11 @@ MODULES = {"deepfm": deepfm, "dcn": dcn, "dcn_v2": dcn_v2, "din": din, "composit
         ("dcn", "structure", "cross_only", "adapted"),
         ("din", "softmax", True, "adapted"),
         ("din", "act", "relu", "adapted"),
+        ("lr", "bias", False, "adapted"),
+        ("dien", "cell", "aigru", "adapted"),
+        ("dien", "softmax", False, "adapted"),
+        ("dlrm", "interaction", "cat", "adapted"),
+        ("wide_deep", "bn", True, "adapted"),
     ],
 )
 def test_moving_a_switch_off_the_paper_turns_its_row_to_adapted(name, option, value, status):
@@ -40,7 +48,16 @@ def test_moving_a_switch_off_the_paper_turns_its_row_to_adapted(name, option, va
 
 @pytest.mark.parametrize(
     ("module", "total"),
-    [(deepfm, 23_429_477), (dcn, 21_343_491), (dcn_v2, 22_018_021)],  # BARS Criteo_x1 logs
+    [
+        (lr, 2_086_317),
+        (fm, 22_949_477),
+        (ffm, 398_486_357),
+        (wide_deep, 23_429_477),
+        (deepfm, 23_429_477),
+        (dcn, 21_343_491),
+        (dcn_v2, 22_018_021),
+        (dlrm, 21_664_241),
+    ],  # BARS Criteo_x1 logs
 )
 def test_published_criteo_sizes_have_the_published_parameters(module, total):
     (preset,) = module.published()
@@ -66,6 +83,7 @@ TAOBAO = {"dim": 32, "mlp": (512, 256, 128), "missing_vector": False}
         (lambda schema: dcn.DCN(dcn.DCNConfig(**TAOBAO, cross_layers=2), schema, "meta"), 3_200),
         (lambda schema: dcn_v2.DCNv2(dcn_v2.DCNv2Config(**TAOBAO, cross_layers=4), schema, "meta"), 1_641_600),
         *((lambda _, p=p: din.DIN(p.config, p.schema, "meta"), 328_705) for p in din.published()),
+        *((lambda _, p=p: dien.DIEN(p.config, p.schema, "meta"), 441_217) for p in dien.published()),
     ],
 )  # BARS TaobaoAd_x1 logs
 def test_published_taobao_sizes_exceed_the_dnn_by_the_published_differences(model, more):
