@@ -22,9 +22,10 @@ from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.kernels.cross import cross_cost
 from ctrbench.legacy_baselines.dcn_v2 import CrossNet
-from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, require_history
+from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops
 from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.histories import require_history
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
 
 History = Literal["all", "liked", "disliked", "recent"]

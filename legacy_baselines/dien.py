@@ -26,12 +26,12 @@ from ctrbench.legacy_baselines.interest import (
     View,
     layers,
     masked_softmax,
-    require_history,
     weights_flops,
 )
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.cards import fixed, switched
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.histories import require_history
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 ATTENTIONS = ("din", "bilinear", "dot")

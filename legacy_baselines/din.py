@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import Linear
-from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers, require_history
+from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.histories import require_history
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
 
 MBA_ON = (

@@ -20,10 +20,9 @@ from ctrbench.kernels.dice import dice
 from ctrbench.kernels.din_attention import IMPLS, Impl, unit_cost, unit_layer
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, Events, mlp_flops
+from ctrbench.models.histories import TargetEvents
 
 DiceStats = Literal["valid", "all"]
-FREE_STD = 0.01
-"""Start of the learned query vectors: that of the table rows they stand for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,8 +143,7 @@ class View:
 class Interests(nn.Module):
     """One activation unit (or another one of the same face) a view, with the target as query; interests side by side.
 
-    The query repeats the target's vector of every event field that mirrors one (`Field.target`). A field without
-    such a target, e.g. the action taken, has no value at serving: one learned vector stands for it.
+    The query is the target as an event (`TargetEvents`).
     """
 
     def __init__(
@@ -158,35 +156,17 @@ class Interests(nn.Module):
     ) -> None:
         super().__init__()
         self.views = tuple(views)
-        slot = {f.name: i for i, f in enumerate(schema.categorical)}
-        self.slots: dict[str, list[int]] = {}  # history -> for each part of its query, a field or, beyond, a free row
-        self.fields, free = len(slot), 0
-        for history in dict.fromkeys(v.history for v in views):
-            self.slots[history] = []
-            for f in schema.histories[history]:
-                self.slots[history].append(slot[f.target] if f.target else self.fields + free)
-                free += f.target is None
-        self.free_QD = nn.Parameter(torch.randn(free, dim) * FREE_STD) if free else None
+        self.query = TargetEvents(schema, dim)
         self.units = nn.ModuleList(unit(len(schema.histories[v.history]) * dim, config) for v in views)
 
     def forward(self, embedded: Embedded) -> Tensor:
         """u_BE."""
-        queries = {h: self._query(h, embedded.fields_BFD) for h in self.slots}
+        queries = {h: self.query(embedded.fields_BFD, h) for h in dict.fromkeys(v.history for v in self.views)}
         out = []
         for view, unit in zip(self.views, self.units, strict=True):
             events = view.select(embedded.events[view.history])
             out.append(unit(queries[view.history], events.values_BTE, events.mask_BT))
         return torch.cat(out, dim=1) if len(out) > 1 else out[0]
-
-    def _query(self, history: str, fields_BFD: Tensor) -> Tensor:
-        rows = []
-        for i in self.slots[history]:
-            if i < self.fields:
-                rows.append(fields_BFD[:, i])
-            else:
-                assert self.free_QD is not None
-                rows.append(self.free_QD[i - self.fields].expand(fields_BFD.shape[0], -1))
-        return torch.cat(rows, dim=1)
 
 
 def interest_flops(width: int, events: float, config: UnitConfig) -> float:
@@ -198,15 +178,3 @@ def weights_flops(width: int, events: float, config: UnitConfig) -> float:
     """The weights of one unit alone."""
     first, *rest = config.attention
     return unit_cost(width, first, events, config.unit).flops + events * mlp_flops(first, rest, 1)
-
-
-def require_history(schema: FeatureSchema, model: str) -> None:
-    """Raises:
-    ValueError: where a schema has no behaviour history, or a mirrored field is not a categorical one.
-    """
-    if not schema.sequences:
-        raise ValueError(f"{model}: schema {schema.name!r} has no sequence field; use data of the sequence track")
-    names = {f.name for f in schema.categorical}
-    for f in schema.sequences:
-        if f.target and f.target not in names:
-            raise ValueError(f"{model}: sequence field {f.name!r} mirrors {f.target!r}, which is no categorical field")

@@ -26,6 +26,18 @@ def history_lengths(schema: FeatureSchema) -> dict[str, int]:
     return {h: fields[0].max_length for h, fields in schema.histories.items()}
 
 
+def require_history(schema: FeatureSchema, model: str) -> None:
+    """Raises:
+    ValueError: where a schema has no behaviour history, or a mirrored field is not a categorical one.
+    """
+    if not schema.sequences:
+        raise ValueError(f"{model}: schema {schema.name!r} has no sequence field; use data of the sequence track")
+    names = {f.name for f in schema.categorical}
+    for f in schema.sequences:
+        if f.target and f.target not in names:
+            raise ValueError(f"{model}: sequence field {f.name!r} mirrors {f.target!r}, which is no categorical field")
+
+
 def no_padding(batch: Batch, schema: FeatureSchema) -> bool:
     """Whether the host knows every history of the batch to be full; then no mask is needed. Never asks the device."""
     known = batch.host.get("lengths")
@@ -46,6 +58,42 @@ def gap_buckets(times_BT: Tensor, mask_BT: Tensor) -> Tensor:
     bucket_BT = torch.nn.functional.pad(bucket_BT, (1, 0), value=TIME_BUCKETS)
     first_BT = torch.nn.functional.pad(~mask_BT[:, :-1], (1, 0), value=True)
     return bucket_BT.masked_fill(first_BT, TIME_BUCKETS)
+
+
+class TargetEvents(nn.Module):
+    """The candidate as an event of each history: its own vectors where an event field mirrors one (`Field.target`).
+
+    An event field without such a target, e.g. the action taken, has no value at serving: one learned vector stands for
+    it.
+
+    Args:
+        schema: fields.
+        dim: embedding width.
+        std: start of the learned vectors, that of the table rows they stand for.
+    """
+
+    def __init__(self, schema: FeatureSchema, dim: int, std: float = 0.01) -> None:
+        super().__init__()
+        slot = {f.name: i for i, f in enumerate(schema.categorical)}
+        self.slots: dict[str, list[int]] = {}  # history -> for each part of its event, a field or, beyond, a free row
+        self.fields, free = len(slot), 0
+        for history, fields in schema.histories.items():
+            self.slots[history] = []
+            for f in fields:
+                self.slots[history].append(slot[f.target] if f.target else self.fields + free)
+                free += f.target is None
+        self.free_QD = nn.Parameter(torch.randn(free, dim) * std) if free else None
+
+    def forward(self, fields_BFD: Tensor, history: str) -> Tensor:
+        """[B, F, D] -> [B, C*D], fields side by side as in `Events.values_BTE`."""
+        rows = []
+        for i in self.slots[history]:
+            if i < self.fields:
+                rows.append(fields_BFD[:, i])
+            else:
+                assert self.free_QD is not None
+                rows.append(self.free_QD[i - self.fields].expand(fields_BFD.shape[0], -1))
+        return torch.cat(rows, dim=1)
 
 
 class EventPositions(nn.Module):

@@ -221,7 +221,7 @@ def test_din_query_holds_the_target_and_one_learned_vector_for_the_action(sequen
     model(batch)
     (tables,) = embedding_tables(model)
     item, genre = (tables.weights()[f][batch.ids[f].values(), :8] for f in ("item", "genre"))
-    action = model.attention.free_QD.expand(5, 8)
+    action = model.attention.query.free_QD.expand(5, 8)
     assert torch.equal(seen["q"], torch.cat([item, genre, action], dim=1))
 
 
