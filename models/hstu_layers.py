@@ -1,0 +1,135 @@
+"""Layers of HSTU: gated pointwise attention and its relative bias (2402.17152; `meta-recsys/generative-recommenders`).
+
+Dims: B batch, N tokens, D width, H heads, Q queries, K keys
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, silu
+
+from ctrbench.kernels.linear import Linear
+from ctrbench.kernels.pointwise_attention import pointwise_attention, pointwise_cost
+
+Flavour = Literal["research", "production"]
+Bias = Literal["pos_time", "pos", "none"]
+Past = tuple[Tensor, Tensor]
+"""Keys and values [B, H, K, .] of tokens that were run before."""
+BUCKETS, BUCKET_LOG, EPS = 128, 0.301, 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where tokens stand: what masks and biases need to know of them."""
+
+    ordinal_BN: Tensor
+    """int64; all targets have that of the place behind the newest event."""
+    time_BN: Tensor
+    """int64 seconds."""
+    next_BN: Tensor
+    """Time of the event that follows, of the request for the newest event and for targets."""
+
+
+class RelativeBias(nn.Module):
+    """A weight for the distance in places, and one for the bucketed time from a key to the query's next event.
+
+    Shared by all heads of a layer.
+
+    Args:
+        kind: which of both.
+        longest: most places between two tokens.
+    """
+
+    def __init__(self, kind: Bias, longest: int) -> None:
+        super().__init__()
+        self.longest = longest
+        self.places = nn.Parameter(0.02 * torch.randn(2 * longest + 1)) if kind != "none" else None
+        self.times = nn.Parameter(0.02 * torch.randn(BUCKETS + 1)) if kind == "pos_time" else None
+
+    def forward(self, of: Places, to: Places) -> Tensor | None:
+        """[B, Q, K]."""
+        if self.places is None:
+            return None
+        bias_BQK = self.places[to.ordinal_BN.unsqueeze(1) - of.ordinal_BN.unsqueeze(2) + self.longest]
+        if self.times is None:
+            return bias_BQK
+        return bias_BQK + self.times[time_buckets(of.next_BN.unsqueeze(2) - to.time_BN.unsqueeze(1))]
+
+
+def time_buckets(seconds: Tensor) -> Tensor:
+    """min(128, floor(ln(max(1, |seconds|)) / 0.301))."""
+    return (torch.log(seconds.abs().clamp(min=1).double()) / BUCKET_LOG).long().clamp(max=BUCKETS)
+
+
+class HstuLayer(nn.Module):
+    """[U, V, Q, K] = SiLU(LN(X) W); Y = Linear(U * LN(A V)) + X with A = SiLU(Q Kᵀ + bias) / norm.
+
+    `production`: LN with affine, W with bias, SiLU on U alone, scores over the root of the head's width, no relative
+    bias, output from [U ; O ; U * LN(O)].
+
+    Args:
+        width: D.
+        heads: H.
+        qk: width of a head's queries and keys.
+        v: width of its values.
+        norm: the constant N.
+        flavour: see above.
+        bias: relative bias of the research flavour.
+        concat_ua: output from [U ; LN(O) ; U * LN(O)] in the research flavour too.
+        dropout: on what goes into the output's linear layer.
+    """
+
+    def __init__(
+        self, width: int, heads: int, qk: int, v: int, norm: int, *, flavour: Flavour = "research",
+        bias: Bias = "pos_time", concat_ua: bool = False, dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.heads, self.qk, self.v, self.norm = heads, qk, v, float(norm)
+        self.research, self.concat = flavour == "research", concat_ua or flavour == "production"
+        self.input_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=not self.research)
+        self.uvqk = Linear(width, 2 * heads * (v + qk), bias=not self.research)
+        self.output_norm = nn.LayerNorm(heads * v, eps=EPS, elementwise_affine=not self.research)
+        self.out = Linear((3 if self.concat else 1) * heads * v, width, bias=self.research)
+        self.bias = RelativeBias(bias if self.research else "none", norm)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BND: Tensor, seen_BNK: Tensor, places: Places, past: tuple[Past, Places] | None = None
+    ) -> tuple[Tensor, Past]:
+        """(Y [B, N, D], own keys and values).
+
+        Args:
+            x_BND: tokens that ask.
+            seen_BNK: bool, over the keys of `past` and then those of the tokens themselves.
+            places: of the tokens.
+            past: keys and values of tokens before them, and their places.
+        """
+        widths = [self.heads * n for n in (self.v, self.v, self.qk, self.qk)]
+        mixed = self.uvqk(self.input_norm(x_BND))
+        u, v, q, k = (silu(mixed) if self.research else mixed).split(widths, dim=2)
+        u = u if self.research else silu(u)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        own, bias = (k, v), self.bias(places, places)
+        if past is not None:
+            (old_k, old_v), old = past
+            before = self.bias(places, old)
+            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
+            bias = None if bias is None or before is None else torch.cat([before, bias], dim=2)
+        scale = 1.0 if self.research else 1.0 / math.sqrt(self.qk)
+        o = pointwise_attention(q, k, v, seen_BNK, bias, scale, self.norm).transpose(1, 2).flatten(2)
+        gated = u * self.output_norm(o)
+        if self.concat:
+            shown = layer_norm(o, o.shape[-1:], eps=EPS) if self.research else o
+            gated = torch.cat([u, shown, gated], dim=2)
+        return self.out(self.drop(gated)) + x_BND, own
+
+
+def layer_flops(width: int, heads: int, qk: int, v: int, tokens: float, pairs: float, concat: bool) -> float:
+    """One layer on one sample, attention over `pairs` of query and key."""
+    maps = 2.0 * width * heads * (2 * v + 2 * qk) + 2.0 * (3 if concat else 1) * heads * v * width
+    return tokens * maps + pointwise_cost(heads, qk, v, pairs, 1).flops
