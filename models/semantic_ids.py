@@ -1,6 +1,6 @@
 """Semantic IDs: an item's content as a few codes, each of what the codes before it left over (models.md section 5).
 
-RQ-KMeans clusters residuals level by level (as OneRec, 2506.13695); RQ-VAE learns the codebooks between an encoder and a
+RQ-KMeans clusters residuals level by level (as OneRec, 2506.13695); RQ-VAE learns the codebooks between encoder and
 decoder (as TIGER, 2305.05065). Items that share all codes are told apart by one more code, or moved.
 
 Dims: I items, C width of the content, L levels, K codes a level, D width of the codebooks
