@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test check gpu-kit peers peers-traces slow clean
+.PHONY: setup compare test check gpu-kit mutations peers peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# Plants mistakes in a copy of the sources, one at a time: each must be caught. MODELS="fat din" takes some.
+mutations: setup
+	$(BIN)/python tests/mutations/run.py $(MODELS)
 
 check: setup
 	$(BIN)/ruff format --check .

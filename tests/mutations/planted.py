@@ -1,0 +1,154 @@
+"""Mistakes to plant, one at a time, and the tests that must then fail (`make mutations`).
+
+Each is an edit of one place in one file: a mask dropped, a softmax over the wrong axis, a token with its neighbour's
+weight. `old` occurs exactly once in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One planted mistake."""
+
+    model: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    """Files of tests, one of which must fail."""
+
+
+FAT, ONETRANS, LUM = (
+    ("tests/property/test_fat.py",),
+    ("tests/property/test_onetrans.py",),
+    ("tests/property/test_lum.py",),
+)
+DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
+CROSS = (
+    "tests/property/test_cross_networks.py",
+    "tests/property/test_legacy_models.py",
+    "tests/reference/test_peers.py",
+)
+_BLOCKS, _PAIRS, _FIELDS = "models/field_blocks.py", "kernels/pair_attention.py", "kernels/field_linear.py"
+_LAYERS, _MIXED, _BACKBONE = "models/onetrans_blocks.py", "kernels/mixed_linear.py", "models/lum_backbone.py"
+_INTEREST, _UNIT = "legacy_baselines/interest.py", "kernels/din_attention.py"
+_DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kernels/cross_mixture.py"
+
+PLANTED = (
+    # ------------------------------------------------------------------ FAT
+    Mistake("fat", "softmax over the queries", _PAIRS, "return scores_BHFF.softmax(dim=-1) @ v_BHFd",
+            "return scores_BHFF.softmax(dim=-2) @ v_BHFd", FAT),
+    Mistake("fat", "pair weights left out", _PAIRS, "* (pair_FF * (1.0 / math.sqrt(q_BHFd.shape[-1])))",
+            "* (1.0 / math.sqrt(q_BHFd.shape[-1]))", FAT),
+    Mistake("fat", "pair weights of (j, i)", _PAIRS, "* (pair_FF * (1.0", "* (pair_FF.transpose(-1, -2) * (1.0", FAT),
+    Mistake("fat", "scores without 1/sqrt(d)", _PAIRS, "(pair_FF * (1.0 / math.sqrt(q_BHFd.shape[-1])))", "pair_FF",
+            FAT),
+    Mistake("fat", "chosen bases in equal shares", _BLOCKS, "top.values.softmax(dim=-1)",
+            "torch.full_like(top.values, 1 / self.chosen)", FAT),
+    Mistake("fat", "one router for all projections", _BLOCKS, "compose(share_PFK[i], index_PFK[i], bases_MDE",
+            "compose(share_PFK[0], index_PFK[0], bases_MDE", FAT),
+    Mistake("fat", "weights of the first field for all", _FIELDS, "return torch.bmm(x_FBD, weight_FDE) if",
+            "return x_FBD @ weight_FDE[0] if", FAT),
+    Mistake("fat", "the residual of the block left out", _BLOCKS,
+            "return z_FBD + self._feed(self.norm1(self.attend(self.norm0(z_FBD)",
+            "return self._feed(self.norm1(self.attend(self.norm0(z_FBD)", FAT),
+    Mistake("fat", "ReLU for SiLU", _BLOCKS, "apply_weight(silu(apply_weight(x_FBD, weights.up)), weights.down)",
+            "apply_weight(apply_weight(x_FBD, weights.up).relu(), weights.down)", FAT),
+    Mistake("fat", "mean of the tokens for their sum", _BLOCKS, "z_FBD.sum(dim=0)", "z_FBD.mean(dim=0)", FAT),
+    Mistake("fat", "field biases left out", "models/fat.py", "z_FBD = z_FBD + self.bias_SFD[i].unsqueeze(1)", "pass",
+            FAT),
+    Mistake("fat", "written weights outlive a change of parameters", "models/fat.py",
+            "if self._cache is None or self._cache[0] != version:", "if self._cache is None:", FAT),
+    # ------------------------------------------------------------- OneTrans
+    Mistake("onetrans", "causal mask off by one", _LAYERS, "seen_BII & lower_right(total, total, valid_BS.device)",
+            "seen_BII & torch.ones(total, total, dtype=torch.bool, device=valid_BS.device).tril(1)", ONETRANS),
+    Mistake("onetrans", "NS-token j with the weight of j + 1", _MIXED, "torch.bmm(n_BND.transpose(0, 1), own_NDE)",
+            "torch.bmm(n_BND.transpose(0, 1), own_NDE.roll(1, 0))", ONETRANS),
+    Mistake("onetrans", "padding is seen", _LAYERS, "seen_BI = torch.cat([valid_BS, valid_BS.new_ones",
+            "seen_BI = torch.cat([torch.ones_like(valid_BS), valid_BS.new_ones", ONETRANS),
+    Mistake("onetrans", "the pyramid keeps the oldest", _LAYERS, "s_BSD[:, s_BSD.shape[1] - self.kept :]",
+            "s_BSD[:, : self.kept]", ONETRANS),
+    Mistake("onetrans", "triangle at the upper left of a shorter layer", "kernels/attention.py",
+            "device=device).tril(keys - queries)", "device=device).tril()",
+            (*ONETRANS, "tests/reference/test_kernels_attention.py")),
+    Mistake("onetrans", "norm before attention left out", _LAYERS, "s_BSD, n_BND = self.norm1(s_BSD, n_BND)",
+            "s_BSD, n_BND = s_BSD, n_BND", ONETRANS),
+    Mistake("onetrans", "residual of the feed-forward part left out", _LAYERS,
+            "return _add(s_BQD, s_out), _add(n_BND, n_out)", "return s_out, n_out", ONETRANS),
+    Mistake("onetrans", "keys for values", _LAYERS, "k_BHId, v_BHId = kv_BIE", "v_BHId, k_BHId = kv_BIE", ONETRANS),
+    Mistake("onetrans", "cached padding of the oldest places", "models/onetrans.py",
+            "cache.valid_1S[:, -k_1HSd.shape[2] :]", "cache.valid_1S[:, : k_1HSd.shape[2]]", ONETRANS),
+    Mistake("onetrans", "histories merged newest first", "models/histories.py", "padding), dim=1, stable=True)",
+            "padding), dim=1, stable=True, descending=True)", ONETRANS),
+    # ------------------------------------------------------------------ LUM
+    Mistake("lum", "loss on item positions", _BACKBONE, "self.states(rows, sequences)[:, 0::2]",
+            "self.states(rows, sequences)[:, 1::2]", LUM),
+    Mistake("lum", "users of a packed row see each other", _BACKBONE,
+            "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
+            "seen_RNN = lower_right(n, n, segment_RL.device) & (segment_RN > 0).unsqueeze(1)", LUM),
+    Mistake("lum", "tokens see the future", _BACKBONE, "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
+            "seen_RNN = same_RNN", LUM),
+    Mistake("lum", "the item before its condition", _BACKBONE, "torch.stack([cond, item], dim=1)",
+            "torch.stack([item, cond], dim=1)", LUM),
+    Mistake("lum", "queries see each other", _BACKBONE, "mask[:, n:, n:] = torch.eye(queries, dtype",
+            "mask[:, n:, n:] = torch.ones(queries, queries, dtype", LUM),
+    Mistake("lum", "queries see padding", _BACKBONE, "(segment_BL > 0).repeat_interleave(2, dim=1).unsqueeze(1)",
+            "(segment_BL >= 0).repeat_interleave(2, dim=1).unsqueeze(1)", LUM),
+    Mistake("lum", "temperature left out", _BACKBONE, "candidates_Ud) / self.tau", "candidates_Ud)", LUM),
+    Mistake("lum", "frequency correction with the wrong sign", _BACKBONE, "logits_NU = logits_NU - torch.log",
+            "logits_NU = logits_NU + torch.log", LUM),
+    Mistake("lum", "a query at the place of the last event", _BACKBONE,
+            'place_B = 2 * next_B if self.positions == "token"',
+            'place_B = 2 * next_B - 1 if self.positions == "token"', LUM),
+    Mistake("lum", "the frozen base learns", "models/lum_answers.py",
+            "with torch.no_grad() if self.config.frozen else nullcontext():", "with nullcontext():", LUM),
+    # ------------------------------------------------------------------ DIN
+    Mistake("din", "softmax over the history", _INTEREST,
+            "return masked_softmax(a_BT, mask_BT) if self.softmax else a_BT * mask_BT",
+            "return masked_softmax(a_BT, mask_BT)", DIN),
+    Mistake("din", "padding weighs in", _INTEREST, "if self.softmax else a_BT * mask_BT",
+            "if self.softmax else a_BT", DIN),
+    Mistake("din", "Dice over padding", _INTEREST, 'if self.training and mask is not None and self.stats == "valid":',
+            'if self.training and mask is not None and self.stats == "none":', DIN),
+    Mistake("din", "Dice without batch norm", _INTEREST, "torch.sigmoid(scaled)", "torch.sigmoid(x)", DIN),
+    Mistake("din", "Dice with its sides exchanged", _INTEREST,
+            "torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))",
+            "torch.addcmul(torch.ones_like(self.alpha_O), self.alpha_O - 1, torch.sigmoid(scaled))", DIN),
+    Mistake("din", "running statistics never learnt", _INTEREST, "self.mean_O.lerp_(mean_O, step)",
+            "self.mean_O.lerp_(mean_O, 0 * step)", DIN),
+    Mistake("din", "difference part with the wrong sign", _UNIT, "torch.addcmul((w_h - w_d).t(),",
+            "torch.addcmul((w_h + w_d).t(),", DIN),
+    Mistake("din", "product part left out", _UNIT, "torch.addcmul((w_h - w_d).t(), q_BC.unsqueeze(2), w_p.t())",
+            "(w_h - w_d).t().expand(len(q_BC), -1, -1)", DIN),
+    Mistake("din", "the query of a neighbouring field", "models/histories.py", "rows.append(fields_BFD[:, i])",
+            "rows.append(fields_BFD[:, i - 1])", DIN),
+    Mistake("din", "the oldest events are kept", "models/blocks.py",
+            "index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)",
+            "index_BT = (offsets_B1[:-1].unsqueeze(1) + length - back_T).clamp(max=int(offsets_B1[-1]) - 1)", DIN),
+    # --------------------------------------------------------------- DCN-v2
+    Mistake("dcn_v2", "x_l for x_0 in the product", _LAYER,
+            "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",
+            "torch.addcmul(x_BN, x_BN, linear(x_BN, weight_NN, bias_N))", CROSS),
+    Mistake("dcn_v2", "residual of x_0", _LAYER, "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",
+            "torch.addcmul(x0_BN, x0_BN, linear(x_BN, weight_NN, bias_N))", CROSS),
+    Mistake("dcn_v2", "bias left out", _LAYER, "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",
+            "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN))", CROSS),
+    Mistake("dcn_v2", "weight transposed", _LAYER, "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",
+            "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN.t(), bias_N))", CROSS),
+    Mistake("dcn_v2", "every layer reads the input", _DCN, "x_BN = cross(x0_BN, x_BN, layer.weight",
+            "x_BN = cross(x0_BN, x0_BN, layer.weight", CROSS),
+    Mistake("dcn_v2", "gates that do not sum to one", _DCN, "(x_BN).softmax(dim=1)", "(x_BN).sigmoid()", CROSS),
+    Mistake("dcn_v2", "gates over the batch", _DCN, "(x_BN).softmax(dim=1)", "(x_BN).softmax(dim=0)", CROSS),
+    Mistake("dcn_v2", "the parallel MLP reads the cross output", _DCN,
+            'out_BM = torch.cat([crossed_BN, self.mlps["parallel"](x0_BN)], dim=1)',
+            'out_BM = torch.cat([crossed_BN, self.mlps["parallel"](crossed_BN)], dim=1)', CROSS),
+    Mistake("dcn_v2", "experts' inner matrix transposed", _MIXTURE, "torch.bmm(z_KBR, c_KRR.transpose(1, 2))",
+            "torch.bmm(z_KBR, c_KRR)", CROSS),
+    Mistake("dcn_v2", "gates after the product of all experts", _MIXTURE,
+            "z_KBR.transpose(0, 1) * gate_BK.unsqueeze(-1)",
+            "z_KBR.transpose(0, 1) * gate_BK.mean(dim=1)[:, None, None]", CROSS),
+)  # fmt: skip
