@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class Tiger(nn.Module):
         for layer in self.encoder:
             x_BND = layer(x_BND, bias)
         x_BND = self.encoder_norm(x_BND)
-        return [layer.cross.keys(x_BND) for layer in self.decoder], mask_B11N
+        return [layer.cross.keys(x_BND) for layer in cast(Iterable[DecoderLayer], self.decoder)], mask_B11N
 
     # ---------------------------------------------------------------- decoder
 

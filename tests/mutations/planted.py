@@ -22,11 +22,9 @@ class Mistake:
     """Files of tests, one of which must fail."""
 
 
-FAT, ONETRANS, LUM = (
-    ("tests/property/test_fat.py",),
-    ("tests/property/test_onetrans.py",),
-    ("tests/property/test_lum.py",),
-)
+FAT = ("tests/property/test_fat.py", "tests/reference/test_slow_twins.py")
+ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_sequences.py")
+LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_sequences.py")
 DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
 CROSS = (
     "tests/property/test_cross_networks.py",

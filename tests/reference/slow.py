@@ -1,0 +1,84 @@
+"""What the slow twins share: norms and softmax by their formulas, on lists of vectors.
+
+A twin is written from the formulas of models.md with loops over rows, tokens and heads. It reads a model's parameters
+and nothing of its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ctrbench.models.blocks import Embedded
+
+Vectors = list[Tensor]
+
+
+class Given(nn.Module):
+    """Stands for the embedder: hands out the vectors that a test made."""
+
+    def __init__(self, embedded: Embedded) -> None:
+        super().__init__()
+        self.embedded = embedded
+
+    def forward(self, batch: object) -> Embedded:
+        return self.embedded
+
+
+def layer_norm(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float = 1e-5) -> Tensor:
+    mean = sum(x.unbind()) / len(x)
+    var = sum((value - mean) ** 2 for value in x.unbind()) / len(x)
+    out = (x - mean) / (var + eps) ** 0.5
+    out = out if gain is None else out * gain
+    return out if shift is None else out + shift
+
+
+def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+    out = x / (sum(value**2 for value in x.unbind()) / len(x) + eps) ** 0.5
+    return out if gain is None else out * gain
+
+
+def softmax(scores: Sequence[Tensor]) -> list[Tensor]:
+    top = max(float(s) for s in scores)
+    parts = [(s - top).exp() for s in scores]
+    return [p / sum(parts) for p in parts]
+
+
+def weighted(weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+    return sum(w * v for w, v in zip(weights, vectors, strict=True))
+
+
+def compare(model: nn.Module, ours: Callable[[], Tensor], twin: Callable[[], Tensor], inputs: Sequence[Tensor]) -> None:
+    """Values and gradients of all parameters and inputs; a parameter without use has none on both sides."""
+    found = []
+    for run in (ours, twin):
+        model.zero_grad(set_to_none=True)
+        for x in inputs:
+            x.grad = None
+        out = run()
+        (out * torch.arange(1.0, len(out) + 1, dtype=out.dtype)).sum().backward()
+        named = {n: p.grad for n, p in model.named_parameters()} | {f"input {i}": x.grad for i, x in enumerate(inputs)}
+        found.append((out.detach(), {n: torch.zeros(()) if g is None else g.clone() for n, g in named.items()}))
+    (value, grads), (expected, wanted) = found
+    torch.testing.assert_close(value, expected, atol=1e-9, rtol=1e-7)
+    for name, grad in grads.items():
+        scale = float(wanted[name].abs().max())
+        gap = float((grad - wanted[name]).abs().max())
+        assert gap <= 1e-4 * scale + 1e-12, f"{name}: gradients {gap} apart, the largest is {scale}"
+
+
+def randomised(model: nn.Module, seed: int) -> nn.Module:
+    """Every parameter normal, in float64, so that no start at zero or one hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    """Normal float64 values that take a gradient."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
