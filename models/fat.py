@@ -28,6 +28,7 @@ from ctrbench.models.field_blocks import (
     FieldBlock,
     FieldInput,
     FieldWeights,
+    FreeWeights,
     Hypernetwork,
     Residual,
     SumHead,
@@ -73,6 +74,12 @@ class FatConfig:
     basis_init: BasisInit = "xavier"
     sequence: Literal["pooled"] = "pooled"
     """How a behaviour history enters: each sequence field mean-pooled into one more field token."""
+    pairs: bool = True
+    """Scores times a weight of the field pair; without, plain attention (ablation)."""
+    qkv: Literal["own", "shared"] = "own"
+    """Q, K and V of each field, or one for all (ablation)."""
+    hypernetwork: bool = True
+    """Weights from bases; without, each field learns its own (ablation)."""
     tables: TableConfig = field(default_factory=TableConfig)
 
     @property
@@ -97,18 +104,14 @@ class Fat(nn.Module):
             self.inputs = FieldInput(fields, config.dim, d)
             sites = 1 if config.bias_site == "input" else config.layers
             self.bias_SFD = nn.Parameter(torch.zeros(sites, fields, d))
-            self.meta_Fk = nn.Parameter(torch.randn(fields, config.meta))
+            self.meta_Fk = nn.Parameter(torch.randn(fields, config.meta), requires_grad=config.hypernetwork)
             heads = (config.heads,) if config.pair_scope == "head" else ()
-            count = 1 if config.pair_scope == "model" else config.layers
+            count = (1 if config.pair_scope == "model" else config.layers) if config.pairs else 0
             mean = float(config.pair_init == "one")
             self.pairs = nn.ParameterList(mean + 0.01 * torch.randn(*heads, fields, fields) for _ in range(count))
             self.hypernetworks = nn.ModuleList(
-                Hypernetwork(
-                    d, config.hidden, config.bases, config.meta, config.top_k, out_proj=config.out_proj == "field",
-                    init=config.basis_init, composed=config.weights == "composed",
-                )
-                for _ in range(1 if config.basis_scope == "model" else config.layers)
-            )  # fmt: skip
+                _writer(config, fields) for _ in range(1 if config.basis_scope == "model" else config.layers)
+            )
             self.out_maps = nn.ParameterList(
                 nn.init.xavier_uniform_(torch.empty(d, d))
                 for _ in range(config.layers if config.out_proj == "shared" else 0)
@@ -166,8 +169,19 @@ class Fat(nn.Module):
         for i, layer in enumerate(self.layers):
             if i < len(self.bias_SFD):
                 z_FBD = z_FBD + self.bias_SFD[i].unsqueeze(1)
-            z_FBD = layer(z_FBD, weights[i], self.pairs[i % len(self.pairs)])
+            z_FBD = layer(z_FBD, weights[i], self.pairs[i % len(self.pairs)] if len(self.pairs) else None)
         return self.head(z_FBD)
+
+
+def _writer(config: FatConfig, fields: int) -> nn.Module:
+    """What gives a block its weights."""
+    own_out, shared = config.out_proj == "field", config.qkv == "shared"
+    if not config.hypernetwork:
+        return FreeWeights(fields, config.d, config.hidden, out_proj=own_out, shared_qkv=shared)
+    return Hypernetwork(
+        config.d, config.hidden, config.bases, config.meta, config.top_k, out_proj=own_out, init=config.basis_init,
+        composed=config.weights == "composed", shared_qkv=shared,
+    )  # fmt: skip
 
 
 def flops(config: FatConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None) -> Flops:
@@ -177,11 +191,16 @@ def flops(config: FatConfig, schema: FeatureSchema, lengths: Mapping[str, int] |
     """
     fields, d = len(schema.fields), config.d
     block = block_flops(fields, d, config.hidden, out_proj=config.out_proj != "none")
-    if config.weights == "on_the_fly":
-        mixed = 3 * d * d + 2 * d * config.hidden + (d * d if config.out_proj == "field" else 0)
-        block += 2 * fields * mixed * (config.top_k - 1)
+    if config.weights == "on_the_fly" and config.hypernetwork:
+        block += 2 * fields * _written(config) * (config.top_k - 1)
     total = config.layers * block + 2 * d + (2 * fields * config.dim * d if config.dim != d else 0)
     return Flops(float(total), float(total))
+
+
+def _written(config: FatConfig) -> int:
+    """Weights that a hypernetwork writes for a field."""
+    squares = (0 if config.qkv == "shared" else 3) + (config.out_proj == "field")
+    return squares * config.d**2 + 2 * config.d * config.hidden
 
 
 def composition_flops(config: FatConfig, schema: FeatureSchema) -> Flops:
@@ -190,10 +209,11 @@ def composition_flops(config: FatConfig, schema: FeatureSchema) -> Flops:
     Useful is 2FK(3d² + 2d·dff) + 10FkM a written block; the dense product that runs (see `compose_dense`) takes M
     in the place of K. On the fly only the routers run.
     """
-    fields, d = len(schema.fields), config.d
-    own_out = config.out_proj == "field"
-    weights = 3 * d * d + 2 * d * config.hidden + (d * d if own_out else 0)
-    router = 2.0 * (6 if own_out else 5) * fields * config.meta * config.bases
+    if not config.hypernetwork:
+        return Flops(0.0, 0.0)
+    fields, weights = len(schema.fields), _written(config)
+    maps = (2 if config.qkv == "shared" else 5) + (config.out_proj == "field")
+    router = 2.0 * maps * fields * config.meta * config.bases
     blocks = 1 if config.basis_scope == "model" else config.layers
     if config.weights == "on_the_fly":
         return Flops(blocks * router, blocks * router)

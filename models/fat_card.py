@@ -25,13 +25,11 @@ def card(config: FatConfig) -> FidelityCard:
         rows=(
             known("bias_site", "input", "field bias, zero start", "3.1", QUOTED),
             known("width", 0, "field vectors are the tokens", "3.1", "another width adds a linear map a field"),
-            fixed("own Q, K, V of every field", "faithful", "3.2"),
-            fixed("scalar of the ordered field pair times the score, before softmax, no mask", "faithful", "3.2"),
+            known("qkv", "own", "own Q, K, V of every field", "3.2"),
+            known("pairs", True, "scalar of the ordered field pair times the score, before softmax, no mask", "3.2"),
             fixed("own SiLU feed-forward part of every field", "faithful", "3.3"),
-            fixed(
-                "weights from shared bases: meta-embedding, linear router, top-K softmax", "faithful", "3.4",
-                "routing sees the field only; the choice gets no gradient, the K scores do",
-            ),
+            known("hypernetwork", True, "weights from shared bases: meta-embedding, linear router, top-K softmax",
+                  "3.4", "routing sees the field only; the choice gets no gradient, the K scores do"),
             known("weights", "composed", "weights composed once and reused", "3.4",
                   "once a step in training, cached in eval mode; on the fly gives the same values"),
             fixed("logit from the sum over fields", "faithful", "3.3", QUOTED),

@@ -121,17 +121,19 @@ class Hypernetwork(nn.Module):
         out_proj: also write an output projection of attention.
         init: `xavier` uniform a basis, or `n002` N(0, 0.02).
         composed: write [F, D, E] weights; else leave the mixture to be applied on the fly.
+        shared_qkv: one Q, K and V for all fields instead, an ablation; the other maps are written.
     """
 
     def __init__(
         self, width: int, hidden: int, bases: int, meta: int, chosen: int, *,
-        out_proj: bool = False, init: BasisInit = "xavier", composed: bool = True,
+        out_proj: bool = False, init: BasisInit = "xavier", composed: bool = True, shared_qkv: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if not 1 <= chosen <= bases:
             raise ValueError(f"top_k={chosen} bases of {bases}: choose 1 <= top_k <= bases")
         self.chosen, self.composed = chosen, composed
-        maps = ["q", "k", "v", "up", "down"] + (["out"] if out_proj else [])
+        maps = ([] if shared_qkv else ["q", "k", "v"]) + ["up", "down"] + (["out"] if out_proj else [])
+        self.qkv_DE = shared_qkv_of(width) if shared_qkv else None
         shapes = {"up": (width, hidden), "down": (hidden, width)}
         self.bases = nn.ParameterDict()
         for name in maps:  # one by one: a whole dict would be sorted, and routers go by this order
@@ -160,11 +162,40 @@ class Hypernetwork(nn.Module):
                 weights[name] = flat_FN.view(-1, *bases_MDE.shape[1:])
             else:
                 weights[name] = Mixture(share_PFK[i], index_PFK[i], bases_MDE)
+        if self.qkv_DE is not None:
+            return FieldWeights((self.qkv_DE,), weights["up"], weights["down"], weights.get("out"))
         q, k, v = weights["q"], weights["k"], weights["v"]
         qkv: tuple[Weight, ...] = (q, k, v)
         if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
             qkv = (torch.cat([q, k, v], dim=-1),)
         return FieldWeights(qkv, weights["up"], weights["down"], weights.get("out"))
+
+
+def shared_qkv_of(width: int) -> nn.Parameter:
+    """One [D, 3D] for all fields, started as a basis is."""
+    bound = math.sqrt(3.0 / width)
+    return nn.Parameter(torch.empty(width, 3 * width).uniform_(-bound, bound))
+
+
+class FreeWeights(nn.Module):
+    """Weights of one block learnt field by field, without bases: the ablation of the hypernetwork."""
+
+    def __init__(self, fields: int, width: int, hidden: int, *, out_proj: bool, shared_qkv: bool) -> None:
+        super().__init__()
+
+        def own(*shape: int) -> nn.Parameter:
+            bound = math.sqrt(6.0 / (shape[0] + shape[1]))
+            return nn.Parameter(torch.empty(fields, *shape).uniform_(-bound, bound))
+
+        self.qkv = shared_qkv_of(width) if shared_qkv else nn.Parameter(
+            torch.cat([own(width, width).detach() for _ in range(3)], dim=-1)
+        )  # fmt: skip
+        self.up_FDE, self.down_FED = own(width, hidden), own(hidden, width)
+        self.out_FDD = own(width, width) if out_proj else None
+
+    def forward(self, meta_Fk: Tensor) -> FieldWeights:
+        """Weights of every field; the meta-embedding is not read."""
+        return FieldWeights((self.qkv,), self.up_FDE, self.down_FED, self.out_FDD)
 
 
 class FieldInput(nn.Module):

@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm, silu
+from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.datasets.published_schemas import criteo_x1
@@ -285,3 +287,25 @@ def test_moving_a_switch_marks_its_row_adapted(switch):
     # The start of pair weights is the one switch whose default leaves the paper (models.md section 2).
     assert (before.status, row.status) == ("adapted", "faithful") if name == "pair_init" else row.status == "adapted"
     assert before.status != row.status
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pairs": False}, {"qkv": "shared"}, {"hypernetwork": False}, {"qkv": "shared", "hypernetwork": False},
+        {"qkv": "shared", "weights": "on_the_fly", "out_proj": "field"}, {"hypernetwork": False, "out_proj": "field"},
+    ],
+)  # fmt: skip
+def test_ablations_have_their_flops_and_their_card(options, tabular_schema):
+    config = replace(SMALL, **options)
+    model, rows = Fat(config, tabular_schema).train(), 16
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(synthetic_batch(tabular_schema, rows))
+    expected = rows * flops(config, tabular_schema).full + composition_flops(config, tabular_schema).full
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+    moved = [
+        row for row in card(config).rows for name in ("pairs", "qkv", "hypernetwork") if row.switch.startswith(name)
+    ]
+    assert [row.status for row in moved] == [
+        "adapted" if name in options else "faithful" for name in ("qkv", "pairs", "hypernetwork")
+    ]

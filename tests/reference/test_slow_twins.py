@@ -48,10 +48,19 @@ def fat_twin(model: Fat, fields_BFE: Tensor) -> Tensor:
 def _fat_weights(c: FatConfig, p: dict[str, Tensor], layer: int, count: int) -> list[dict[str, Tensor]]:
     """W_P of each field: the K bases with the highest r = phi R_P, by the softmax of those scores."""
     net = f"hypernetworks.{0 if c.basis_scope == 'model' else layer}"
-    names = ["q", "k", "v", "up", "down"] + (["out"] if c.out_proj == "field" else [])
-    out = []
+    names = (["q", "k", "v"] if c.qkv == "own" else []) + ["up", "down"] + (["out"] if c.out_proj == "field" else [])
+    out: list[dict[str, Tensor]] = []
     for f in range(count):
         weights = {}
+        if not c.hypernetwork:
+            weights = {"up": p[f"{net}.up_FDE"][f], "down": p[f"{net}.down_FED"][f]}
+            if c.out_proj == "field":
+                weights["out"] = p[f"{net}.out_FDD"][f]
+            qkv = p[f"{net}.qkv"] if c.qkv == "shared" else p[f"{net}.qkv"][f]
+            weights |= dict(zip("qkv", qkv.chunk(3, dim=1), strict=True))
+            names = []
+        elif c.qkv == "shared":
+            weights = dict(zip("qkv", p[f"{net}.qkv_DE"].chunk(3, dim=1), strict=True))
         for place, name in enumerate(names):
             scores = p["meta_Fk"][f] @ p[f"{net}.router_PkM"][place]
             chosen = sorted(range(c.bases), key=lambda m: -float(scores[m]))[: c.top_k]
@@ -75,7 +84,7 @@ def _fat_block(
         return (hidden * torch.sigmoid(hidden)) @ weights[f]["down"]
 
     def attend(tokens: list[Tensor]) -> list[Tensor]:
-        pair = p[f"pairs.{0 if c.pair_scope == 'model' else layer}"]
+        pair = p[f"pairs.{0 if c.pair_scope == 'model' else layer}"] if c.pairs else torch.ones(len(z), len(z))
         q, k, v = ([x @ weights[f][name] for f, x in enumerate(tokens)] for name in "qkv")
         width, out = c.d // c.heads, []
         for i in range(len(tokens)):
@@ -113,7 +122,8 @@ def fat_configs(draw: st.DrawFn) -> FatConfig:
         prenorm=residual == "post2" or draw(st.booleans()),
         pair_scope=draw(st.sampled_from(["layer", "head", "model"])),
         basis_scope=draw(st.sampled_from(["layer", "model"])), bias_site=draw(st.sampled_from(["input", "layer"])),
-        out_proj=draw(st.sampled_from(["none", "shared", "field"])),
+        out_proj=draw(st.sampled_from(["none", "shared", "field"])), pairs=draw(st.booleans()),
+        qkv=draw(st.sampled_from(["own", "shared"])), hypernetwork=draw(st.booleans()),
     )  # fmt: skip
 
 
