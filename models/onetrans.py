@@ -81,6 +81,8 @@ class OneTransConfig:
     """Output projection of attention: one for all tokens, S shared and own a NS-token, or none."""
     norm: NormScope = "shared"
     """Gain of the RMS norms: one for all tokens, or own a NS-token."""
+    ns_weights: Literal["own", "shared"] = "own"
+    """Maps of each NS-token, or those of S-tokens for all (ablation)."""
     head: Head = "flatten"
     """How NS-tokens meet the head."""
     tables: TableConfig = field(default_factory=TableConfig)
@@ -108,6 +110,7 @@ class OneTrans(nn.Module):
                 OneTransLayer(
                     config.width, config.heads, l_ns, kept, ffn_mult=config.ffn_mult, act=config.act, norm=config.norm,
                     out_proj=config.out_proj, causal=config.mask == "causal", sequence=l_s > 0,
+                    tied=config.ns_weights == "shared",
                 )
                 for kept in kept_tokens(config.pyramid, config.layers, l_s, l_ns, config.round)
             )  # fmt: skip

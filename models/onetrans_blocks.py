@@ -83,14 +83,20 @@ def _xavier(*shape: int) -> nn.Parameter:
 
 
 class MixedLinear(nn.Module):
-    """One weight for S-tokens, one for each NS-token; no bias."""
+    """One weight for S-tokens, one for each NS-token, or with `tied` the one for all (ablation); no bias."""
 
-    def __init__(self, width: int, out: int, l_ns: int, sequence: bool) -> None:
+    def __init__(self, width: int, out: int, l_ns: int, sequence: bool, tied: bool) -> None:
         super().__init__()
-        self.shared_DE = _xavier(width, out) if sequence else None
-        self.own_NDE = _xavier(l_ns, width, out)
+        self.shared_DE = _xavier(width, out) if sequence or tied else None
+        self.own_NDE = None if tied else _xavier(l_ns, width, out)
 
     def forward(self, s_BSD: Tensor | None, n_BND: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if self.own_NDE is None:
+            assert self.shared_DE is not None
+            weight = self.shared_DE.t()
+            return (
+                None if s_BSD is None else linear(s_BSD, weight), None if n_BND is None else linear(n_BND, weight),
+            )  # fmt: skip
         return mixed_linear(s_BSD, n_BND, self.shared_DE, self.own_NDE)
 
 
@@ -124,6 +130,7 @@ class OneTransLayer(nn.Module):
     def __init__(
         self, width: int, heads: int, l_ns: int, kept: int, *, ffn_mult: int = 4, act: Activation = "gelu",
         norm: NormScope = "shared", out_proj: OutProj = "shared", causal: bool = True, sequence: bool = True,
+        tied: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if width % heads:
@@ -131,13 +138,13 @@ class OneTransLayer(nn.Module):
         self.heads, self.kept, self.causal = heads, kept, causal
         self.norm1 = MixedNorm(width, l_ns, norm, sequence)
         self.norm2 = MixedNorm(width, l_ns, norm, sequence)
-        self.query = MixedLinear(width, width, l_ns, sequence)
-        self.key_value = MixedLinear(width, 2 * width, l_ns, sequence)
+        self.query = MixedLinear(width, width, l_ns, sequence, tied)
+        self.key_value = MixedLinear(width, 2 * width, l_ns, sequence, tied)
         self.out_DD = _xavier(width, width) if out_proj == "shared" else None
-        self.out = MixedLinear(width, width, l_ns, sequence) if out_proj == "mixed" else None
-        self.up = MixedLinear(width, ffn_mult * width, l_ns, sequence)
+        self.out = MixedLinear(width, width, l_ns, sequence, tied) if out_proj == "mixed" else None
+        self.up = MixedLinear(width, ffn_mult * width, l_ns, sequence, tied)
         self.act = ACTIVATIONS[act]()
-        self.down = MixedLinear(ffn_mult * width, width, l_ns, sequence)
+        self.down = MixedLinear(ffn_mult * width, width, l_ns, sequence, tied)
 
     def forward(
         self, s_BSD: Tensor | None, n_BND: Tensor | None, mask: Tensor | None = None

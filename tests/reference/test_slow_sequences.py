@@ -111,8 +111,8 @@ def _onetrans_layer(
     """One layer; S-tokens before place `first` ask nothing and end here."""
 
     def mixed(part: str, place: int, x: Tensor) -> Tensor:
-        weight = p[f"{name}.{part}.shared_DE"] if place < behind else p[f"{name}.{part}.own_NDE"][place - behind]
-        return x @ weight
+        own = f"{name}.{part}.own_NDE"
+        return x @ (p[own][place - behind] if place >= behind and own in p else p[f"{name}.{part}.shared_DE"])
 
     def norm(which: int, place: int, x: Tensor) -> Tensor:
         own = f"{name}.norm{which}.own_ND"
@@ -150,7 +150,8 @@ def _onetrans_layer(
     heads=st.integers(1, 2), head_width=st.integers(1, 3), layers=st.integers(1, 3), l_ns=st.integers(1, 3),
     length=st.integers(1, 5), pyramid=st.sampled_from(["full_first", "shrink_first", "none"]),
     out_proj=st.sampled_from(["shared", "mixed", "none"]), norm=st.sampled_from(["shared", "per_token"]),
-    mask=st.sampled_from(["causal", "full"]), act=st.sampled_from(["gelu", "silu", "relu"]),
+    ns_weights=st.sampled_from(["own", "shared"]), mask=st.sampled_from(["causal", "full"]),
+    act=st.sampled_from(["gelu", "silu", "relu"]),
     head=st.sampled_from(["flatten", "mean", "last"]), rows=st.integers(1, 3), seed=st.integers(0, 999),
 )  # fmt: skip
 def test_onetrans(
