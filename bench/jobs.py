@@ -149,6 +149,11 @@ def _step_one(
         for metric, values in (("recall_at_k", found["recall"]), ("ndcg_at_k", found["ndcg"]))
         for who, v in values.items()
     ]
+    rows += [
+        make(base, "recall_gain", mean, "derived", phase="train", scope=f"vs:{floor}", seed=spec.seed, ci_low=low,
+             ci_high=high, n=found["users"])
+        for floor, (mean, low, high) in found["recall_over"].items()
+    ]  # fmt: skip
     return {"pretraining": extra["pretraining"], "host": config.host}, rows
 
 

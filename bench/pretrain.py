@@ -9,6 +9,7 @@ Q queries, d width of the user model
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from scipy import stats
 from torch import Tensor
 
+from ctrbench.bench.item_knn import ItemKnn
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.schema import FIRST_ID
@@ -166,15 +169,17 @@ class Retrieval:
 
     users: int
     recall: dict[str, float]
-    """`lum`, `popularity`, `popularity_in_condition`."""
+    """`lum`, `item_knn`, `popularity`, `popularity_in_condition`."""
     ndcg: dict[str, float]
+    recall_over: dict[str, tuple[float, float, float]]
+    """Floor -> recall of `lum` less its own on the same users, and the 95 % interval of that."""
 
 
 def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int) -> Retrieval:
     """Asks for each row's item under its condition, over the full catalogue.
 
     `popularity` counts the items of the spans; `popularity_in_condition` orders the items of the asked condition
-    first: what a condition alone gives away.
+    first: what a condition alone gives away. `item_knn` ignores the condition too.
     """
     item, cond, spans_U2 = log[user.fields.item], log[user.fields.cond], rows.spans_U2
     catalogue = user.tables.rows[user.tables.table_of[user.fields.item]]
@@ -184,7 +189,9 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
     of_item_V[item] = cond
     asked_U, target_U = rows.cond_U, rows.item_U
     of_item_V[target_U] = asked_U
-    hits: dict[str, list[np.ndarray]] = {"lum": [], "popularity": [], "popularity_in_condition": []}
+    spans = [item[b:e] for b, e in spans_U2]
+    knn = ItemKnn(spans, catalogue)
+    hits: dict[str, list[np.ndarray]] = {"lum": [], "item_knn": [], "popularity": [], "popularity_in_condition": []}
     with torch.no_grad():
         every_Vd = user.items(torch.arange(catalogue))
         for begin in range(0, len(spans_U2), RETRIEVAL_BATCH):
@@ -192,6 +199,7 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
             answers = _answers(user, log, spans_U2[part], asked_U[part], length)
             scores = {
                 "lum": user.score(answers, every_Vd).numpy(),
+                "item_knn": knn.scores(spans[part]),
                 "popularity": np.tile(popular_V, (len(answers), 1)),
             }
             scores["popularity_in_condition"] = scores["popularity"] + 1e6 * (of_item_V == asked_U[part][:, None])
@@ -202,11 +210,20 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
                 wanted = score_UV[np.arange(len(score_UV)), target_U[part]]
                 hits[name].append(_rank(score_UV, wanted))
     rank = {name: np.concatenate(parts) for name, parts in hits.items()}
+    found = {name: (r < k).astype(np.float64) for name, r in rank.items()}
     return Retrieval(
         users=len(spans_U2),
-        recall={n: float((r < k).mean()) for n, r in rank.items()},
+        recall={n: float(hit.mean()) for n, hit in found.items()},
+        recall_over={n: _paired(found["lum"] - hit) for n, hit in found.items() if n != "lum"},
         ndcg={n: float(np.where(r < k, 1 / np.log2(r + 2), 0.0).mean()) for n, r in rank.items()},
     )
+
+
+def _paired(difference_U: np.ndarray) -> tuple[float, float, float]:
+    """(mean, 95 % interval by Student's t over users)."""
+    mean, error = float(difference_U.mean()), float(stats.sem(difference_U)) if len(difference_U) > 1 else math.inf
+    wide = float(stats.t.ppf(0.975, len(difference_U) - 1)) * error if len(difference_U) > 1 else math.inf
+    return mean, mean - wide, mean + wide
 
 
 def _rank(score_UV: np.ndarray, wanted_U: np.ndarray) -> np.ndarray:

@@ -77,6 +77,8 @@ def pretraining(c: Context) -> Section | None:
                 "Recall@10": pick(mine, "recall_at_k", scope="lum"),
                 "Recall@10, popularity": pick(mine, "recall_at_k", scope="popularity"),
                 "Recall@10, popularity in condition": pick(mine, "recall_at_k", scope="popularity_in_condition"),
+                "Recall@10, item-kNN": pick(mine, "recall_at_k", scope="item_knn"),
+                "Recall@10 over item-kNN": pick(mine, "recall_gain", scope="vs:item_knn", signed=True),
                 "NDCG@10": pick(mine, "ndcg_at_k", scope="lum"),
                 "FLOPs of step 1": pick(mine, "budget_flops", scope="step1"),
                 "FLOPs of step 3": pick(mine, "budget_flops", scope="step3"),
