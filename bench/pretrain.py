@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,12 +22,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ctrbench.bench.checkpoint import load_checkpoint, save_checkpoint
 from ctrbench.bench.item_knn import ItemKnn
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.embedding import dense_parameters
-from ctrbench.models.lum import LumConfig
+from ctrbench.models.lum import STEP_ONE, LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
 from ctrbench.models.lum_backbone import EventFields, UserModel
 from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack, targets_of
@@ -34,7 +36,7 @@ from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack,
 RETRIEVAL_BATCH = 512
 QUERY_BATCH = 128
 """Rows of one group query of the store; its activations stay in cache."""
-WEIGHTS, ANSWERS, SPANS = "user_model.pt", "answers.npy", "answers.json"
+ANSWERS, SPANS = "answers.npy", "answers.json"
 K = 10
 """Of recall and NDCG."""
 
@@ -262,8 +264,7 @@ def save_step_one(
 ) -> None:
     """Writes the user model's weights and its answers for the last `spans[split]` rows of each split."""
     user = answers.user
-    state = {"dense": [p.detach() for p in dense_parameters(user)], "tables": user.tables.weights()}
-    torch.save(state, folder / WEIGHTS)
+    save_checkpoint(user, folder, **_manifest(answers))
     rows = sum(prepared.rows(split) for split in SPLITS)
     shape = (rows, answers.config.queries, user.norm.normalized_shape[0])
     partial = folder / f"{ANSWERS}.partial"
@@ -282,14 +283,15 @@ def save_step_one(
     partial.replace(folder / ANSWERS)
 
 
+def _manifest(answers: UserAnswers) -> dict[str, Any]:
+    """What a user model must have in common with the one that was saved: the options that decide step 1, the fields."""
+    config = {name: getattr(answers.config, name) for name in STEP_ONE}
+    return {"model": "user model of lum", "config": config, "schema": answers.schema}
+
+
 def load_step_one(answers: UserAnswers, folder: Path) -> None:
     """Puts saved weights into a ranker's user model, and its stored answers beside it where they still exist."""
-    state = torch.load(folder / WEIGHTS, weights_only=True)
-    with torch.no_grad():
-        for p, saved in zip(dense_parameters(answers.user), state["dense"], strict=True):
-            p.copy_(saved)
-        for name, weight in answers.user.tables.weights().items():
-            weight.copy_(state["tables"][name])
+    load_checkpoint(answers.user, folder, **_manifest(answers))
     if (folder / ANSWERS).is_file():
         stored = np.load(folder / ANSWERS, mmap_mode="r")
         answers.store = Store(stored, tuple((b, e) for b, e in json.loads((folder / SPANS).read_text())))

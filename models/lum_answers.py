@@ -53,7 +53,7 @@ class UserAnswers(nn.Module):
 
     def __init__(self, config: LumConfig, schema: FeatureSchema, device: str) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.schema = config, schema
         self.store: Store | None = None
         """Answers to look up instead of computing them: the same values (a frozen user model only)."""
         self.fields = event_fields(schema, config.cond)
