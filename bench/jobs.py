@@ -20,6 +20,7 @@ from ctrbench.bench import controls, proc
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
+from ctrbench.bench.proofs import with_proofs
 from ctrbench.bench.quality import auc, evaluate
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
@@ -269,7 +270,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
     rows, extra, inputs = count_rows(base, model_spec, config, schema, model, [next(batches) for _ in range(held)])
     card = model_spec.card(config)
     extra |= {
-        "card": asdict(card), "title": model_spec.title, "control": model_spec.control,
+        "card": with_proofs(card), "title": model_spec.title, "control": model_spec.control,
         "parameters": count_parameters(model), "config": asdict(config),
         "tables": {t: r for m in embedding_tables(model) for t, r in m.rows.items()}, **_batch_note(spec, model_spec),
     }  # fmt: skip

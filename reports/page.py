@@ -121,12 +121,20 @@ def _cards(bodies: Mapping[str, Mapping[str, Any]], names: Names) -> tuple[tuple
         card = found[model, variant]
         rows = [
             {h: str(r.get(h.lower(), "") or "—") for h in ("Mechanism", "Status", "Section", "Switch", "Note")}
+            | {"Held by": _tests(r)}
             for r in card["rows"]
         ]
         counts = pd.Series([r["Status"] for r in rows], dtype=object).value_counts()
         words = ", ".join(f"{counts[s]} {s}" for s in ("faithful", "adapted", "unknown") if s in counts)
         out.append((names.title(model, variant), f"{card.get('paper', '')}: {words}", pd.DataFrame(rows)))
     return tuple(out)
+
+
+def _tests(row: Mapping[str, Any]) -> str:
+    """The tests of a mechanism without their folders; older records do not say."""
+    if "tests" not in row:
+        return "—"
+    return ", ".join(str(test).rsplit("/", 1)[-1] for test in row["tests"]) or "unproven"
 
 
 def _measures(rows: pd.DataFrame) -> pd.DataFrame:
