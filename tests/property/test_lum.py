@@ -157,6 +157,21 @@ def test_group_query_is_one_by_one(sequence_schema: FeatureSchema) -> None:
     torch.testing.assert_close(together[:, order], user.answers(left, cond[:, order])[0], **CLOSE)
 
 
+def test_padding_never_reaches_an_answer(sequence_schema: FeatureSchema) -> None:
+    """Neither what stands on padding nor how much of it there is."""
+    user = user_model(sequence_schema)
+    whole = sequences(user, [[3], [3]])
+    short = Sequences({n: v[:, :3] for n, v in whole.ids.items()}, whole.segment_RL[:, :3], whole.place_RL[:, :3])
+    cond = torch.tensor([[3, 4], [5, 6]])
+    answers, _ = user.answers(short, cond)
+    for filler in (0, 4):
+        padded = Sequences(
+            {n: torch.nn.functional.pad(v, (2, 0), value=filler) for n, v in short.ids.items()},
+            *(torch.nn.functional.pad(t, (2, 0)) for t in (short.segment_RL, short.place_RL)),
+        )
+        torch.testing.assert_close(user.answers(padded, cond)[0], answers, **CLOSE)
+
+
 def test_a_query_is_the_next_condition_token(sequence_schema: FeatureSchema) -> None:
     """What step 2 asks is what step 1 trained: the output at the condition of one more event."""
     user = user_model(sequence_schema)
