@@ -37,9 +37,9 @@ def section(c: Context) -> Section | None:
         sentence=f"In {len(found)} recorded configurations {', and '.join(parts)}.",
         exhibits=tuple(exhibits),
         caveat="On a CPU a launch is a dispatched operator that works and holds no other that works; its time leaves "
-        "out what runs inside it. Launches are counted in the recording here; the measured launches of a step, "
-        "elsewhere on the page, are operators dispatched by the model, which are fewer. The profiler slows every "
-        "launch, so short ones read long. “Between operators” is host time of a block that no operator of it covers. "
+        "out what runs inside it. Launches are counted in the recording here; “Operators / step”, elsewhere on "
+        "the page, is a count of dispatched operators and another number. The profiler slows every launch, so short "
+        "ones read long. “Between operators” is host time of a block that no operator of it covers. "
         "Kernels overlap: their times may add up to more than a step takes.",
     )
 
