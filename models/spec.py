@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema, Track, synthetic_batch
+from ctrbench.models.retriever import RetrieverSpec
 
 Family = Literal["legacy", "transformer"]
 Stage = Literal["embedding", "interaction", "dense"]
@@ -141,6 +142,8 @@ class ModelSpec:
     """`build` and `flops` take `hosts` as well, which gives the spec of another model by name (the roof has it)."""
     step_one: tuple[str, ...] = ()
     """Options that decide a pre-training; runs that agree on them share it. Empty: the model has none."""
+    retriever: RetrieverSpec | None = None
+    """None retrieves nothing."""
     own_batches: OwnBatches | None = None
     """None is a ranker. The model of any other returns its loss and has `returns_loss`."""
     skip_reason: Mapping[str, str] | None = None
