@@ -30,7 +30,7 @@ def run_hardware(json_out: bool = False, refresh: bool = False, sizes: Sizes | N
         }  # fmt: skip
         print(json.dumps(body, indent=1, default=str))
         return 0
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print_json(json.dumps(found.identity, default=str))
     dtypes, others = dict(zip(_PEAKS, _PEAKS, strict=True)), _OTHERS
     for table in (_ceilings(found), _gpus("dense peaks, TFLOP/s", dtypes), _gpus("the rest", others), _cpus()):

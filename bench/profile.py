@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ctrbench.bench import registry
@@ -115,7 +116,7 @@ def run_profile(request: Request, console: Console) -> int:
         files = tool(request, folder, console)
         rows, extra = _ingest(base, spec, files, "measured" if request.tool == "nvtx" else "imported", console)
     except NothingRecorded as why:
-        console.print(f"[bold red]nothing was recorded[/]: {why}", highlight=False)
+        console.print(f"[bold red]nothing was recorded[/]: {escape(str(why))}", highlight=False)
         rows, extra = [withheld(base, "split_host", str(why), phase="train")], {}
     extra |= {"cfg": spec.digest, "commands": COMMANDS}
     record = RunRecord(
@@ -192,7 +193,7 @@ def _torch(spec: RunSpec, out: Path, folder: Path, console: Console) -> int:
 
     outcome = run_all([spec], out, 1, lambda _: None)[0]
     if outcome.status != "ok":
-        console.print(f"[bold red]nothing was recorded[/]: {outcome.reason}", highlight=False)
+        console.print(f"[bold red]nothing was recorded[/]: {escape(outcome.reason)}", highlight=False)
         return 1
     trace = folder / "trace.json.gz"
     console.print(f"recording: {trace}", markup=False, highlight=False)
@@ -212,7 +213,7 @@ def _nvtx(request: Request, folder: Path, console: Console) -> list[Path]:
     done = recorder.convert(lines, database)
     console.print(f"{done.events} events, {done.open_ranges} ranges without an end", highlight=False)
     for problem in done.problems:
-        console.print(f"[yellow]note[/]: {problem}", highlight=False)
+        console.print(f"[yellow]note[/]: {escape(problem)}", highlight=False)
     return [database]
 
 
@@ -366,13 +367,13 @@ def _left_out(
     try:
         found = ablated(spec)
     except CannotLeaveOut as why:
-        console.print(f"[yellow]note[/]: not seen a second way: {why}", highlight=False)
+        console.print(f"[yellow]note[/]: not seen a second way: {escape(str(why))}", highlight=False)
         return [withheld(base, "split_component", f"n/a: {why}", phase="train")]
     seen = compare(split, found)
     console.print(_two_ways(seen, found.rounds))
     for d in seen:
         if d.doubt:
-            console.print(f"[yellow]note[/]: {d.doubt}", highlight=False)
+            console.print(f"[yellow]note[/]: {escape(d.doubt)}", highlight=False)
     return component_rows(base, split, found, origin)
 
 
@@ -405,5 +406,7 @@ def _table(split: Split) -> Table:
         if stage != shown:
             shown = stage
             table.add_row(f"[bold]{shown}[/]", "", "", "", f"[bold]{shares[STAGE_PREFIX + shown]:.1%}[/]")
-        table.add_row("", block or "(outside blocks)", f"{calls / steps:g}", f"{ns / steps / 1e6:.3f}", f"{share:.1%}")
+        table.add_row(
+            "", escape(block) or "(outside blocks)", f"{calls / steps:g}", f"{ns / steps / 1e6:.3f}", f"{share:.1%}"
+        )
     return table

@@ -99,7 +99,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     failures = [o for o in outcomes if o.status != "ok"]
     for outcome in failures:
         _write_failure(outcome, runs_dir)
-        console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {outcome.reason}")
+        console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {escape(outcome.reason)}")
     rows = _summarise(specs, plan, runs_dir, chosen, missing)
     judged = [r for r in rows if r.metric == bands.METRIC]
     _draw(runs_dir, console)
@@ -110,7 +110,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     for text in _doubts(rows):
         console.print(text)
     for text in skipped:
-        console.print(f"[bold yellow]SKIPPED[/] {text}")
+        console.print(f"[bold yellow]SKIPPED[/] {escape(text)}")
     return 1 if failures or bands.outside(judged) else 0
 
 

@@ -87,7 +87,7 @@ def run_trace(
         domain: NVTX domain whose ranges are asked for.
         table: where the rows of all files go, one a kernel, copy or profiled launch; of the suffixes `TABLES`.
     """
-    code, console = 0, Console()
+    code, console = 0, Console(markup=False, emoji=False)  # names in recordings hold brackets
     rows: list[pl.DataFrame] = []
     for path in paths:
         try:

@@ -43,7 +43,7 @@ def run_scrub(source: str | Path, out: str | Path, redact_names: bool = False) -
     table.add_column("values", justify="right")
     for where, times in sorted(dropped.counts.items()):
         table.add_row(where, str(times))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(NAMES_HASHED if redact_names else NAMES_KEPT)
     return 0

@@ -161,12 +161,14 @@ def test_what_is_no_recording_is_refused_with_file_and_reason(
 def test_trace_command_prints_the_good_files_beside_a_bad_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    events = [gpu("my_kernel", 10.0, 2.0, 1), event("cuda_runtime", "cudaLaunchKernel", 5.0, 2.0, correlation=1)]
+    name = "my_kernel [with T] :gear: [/end]"  # a console must not take any of it for markup
+    events = [gpu(name, 10.0, 2.0, 1), event("cuda_runtime", "cudaLaunchKernel", 5.0, 2.0, correlation=1)]
     good = write(tmp_path / "good.json", events, deviceProperties=[{"name": "Test GPU", "numSms": 4}])
     assert run_trace([good]) == 0
     shown = capsys.readouterr().out
     assert "Test GPU" in shown
-    assert "my_kernel" in shown
+    assert name in shown
+    assert '[gpu."..."]' in shown
     assert run_trace([good, tmp_path / "bad.json"], json=True) == 2
     out = capsys.readouterr()
     body = json.loads(out.out)
