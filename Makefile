@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test check gpu-kit mutations peers peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations peers peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ compare: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10
+
+# Every ranking model through one small suite: the tests run it with three models, since all of them take minutes.
+suite-ci: setup
+	$(BIN)/ctrbench run suite=ci
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
