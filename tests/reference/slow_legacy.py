@@ -54,14 +54,14 @@ def batch_of(schema: FeatureSchema, lengths: Sequence[int], seed: int) -> Batch:
 
 @torch.no_grad()
 def randomised(model: nn.Module, seed: int) -> nn.Module:
-    """Float32 weights, table rows and running statistics, all random; the padding row stays zero."""
+    """Float32 weights, table rows and running statistics, all random, logits of about one; the padding row is zero."""
     g = torch.Generator().manual_seed(seed)
     (tables,) = embedding_tables(model)
     for rows in tables.weights().values():
         rows[1:, : tables.width] = 0.6 * torch.randn(len(rows) - 1, tables.width, generator=g)
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         if "embedder.tables" not in name and p.is_floating_point():
-            p.copy_(0.4 * torch.randn(p.shape, generator=g))
+            p.copy_(torch.randn(p.shape, generator=g) / max(1, p.shape[-1] if p.dim() > 1 else 6) ** 0.5)
             if name.endswith(("var", "var_O")):
                 p.abs_().add_(0.3)
     return model.eval()

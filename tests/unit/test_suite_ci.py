@@ -67,8 +67,8 @@ BROKEN = textwrap.dedent(
     """
 )
 SMALL = [
-    "data=criteo_synthetic", "data.options.rows=3000", "data.options.cap=100", "run.train_rows=1500", "run.valid_rows=200", "run.steps=6",
-    "run.warmup=2", "run.threads=1", "run.batch=64",
+    "data=criteo_synthetic", "data.options.rows=3000", "data.options.cap=100", "run.train_rows=1500",
+    "run.valid_rows=200", "run.steps=6", "run.warmup=2", "run.threads=1", "run.batch=64",
 ]  # fmt: skip
 MEASURED = ("step_time", "throughput", "infer_latency", "rss_peak", "cpu_core_seconds", "cpu_core_s_per_million",
             "loader_stall", "auc", "logloss", "ne", "calibration", "ceiling_gemm", "ceiling_copy", "ceiling_cache",
