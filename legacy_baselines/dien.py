@@ -172,7 +172,7 @@ def card(config: DIENConfig) -> FidelityCard:
             switched(config, "cell", "augru", "attention in the update gate of a second GRU", "4.4", at="faithful"),
             switched(config, "softmax", True, "weights by softmax over the history", "4.4", at="faithful"),
             switched(config, "att", "bilinear", "how a state meets the target", "4.4",
-                     "the paper's is bilinear; the benchmark's runs have DIN's unit", "faithful"),
+                     "the paper's is bilinear, as FuxiCTR's default; the benchmark's runs have DIN's unit", "faithful"),
             fixed("auxiliary loss", "faithful" if config.aux else "adapted", "4.2",
                   "off as in BARS' run; on, the state times the event, negatives are other users' events in the same "
                   "place", f"aux={config.aux}"),
