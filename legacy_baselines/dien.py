@@ -176,7 +176,8 @@ def card(config: DIENConfig) -> FidelityCard:
             fixed("auxiliary loss", "faithful" if config.aux else "adapted", "4.2",
                   "off as in BARS' run; on, the state times the event, negatives are other users' events in the same "
                   "place", f"aux={config.aux}"),
-            fixed("negative sampling of the auxiliary loss", "unknown", "4.2"),
+            fixed("negative sampling of the auxiliary loss", "unknown", "4.2",
+                  "ours takes the events of one other user of the batch, drawn anew at every step"),
             fixed("Dice", "adapted", "n/k", "as in DIN, statistics over real events",
                   f"act={config.act}, tower_act={config.tower_act}"),
             fixed("query for event fields without a target", "adapted", "n/k",

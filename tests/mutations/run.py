@@ -112,15 +112,14 @@ def run(chosen: list[Mistake], folders: list[Path], console: Console) -> list[Fi
 
 def table(findings: list[Finding]) -> Table:
     """One row a mistake."""
-    out = Table("Model", "Mistake", "File", "Caught by", "s")
+    out = Table("Model", "Mistake", "Caught by", "s")
     for f in findings:
-        test = f.caught.split("/")[-1] or "NOT SEEN"
-        out.add_row(f.mistake.model, f.mistake.what, f.mistake.file, test, f"{f.seconds:.0f}")
+        out.add_row(f.mistake.model, f.mistake.what, f.caught.split("/")[-1] or "NOT SEEN", f"{f.seconds:.0f}")
     return out
 
 
 def main(models: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(170, Console().width))
     chosen = [m for m in PLANTED if not models or m.model in models]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
