@@ -77,7 +77,7 @@ def card(config: FFMConfig) -> FidelityCard:
             fixed("a vector for every other field, pairs meet with the two made for each other", "faithful", "3"),
             fixed("first-order sum and bias", "adapted", "3",
                   "the paper leaves them out of its formula; BARS' run has them"),
-            fixed("one width for all pairs of fields", "adapted", "n/k", "as BARS' run; first-order weights ride beside",
+            fixed("one width for all pairs of fields", "adapted", "n/k", "as BARS' run; first-order weights beside",
                   f"dim={config.dim}"),
             fixed("instance normalisation, early stopping", "adapted", "3.1",
                   "rows are not normalised; training stops as all models' does"),

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from tests.reference.slow import softmax, weighted
+from tests.reference.slow import linear, softmax, weighted
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -90,8 +90,7 @@ class Weights:
     schema: FeatureSchema
 
     def linear(self, name: str, x: Tensor) -> Tensor:
-        out = self.p[f"{name}.weight"] @ x
-        return out + self.p[f"{name}.bias"] if f"{name}.bias" in self.p else out
+        return linear(self.p, name, x)
 
     def mlp(self, name: str, hidden: Sequence[int], x: Tensor, *, bn: bool = False, out: bool = True) -> Tensor:
         """Linear, batch norm with its running statistics, ReLU; then a linear output."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import Given, compare, drawn, layer_norm, randomised, softmax, weighted
+from tests.reference.slow import Given, compare, drawn, layer_norm, linear, randomised, softmax, weighted
 from torch import Tensor
 
 from ctrbench.datasets.schema import FeatureSchema, Field
@@ -34,10 +34,6 @@ def schema_of(length: int) -> FeatureSchema:
             event("hist_item", "item"), event("hist_action", None, 6),
         ),
     )  # fmt: skip
-
-
-def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
-    return p[f"{name}.weight"] @ x + p[f"{name}.bias"]
 
 
 def leaky(x: Tensor) -> Tensor:

@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import Given, compare, drawn, layer_norm, randomised, rms_norm, softmax, weighted
+from tests.reference.slow import (
+    Given,
+    compare,
+    drawn,
+    gelu,
+    layer_norm,
+    linear,
+    randomised,
+    rms_norm,
+    silu,
+    softmax,
+    weighted,
+)
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import FeatureSchema, Field
@@ -53,20 +65,7 @@ def left_padded(rows: int, length: int, seed: int) -> Tensor:
     return torch.arange(length) >= length - n.unsqueeze(1)
 
 
-def gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
 ACT = {"gelu": gelu, "silu": silu, "relu": lambda x: x.clamp(min=0)}
-
-
-def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
-    out = p[f"{name}.weight"] @ x
-    return out + p[f"{name}.bias"] if f"{name}.bias" in p else out
 
 
 class Fixed(nn.Module):

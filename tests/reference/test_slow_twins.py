@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import Given, compare, drawn, layer_norm, randomised, softmax, weighted
+from tests.reference.slow import Given, compare, drawn, gelu, layer_norm, linear, randomised, softmax, weighted
 from torch import Tensor
 
 from ctrbench.datasets.schema import FeatureSchema, Field
@@ -159,8 +159,8 @@ def rankmixer_twin(model: RankMixer, config: RankMixerConfig, fields_BFE: Tensor
                 for t in range(tokens)
             ]
         mean = sum(x) / tokens
-        hidden = _gelu(p["head.0.weight"] @ mean + p["head.0.bias"])
-        logits.append(p["head.2.weight"][0] @ hidden + p["head.2.bias"][0])
+        hidden = gelu(linear(p, "head.0", mean))
+        logits.append(linear(p, "head.2", hidden)[0])
         assert len(mean) == width
     return torch.stack(logits)
 
@@ -169,13 +169,9 @@ def _norm(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"])
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
 def _network(p: dict[str, Tensor], name: str, config: RankMixerConfig, token: int, s: Tensor) -> Tensor:
     def expert(n: int) -> Tensor:
-        hidden = _gelu(s @ p[f"{name}.up_NDK"][n] + p[f"{name}.up_bias_NK"][n])
+        hidden = gelu(s @ p[f"{name}.up_NDK"][n] + p[f"{name}.up_bias_NK"][n])
         return hidden @ p[f"{name}.down_NKD"][n] + p[f"{name}.down_bias_ND"][n]
 
     if config.moe == "off":
