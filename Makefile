@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test check gpu-kit mutations peers peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations peers peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ compare: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10
 
+# Every ranking model through one small suite: the tests run it with three models, since all of them take minutes.
+suite-ci: setup
+	$(BIN)/ctrbench run suite=ci
+
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
@@ -44,11 +48,19 @@ check: setup
 gpu-kit: setup
 	$(BIN)/python -m ctrbench.bench.gpu_kit $(KIT)
 
-# deepctr-torch pins old packages, so it lives in an environment of its own beside ours.
+# deepctr-torch pins old packages and FuxiCTR needs polars < 1.30, so each lives in an environment of its own beside ours.
+# Their logits are made anew and compared; then DeepFM of ours and of deepctr-torch train in alternation.
 peers: setup
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	test -e .venv-peers/.ready || { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py requests \
 	  && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deepctr-torch==0.3.0 && touch .venv-peers/.ready; }
+	test -x .venv-peers-fuxictr/bin/python || $(PYTHON) -m venv .venv-peers-fuxictr
+	test -e .venv-peers-fuxictr/.ready || { .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py pyarrow PyYAML "polars<1.30" keras-preprocessing \
+	  && .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fuxictr==2.3.9 && touch .venv-peers-fuxictr/.ready; }
+	mkdir -p build/peers
+	.venv-peers/bin/python tests/data/peers/make_golden.py build/peers
+	.venv-peers-fuxictr/bin/python tests/data/peers/make_golden_fuxictr.py build/peers
+	CTRBENCH_PEER_ARRAYS=build/peers $(BIN)/python -m pytest -q tests/reference/test_peers.py tests/reference/test_peers_fuxictr.py
 	$(BIN)/python -m ctrbench.bench.peers --peer-python .venv-peers/bin/python
 
 # HolisticTraceAnalysis demands JupyterLab, which no analysis of it imports: what it does import is installed, itself alone.
@@ -60,4 +72,4 @@ peers-traces: setup
 	$(BIN)/python -m ctrbench.bench.peers_traces $(TRACES) --peer-python .venv-peers-hta/bin/python
 
 clean:
-	rm -rf $(VENV) .venv-peers .venv-peers-hta build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-peers-fuxictr .venv-peers-hta build dist *.egg-info

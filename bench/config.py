@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -110,6 +110,8 @@ class Entry:
     """Name of the variant; its options if empty."""
     tuned: bool = True
     """Whether it gets tuning trials; a control may stay as it is."""
+    brief: bool = False
+    """Train and count it, nothing else: no timing, no trace, no published sizes."""
     skip: str = ""
     """Why this point of a sweep is not run; empty for all that are."""
 
@@ -157,6 +159,12 @@ class Plan:
         """Every model of the plan, in order of first use."""
         return tuple(dict.fromkeys(e.model for j in self.jobs for e in j.models))
 
+    @property
+    def sized(self) -> tuple[str, ...]:
+        """Models whose published sizes are counted: all but those of brief entries alone, and `counted`."""
+        listed = (e.model for j in self.jobs for e in j.models if not e.brief)
+        return tuple(dict.fromkeys((*listed, *self.counted)))
+
 
 def suite_names() -> list[str]:
     """Suites that ship with the project."""
@@ -196,8 +204,13 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
-        counted=() if only else tuple(suite_values.get("counted", ())),
+        counted=() if only else _counted(suite_values.get("counted", ())),
     )  # fmt: skip
+
+
+def _counted(listed: Any) -> tuple[str, ...]:
+    """Names of a suite's `counted`, or every model of the project."""
+    return tuple(registry.model_names() if listed == "all" else listed)
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -289,11 +302,18 @@ def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str,
 
 
 def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
-    """Entries of a suite's list of names and `{model, options}`; with `only`, those models, listed or not."""
+    """Entries of a suite's list of names and `{model, options}`; with `only`, those models, listed or not.
+
+    A model that is asked for by name is not brief: its brief entries give way to the others, or become whole.
+    """
     every = [Entry(model=m) if isinstance(m, str) else Entry(**m) for m in listed]
     if not only:
         return tuple(every)
-    return tuple(e for name in only for e in ([e for e in every if e.model == name] or [Entry(model=name)]))
+    out: list[Entry] = []
+    for name in only:
+        mine = [e for e in every if e.model == name] or [Entry(model=name)]
+        out += [e for e in mine if not e.brief] or [replace(e, brief=False) for e in mine]
+    return tuple(out)
 
 
 def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> list[Mapping[str, Any]]:

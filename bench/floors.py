@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 Key = tuple[str, ...]
 """Columns that together are one categorical value: a field, or a cross of two."""
 
-FLOORS = ("popularity", "lr", "lightgbm", "lightgbm_history", "target_ids")
+FLOORS = ("popularity", "logistic", "lightgbm", "lightgbm_history", "target_ids")
 HONEST_AUC = (0.45, 0.60)
 """AUC that target ids alone may have where negatives are sampled; a low one tells of the pool as much as a high one."""
 SMOOTHING = 10.0
@@ -153,7 +153,7 @@ def run_floor(
     if name == "popularity":
         assert layout.item is not None
         scores = _popularity(rows, layout.item.name)
-    elif name == "lr":
+    elif name == "logistic":
         with threadpool_limits(threads):  # BLAS threads that outnumber free cores made this ten times slower
             scores = _lr(rows, schema, layout.keys(schema), notes)
     elif name == "lightgbm":

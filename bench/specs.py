@@ -80,8 +80,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 unsupported += skipped_rows(
                     item.job.data, track, floor, "floor", ("floor",), missing, item.prepared.split
                 )
-    named = (*plan.models, *plan.counted)
-    traced = dict.fromkeys((*named, *(("lum_step1",) if "lum" in named else ())))
+    traced = dict.fromkeys((*plan.sized, *(("lum_step1",) if "lum" in plan.sized else ())))
     published = [
         RunSpec(kind="published", model=m, level=plan.level, device="meta", dtype="bf16", **registry.own_file(m))
         for m in (traced if not (plan.tune_only or plan.controls) else ())
@@ -293,7 +292,7 @@ def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
         return made
     made.append(_spec(plan, item, "count", entry, threads=1))
     made += _trainings(plan, item, entry)
-    if item.job.timed:
+    if item.job.timed and not entry.brief:
         made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
         made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
     return made

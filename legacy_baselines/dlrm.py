@@ -68,6 +68,8 @@ class DLRM(nn.Module):
 
     def __init__(self, config: DLRMConfig, schema: FeatureSchema, device: str | None = None) -> None:
         super().__init__()
+        if not _top_width(config, schema):
+            raise ValueError(f"dlrm: schema {schema.name!r} has one field, and a pair needs two; use interaction=cat")
         with torch.device(device) if device else nullcontext():
             self.embedder = FeatureEmbedder(schema, config.dim, config.tables, dense=False)
             self.missing = config.missing_vector

@@ -8,33 +8,21 @@ Dims: B batch, F features, N ids of all features, D width of a row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    ComputeDevice,
-    EmbeddingLocation,
-    PoolingMode,
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from ctrbench.models.row_penalty import RowPenalty
+from ctrbench.models.table_lookups import MetaTables, Optimizer, fused_tables, padded_width, table_optimizer
 
-Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 Impl = Literal["fused", "per_table"]
-
-_FUSED = {
-    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    "adagrad": EmbOptimType.EXACT_ADAGRAD,
-    "sgd": EmbOptimType.EXACT_SGD,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +53,6 @@ class TableConfig:
             raise ValueError(f"l2_rows={self.l2_rows!r}: use batch_rows or full_table")
         if self.l2 and self.l2_rows == "full_table" and (self.optimizer != "adam" or self.l2_by_count):
             raise ValueError("l2_rows=full_table needs the dense gradients of table optimizer adam, and no l2_by_count")
-
-
-def padded_width(width: int) -> int:
-    """FBGEMM stores rows in multiples of four values; the surplus columns stay zero."""
-    return -(-width // 4) * 4
 
 
 class EmbeddingTables(nn.Module):
@@ -110,28 +93,19 @@ class EmbeddingTables(nn.Module):
         self.stacked = not self.pooled or sum(a != b for a, b in pairwise(order)) >= len(set(order))
         self.lookup: Any  # the operator has no types of its own
         if device == "meta":
-            self.lookup = _MetaTables(sum(self.rows.values()), self.stored)
+            self.lookup = MetaTables(sum(self.rows.values()), self.stored)
         elif config.impl == "per_table":
             sparse = config.optimizer != "adam"
             self.lookup = nn.ModuleDict({n: nn.Embedding(r, self.stored, sparse=sparse) for n, r in self.rows.items()})
-            self._optimizer = _table_optimizer(self.lookup.parameters(), config)
+            # Adam adds the decay to the gradient: lambda/2 |w|^2 of every row
+            decay = config.l2 if config.l2_rows == "full_table" else 0.0
+            self._optimizer = table_optimizer(self.lookup.parameters(), config.optimizer, config.lr, config.eps, decay)
         else:
             # Unpooled rows are bags of one id over the stacked tables: PoolingMode.NONE, the operator's own
             # unpooled mode, takes 5-7x as long backward on CPU (docs/log.md) and gives the same rows.
             spec = [sum(self.rows.values())] if self.stacked else list(self.rows.values())
-            cuda = device.startswith("cuda")
-            place = (
-                (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
-            )
-            self.lookup = SplitTableBatchedEmbeddingBagsCodegen(
-                [(r, self.stored, *place) for r in spec],
-                feature_table_map=([0] * len(self.table_of) if self.stacked else order) if self.pooled else None,
-                optimizer=_FUSED[config.optimizer],
-                learning_rate=config.lr,
-                eps=config.eps,
-                pooling_mode=PoolingMode.SUM,
-                device=torch.device(device),
-            )
+            of_feature = ([0] * len(self.table_of) if self.stacked else order) if self.pooled else None
+            self.lookup = fused_tables(spec, self.stored, of_feature, config.optimizer, config.lr, config.eps, device)
         self.penalty = (
             RowPenalty(sum(self.rows.values()), config.l2, config.l2_by_count, device)
             if config.l2 and config.l2_rows == "batch_rows"
@@ -141,7 +115,7 @@ class EmbeddingTables(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Table name -> [rows, stored width], views of the live storage."""
-        if isinstance(self.lookup, _MetaTables):
+        if isinstance(self.lookup, MetaTables):
             return {n: self.lookup.weight[self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
         if isinstance(self.lookup, nn.ModuleDict):
             return {n: m.get_parameter("weight").detach() for n, m in self.lookup.items()}
@@ -208,7 +182,7 @@ class EmbeddingTables(nn.Module):
     def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
         if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
             return self.lookup(self._flat(ids) if self.stacked else ids.values(), ids.offsets())
-        if isinstance(self.lookup, _MetaTables):
+        if isinstance(self.lookup, MetaTables):
             return self.lookup.pooled(ids.values(), len(ids.keys()), ids.stride())
         columns = []
         for key in ids.keys():
@@ -221,7 +195,7 @@ class EmbeddingTables(nn.Module):
         return torch.cat(columns, dim=1)
 
     def _unpooled(self, ids: KeyedJaggedTensor) -> Tensor:
-        if isinstance(self.lookup, _MetaTables):
+        if isinstance(self.lookup, MetaTables):
             return self.lookup(ids.values())
         if isinstance(self.lookup, nn.ModuleDict):
             return torch.cat([self.lookup[self.table_of[k]](ids[k].values()) for k in ids.keys()])
@@ -240,68 +214,6 @@ class EmbeddingTables(nn.Module):
         device, per_key = ids.values().device, ids.length_per_key()
         starts = torch.tensor([self._start[self.table_of[k]] for k in ids.keys()], device=device)
         return ids.values() + starts.repeat_interleave(torch.tensor(per_key, device=device), output_size=sum(per_key))
-
-
-class _MetaTables(nn.Module):
-    """Shape-only stand-in on meta, where FBGEMM's operator cannot trace; keeps its operator name."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
-
-    def forward(self, values_N: Tensor) -> Tensor:
-        return torch.ops.ctrbench.tbe(self.weight, values_N, values_N.numel(), self.weight.shape[1])
-
-    def pooled(self, values_N: Tensor, features: int, batch: int) -> Tensor:
-        return torch.ops.ctrbench.tbe(self.weight, values_N, batch, features * self.weight.shape[1])
-
-
-@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="meta")
-def _tbe(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
-    """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
-    return weight.new_empty(rows, columns)
-
-
-@_tbe.register_fake
-def _(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
-    return weight.new_empty(rows, columns)
-
-
-@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="meta")
-def _tbe_backward(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
-    """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
-    return weight.new_empty(0)
-
-
-@_tbe_backward.register_fake
-def _(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
-    return weight.new_empty(0)
-
-
-def _tbe_setup(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor
-) -> None:
-    ctx.save_for_backward(inputs[0], inputs[1])
-
-
-def _tbe_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
-    weight, values_N = ctx.saved_tensors  # type: ignore[attr-defined]
-    torch.ops.ctrbench.tbe_backward(grad, weight, values_N)
-    return None, None, None, None
-
-
-_tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
-
-
-def _table_optimizer(params: Iterator[nn.Parameter], config: TableConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        decay = config.l2 if config.l2_rows == "full_table" else 0.0  # Adam adds it to the gradient: lambda/2 |w|^2
-        return torch.optim.Adam(params, lr=config.lr, eps=config.eps, weight_decay=decay, fused=True)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(params, lr=config.lr)
-    if config.optimizer == "adagrad":
-        return torch.optim.Adagrad(params, lr=config.lr, eps=config.eps)
-    raise ValueError("embedding=per_table has no row-wise Adagrad; use table_optimizer=adagrad or sgd")
 
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:

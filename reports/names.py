@@ -9,18 +9,30 @@ from typing import Any
 import pandas as pd
 
 TITLES: Mapping[str, str] = {
+    "lr": "LR",
+    "fm": "FM",
+    "ffm": "FFM",
+    "wide_deep": "Wide & Deep",
     "dnn": "DNN",
     "deepfm": "DeepFM",
     "dcn": "DCN",
     "dcn_v2": "DCN-v2",
+    "dlrm": "DLRM",
     "din": "DIN",
+    "dien": "DIEN",
     "composite": "Composite (DCN-v2 + DIN)",
     "fat": "FAT",
+    "rankmixer": "RankMixer",
     "onetrans": "OneTrans",
+    "bst": "BST",
+    "hstu": "HSTU",
+    "tiger": "TIGER",
+    "lum": "LUM",
+    "lum_step1": "LUM step 1 (pre-training)",
     "gpt_block": "GPT block",
     "shared_fields": "Shared-weight fields",
     "popularity": "Popularity",
-    "lr": "Logistic regression",
+    "logistic": "Logistic regression",
     "lightgbm": "LightGBM",
     "lightgbm_history": "LightGBM-history",
     "target_ids": "Target ids only (control)",
@@ -37,12 +49,25 @@ SYMBOLS: Mapping[str, str] = {
     "other": "star",
 }
 GREY = "#8a8f98"
+_ORANGE, _SKY, _GREEN, _BLUE, _RED, _PINK = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 COLOURS: Mapping[str, str] = {
-    "deepfm": "#E69F00", "dcn_v2": "#56B4E9", "din": "#009E73", "composite": "#0072B2",
-    "fat": "#D55E00", "onetrans": "#CC79A7",
+    "deepfm": _ORANGE, "fm": _ORANGE, "ffm": _ORANGE, "lr": _ORANGE,
+    "dcn_v2": _SKY, "dcn": _SKY,
+    "din": _GREEN, "dien": _GREEN,
+    "composite": _BLUE, "dnn": _BLUE, "wide_deep": _BLUE, "dlrm": _BLUE,
+    "fat": _RED, "rankmixer": _RED,
+    "onetrans": _PINK, "bst": _PINK, "hstu": _PINK, "tiger": _PINK,
+    "lum": _GREEN, "lum_step1": _GREEN,
 }  # fmt: skip
 """Okabe and Ito (2008), told apart with every common colour-vision deficiency; black and yellow are left out, one
-vanishes on a dark page and the other on a white one. Controls and floors are grey and told apart by symbol."""
+vanishes on a dark page and the other on a white one. Six colours do not tell twenty models apart: models of one kind
+share a colour and differ by marker (`MARKERS`). Controls and floors are grey and told apart by symbol."""
+MARKERS: Mapping[str, str] = {
+    "fm": "-open", "ffm": "-x-open", "lr": "-cross-open", "dcn": "-open", "dien": "-open", "dnn": "-open",
+    "wide_deep": "-x-open", "dlrm": "-cross-open", "rankmixer": "-open", "bst": "-open", "hstu": "-x-open",
+    "tiger": "-cross-open", "lum_step1": "-open",
+}  # fmt: skip
+"""What is added to the camp's symbol; nothing for the first model of a colour."""
 SPARE = ("#8C6D1F", "#3B4CC0", "#117733", "#882255")
 """For models that do not ship with the project."""
 REFERENCES = ("composite", "dcn_v2", "deepfm")
@@ -84,10 +109,10 @@ class Names:
         return SPARE[others.index(model) % len(SPARE)] if model in others else GREY
 
     def symbol(self, model: str) -> str:
-        """Marker of the camp; the two controls differ."""
+        """Marker of the camp; those of one colour differ, and the two controls."""
         if self.camp(model) == "control" and model == "shared_fields":
             return "triangle-up-open"
-        return SYMBOLS[self.camp(model)]
+        return SYMBOLS[self.camp(model)] + MARKERS.get(model, "")
 
 
 def names_of(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Names:

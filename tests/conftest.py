@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field
 from ctrbench.models.embedding import EmbeddingTables, dense_parameters, embedding_tables
+
+settings.register_profile("no_shrink", phases=(Phase.explicit, Phase.reuse, Phase.generate))
+"""For who asks whether a test fails, not how simply (tests/mutations/run.py)."""
 
 
 @pytest.fixture(scope="session", autouse=True)

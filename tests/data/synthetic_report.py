@@ -21,8 +21,13 @@ FAMILY = {
     "shared_fields": "transformer",
 }
 JOBS = {
-    "movielens_1m": ("sequence", tuple(FAMILY), ("popularity", "lr", "lightgbm", "lightgbm_history"), "composite"),
-    "criteo_synthetic": ("tabular", ("deepfm", "dcn_v2", "fat"), ("lr", "lightgbm"), "dcn_v2"),
+    "movielens_1m": (
+        "sequence",
+        tuple(FAMILY),
+        ("popularity", "logistic", "lightgbm", "lightgbm_history"),
+        "composite",
+    ),
+    "criteo_synthetic": ("tabular", ("deepfm", "dcn_v2", "fat"), ("logistic", "lightgbm"), "dcn_v2"),
 }
 GPUS = ("H100 SXM", "A100-80 SXM", "L4", "B200 SXM")
 STAGES = ("data", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "other")

@@ -6,7 +6,8 @@ and nothing of its code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,19 @@ def softmax(scores: Sequence[Tensor]) -> list[Tensor]:
     top = max(float(s) for s in scores)
     parts = [(s - top).exp() for s in scores]
     return [p / sum(parts) for p in parts]
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def linear(p: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    out = p[f"{name}.weight"] @ x
+    return out + p[f"{name}.bias"] if f"{name}.bias" in p else out
 
 
 def weighted(weights: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:

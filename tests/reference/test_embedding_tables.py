@@ -21,8 +21,8 @@ from ctrbench.models.embedding import (
     count_parameters,
     dense_parameters,
     embedding_tables,
-    padded_width,
 )
+from ctrbench.models.table_lookups import padded_width
 
 MODES = ("pooled", "events")
 

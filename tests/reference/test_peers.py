@@ -5,16 +5,26 @@ The arrays come from `tests/data/peers/make_golden.py`, run in an environment of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from tests.reference.peers import (
+    HIDDEN,
+    HISTORY,
+    TOLERANCE,
+    WIDTH,
+    Arrays,
+    Build,
+    batch_of,
+    fill,
+    linears,
+    load,
+    not_read,
+    schema_of,
+    weight,
+)
+from torch import nn
 
-from ctrbench.datasets.schema import Batch, FeatureSchema, Field
+from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.legacy_baselines.dcn import DCN, DCNConfig
 from ctrbench.legacy_baselines.dcn_v2 import DCNv2, DCNv2Config
 from ctrbench.legacy_baselines.deepfm import DeepFM, DeepFMConfig
@@ -24,58 +34,7 @@ from ctrbench.legacy_baselines.interest import ActivationUnit, Dice
 from ctrbench.legacy_baselines.wide_deep import WideDeep, WideDeepConfig
 from ctrbench.models.embedding import embedding_tables
 
-GOLDEN = Path(__file__).resolve().parents[1] / "data" / "peers"
-FIELDS, WIDTH, HIDDEN = ("user", "item", "genre"), 4, (8, 6)
-HISTORY = ("item", "genre")
-TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
-"""Logits in float32."""
-
-Arrays = Mapping[str, np.ndarray]
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
-def weight(arrays: Arrays, name: str) -> Tensor:
-    return torch.from_numpy(arrays[f"w/{name}"])
-
-
-def schema_of(arrays: Arrays) -> FeatureSchema:
-    """The peer's fields; with a history of item and genre where it read one."""
-    rows = {f: len(weight(arrays, f"embedding_dict.{f}.weight")) for f in FIELDS}
-    fields = [Field(name=f, kind="categorical", role="item", cardinality=rows[f]) for f in FIELDS]
-    if "in/seq_length" in arrays:
-        steps = arrays["in/hist_item"].shape[1]
-        fields += [
-            Field(name=f"hist_{f}", kind="sequence", role="behaviour", max_length=steps, target=f, history="hist")
-            for f in HISTORY
-        ]
-    return FeatureSchema(name="peer", track="sequence" if len(fields) > 3 else "tabular", fields=tuple(fields))
-
-
-def batch_of(arrays: Arrays, schema: FeatureSchema) -> Batch:
-    """The peer's rows; right-padded histories become jagged, oldest event first in both."""
-    size = len(arrays["logit"])
-    values, lengths = [arrays[f"in/{f}"] for f in FIELDS], [np.ones(size, np.int64)] * 3
-    times = {}
-    if schema.histories:
-        n = arrays["in/seq_length"]
-        real = np.arange(arrays["in/hist_item"].shape[1]) < n[:, None]
-        values += [arrays[f"in/hist_{f}"][real] for f in HISTORY]
-        lengths += [n] * 2
-        times = {"hist": torch.from_numpy(np.concatenate([np.arange(k) for k in n]))}
-    keys = [f.name for f in schema.of_kind("categorical", "sequence")]
-    ids = KeyedJaggedTensor(
-        keys=keys, values=torch.from_numpy(np.concatenate(values).astype(np.int64)),
-        lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int64)),
-    )  # fmt: skip
-    empty = torch.zeros(size, 0)
-    return Batch(
-        dense_BI=empty, missing_BI=empty, ids=ids, event_times=times, time_B=torch.full((size,), 100),
-        label_B=torch.zeros(size), user_B=torch.full((size,), -1),
-    )  # fmt: skip
+TABLE = "embedding_dict.{}.weight"
 
 
 def fill_tables(model: nn.Module, arrays: Arrays, linear: bool) -> None:
@@ -86,17 +45,6 @@ def fill_tables(model: nn.Module, arrays: Arrays, linear: bool) -> None:
         rows[:, :WIDTH] = weight(arrays, f"embedding_dict.{name}.weight")
         if linear:
             rows[:, WIDTH] = weight(arrays, f"linear_model.embedding_dict.{name}.weight").squeeze(1)
-
-
-def fill(linear: nn.Module, arrays: Arrays, name: str, bias: str | None = None) -> None:
-    """A linear layer of the peer's, its bias under another name or its own."""
-    linear.weight.data.copy_(weight(arrays, f"{name}.weight"))
-    if linear.bias is not None:
-        linear.bias.data.copy_(weight(arrays, bias or f"{name}.bias"))
-
-
-def linears(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.Linear)]
 
 
 def fill_all(module: nn.Module, arrays: Arrays, names: list[str]) -> None:
@@ -180,7 +128,7 @@ def dien(arrays: Arrays, schema: FeatureSchema) -> nn.Module:
     return model
 
 
-MODELS: dict[str, Callable[[Arrays, FeatureSchema], nn.Module]] = {
+MODELS: dict[str, Build] = {
     "deepfm": deepfm, "wide_deep": wide_deep, "dcn": dcn, "dcn_v2": dcn_v2, "din": din, "dien": dien,
 }  # fmt: skip
 
@@ -188,7 +136,7 @@ MODELS: dict[str, Callable[[Arrays, FeatureSchema], nn.Module]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_equal_the_peer(name: str) -> None:
     arrays = load(name)
-    schema = schema_of(arrays)
+    schema = schema_of(arrays, TABLE)
     model = MODELS[name](arrays, schema).eval()
     expected = torch.from_numpy(arrays["logit"]).float()
     assert expected.std() > 0.05, "rows differ"
@@ -197,16 +145,7 @@ def test_logits_equal_the_peer(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_array_of_the_peer_is_used(name: str) -> None:
-    """A parameter that the copy forgets would leave a logit that happens to agree unexplained."""
     arrays = load(name)
-    read: set[str] = set()
-
-    class Noted(dict[str, np.ndarray]):
-        def __getitem__(self, key: str) -> np.ndarray:
-            read.add(key)
-            return super().__getitem__(key)
-
-    MODELS[name](Noted(arrays), schema_of(arrays))
-    left = {k for k in arrays if k.startswith("w/") and k not in read and ".bn." not in k}
+    left = {k for k in not_read(arrays, MODELS[name], schema_of(arrays, TABLE)) if ".bn." not in k}
     assert all(k.startswith("w/linear_model.") for k in left), left
     assert not any(arrays[k].any() for k in left), "what is left out is zero in the peer"

@@ -9,9 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import Given, compare, drawn, layer_norm, randomised, rms_norm, softmax, weighted
+from tests.reference.slow import (
+    Given,
+    compare,
+    drawn,
+    gelu,
+    layer_norm,
+    linear,
+    randomised,
+    rms_norm,
+    silu,
+    softmax,
+    weighted,
+)
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import FeatureSchema, Field
@@ -25,6 +37,7 @@ from ctrbench.models.onetrans import OneTrans, OneTransConfig
 from ctrbench.models.tiger import Tiger, TigerConfig
 
 SETTINGS = settings(max_examples=50, deadline=None)
+"""Besides the examples named at each test: an empty history alone, it beside one of one event; odd widths, one head."""
 Parameters = dict[str, Tensor]
 
 
@@ -52,20 +65,7 @@ def left_padded(rows: int, length: int, seed: int) -> Tensor:
     return torch.arange(length) >= length - n.unsqueeze(1)
 
 
-def gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
 ACT = {"gelu": gelu, "silu": silu, "relu": lambda x: x.clamp(min=0)}
-
-
-def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
-    out = p[f"{name}.weight"] @ x
-    return out + p[f"{name}.bias"] if f"{name}.bias" in p else out
 
 
 class Fixed(nn.Module):
@@ -154,6 +154,10 @@ def _onetrans_layer(
     act=st.sampled_from(["gelu", "silu", "relu"]),
     head=st.sampled_from(["flatten", "mean", "last"]), rows=st.integers(1, 3), seed=st.integers(0, 999),
 )  # fmt: skip
+@example(heads=1, head_width=3, layers=2, l_ns=1, length=1, pyramid="full_first", out_proj="shared", norm="shared",
+         ns_weights="own", mask="causal", act="gelu", head="flatten", rows=1, seed=0)  # fmt: skip
+@example(heads=1, head_width=3, layers=3, l_ns=3, length=5, pyramid="full_first", out_proj="mixed", norm="per_token",
+         ns_weights="own", mask="causal", act="silu", head="mean", rows=2, seed=1)  # fmt: skip
 def test_onetrans(
     heads: int, head_width: int, layers: int, l_ns: int, length: int, rows: int, seed: int, **options: Any
 ) -> None:
@@ -237,6 +241,10 @@ def _hstu_row(
     rab=st.sampled_from(["pos_time", "pos", "none"]), concat_ua=st.booleans(), length=st.integers(1, 4),
     rows=st.integers(1, 3), seed=st.integers(0, 999),
 )  # fmt: skip
+@example(heads=1, qk=1, v=3, width=3, layers=1, flavour="research", rab="pos_time", concat_ua=False, length=1, rows=1,
+         seed=0)  # fmt: skip
+@example(heads=1, qk=3, v=3, width=3, layers=2, flavour="production", rab="none", concat_ua=True, length=3, rows=2,
+         seed=1)  # fmt: skip
 def test_hstu(length: int, rows: int, seed: int, **options: Any) -> None:
     config = HstuConfig(dim=2, **options)
     model: Any = randomised(Hstu(config, schema_of(length)), seed)
@@ -344,6 +352,10 @@ def _tiger_decoder(
     layers=st.integers(1, 2), users=st.integers(1, 4), tie=st.booleans(), items=st.integers(1, 3),
     rows=st.integers(1, 2), vocabulary=st.lists(st.integers(2, 4), min_size=1, max_size=3), seed=st.integers(0, 999),
 )  # fmt: skip
+@example(heads=1, head=1, width=3, hidden=1, layers=1, users=1, tie=True, items=1, rows=1, vocabulary=[2], seed=0)
+@example(
+    heads=1, head=3, width=3, hidden=3, layers=2, users=3, tie=False, items=3, rows=2, vocabulary=[3, 2, 4], seed=1
+)
 def test_tiger(items: int, rows: int, vocabulary: list[int], seed: int, **options: Any) -> None:
     model: Any = randomised(Tiger(TigerConfig(**options), vocabulary), seed)
     g = torch.Generator().manual_seed(seed)
@@ -416,10 +428,13 @@ def _gpt_layer(p: Parameters, name: str, heads: int, x: list[Tensor]) -> list[Te
     spans=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=2), min_size=1, max_size=2),
     seed=st.integers(0, 999),
 )  # fmt: skip
+@example(heads=1, head_width=1, layers=1, dim=1, similarity="dot", logq=False, positions="token", spans=[[1]], seed=0)
+@example(heads=1, head_width=3, layers=2, dim=3, similarity="cosine", logq=True, positions="pair", spans=[[], [1, 2]],
+         seed=1)  # fmt: skip
 def test_user_model_of_lum(
     heads: int, head_width: int, layers: int, dim: int, spans: list[list[int]], seed: int, **options: Any
 ) -> None:
-    """Rows of one or two users with one or two events each."""
+    """Rows of one or two users with one or two events each, or of padding alone."""
     schema, length = schema_of(4), 4
     model: Any = randomised(
         UserModel(event_fields(schema), schema, dim=dim, width=heads * head_width, layers=layers, heads=heads,

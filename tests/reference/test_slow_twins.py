@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import Given, compare, drawn, layer_norm, randomised, softmax, weighted
+from tests.reference.slow import Given, compare, drawn, gelu, layer_norm, linear, randomised, softmax, weighted
 from torch import Tensor
 
 from ctrbench.datasets.schema import FeatureSchema, Field
@@ -129,6 +129,8 @@ def fat_configs(draw: st.DrawFn) -> FatConfig:
 
 @SETTINGS
 @given(config=fat_configs(), fields=st.integers(1, 4), rows=st.integers(1, 2), seed=st.integers(0, 999))
+@example(FatConfig(dim=3, width=3, hidden=1, heads=1, layers=1, bases=1, meta=1, top_k=1), 1, 1, 0)  # one field
+@example(FatConfig(dim=5, width=9, hidden=7, heads=3, layers=2, bases=4, meta=3, top_k=2), 3, 2, 1)  # odd widths
 def test_fat(config: FatConfig, fields: int, rows: int, seed: int) -> None:
     model: Any = randomised(Fat(config, fields_of(fields)), seed)
     x = drawn(rows, fields, config.dim, seed=seed)
@@ -157,8 +159,8 @@ def rankmixer_twin(model: RankMixer, config: RankMixerConfig, fields_BFE: Tensor
                 for t in range(tokens)
             ]
         mean = sum(x) / tokens
-        hidden = _gelu(p["head.0.weight"] @ mean + p["head.0.bias"])
-        logits.append(p["head.2.weight"][0] @ hidden + p["head.2.bias"][0])
+        hidden = gelu(linear(p, "head.0", mean))
+        logits.append(linear(p, "head.2", hidden)[0])
         assert len(mean) == width
     return torch.stack(logits)
 
@@ -167,13 +169,9 @@ def _norm(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"])
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-
-
 def _network(p: dict[str, Tensor], name: str, config: RankMixerConfig, token: int, s: Tensor) -> Tensor:
     def expert(n: int) -> Tensor:
-        hidden = _gelu(s @ p[f"{name}.up_NDK"][n] + p[f"{name}.up_bias_NK"][n])
+        hidden = gelu(s @ p[f"{name}.up_NDK"][n] + p[f"{name}.up_bias_NK"][n])
         return hidden @ p[f"{name}.down_NKD"][n] + p[f"{name}.down_bias_ND"][n]
 
     if config.moe == "off":
@@ -188,6 +186,8 @@ def _network(p: dict[str, Tensor], name: str, config: RankMixerConfig, token: in
     moe=st.sampled_from(["off", "relu"]), experts=st.integers(1, 3), fields=st.integers(1, 4), dim=st.integers(1, 3),
     rows=st.integers(1, 2), seed=st.integers(0, 999),
 )  # fmt: skip
+@example(tokens=1, head=1, layers=1, expand=1, moe="off", experts=1, fields=1, dim=1, rows=1, seed=0)  # one of all
+@example(tokens=3, head=3, layers=2, expand=2, moe="relu", experts=3, fields=4, dim=3, rows=2, seed=1)  # odd widths
 def test_rankmixer(
     tokens: int,
     head: int,

@@ -112,7 +112,7 @@ def test_absent_data_is_skipped_rows_said_loudly(tmp_path: Path, capfd: pytest.C
     latest = tmp_path / "runs" / "latest"
     table = pd.read_parquet(latest / "measurements.parquet")
     assert tuple(table.columns) == records.COLUMNS
-    for model, kinds in {"din": ("time", "quality", "count", "trace"), "lr": ("floor",)}.items():
+    for model, kinds in {"din": ("time", "quality", "count", "trace"), "logistic": ("floor",)}.items():
         for kind in kinds:
             rows = table[(table.model == model) & (table.data == "movielens_1m") & table.metric.isin(OWED[kind])]
             assert sorted(rows.metric) == sorted(OWED[kind])

@@ -102,7 +102,7 @@ def test_planted_history_is_found_by_the_counts_alone(planted: Memory) -> None:
     found = {name: auc(label, score(name, planted)) for name in FLOORS}
     # Knowing the taste gives AUC .90 (likes .9 against .1); early rows have no history, so a little less.
     assert 0.78 < found["lightgbm_history"] < 0.90
-    for blind in ("popularity", "lr", "lightgbm", "target_ids"):
+    for blind in ("popularity", "logistic", "lightgbm", "target_ids"):
         assert 0.44 < found[blind] < 0.56, blind  # noise: 4000 rows of 100 users, s.e. about .01 to .02
 
 
@@ -197,9 +197,9 @@ def test_one_hot_by_hand() -> None:
 
 def test_only_the_rows_given_are_learnt_from(planted: Memory) -> None:
     last = planted.frames["train"].tail(900)
-    few = run_floor("lr", planted, train_rows=900, history_length=EVENTS, seed=0)
+    few = run_floor("logistic", planted, train_rows=900, history_length=EVENTS, seed=0)
     same = replace(planted, frames=planted.frames | {"train": last})
-    np.testing.assert_array_equal(few.scores, score("lr", same))
+    np.testing.assert_array_equal(few.scores, score("logistic", same))
     assert few.notes["train_rows"] == 900
 
 
@@ -213,7 +213,7 @@ def test_tabular_data_has_the_floors_it_can_have() -> None:
     )
     data = Memory(TABULAR, {"train": rows[:4000], "valid": rows[4000:5000], "test": rows[5000:]})
     oracle = auc(label[5000:], (c / 2 + x)[5000:])
-    for name in ("lr", "lightgbm"):
+    for name in ("logistic", "lightgbm"):
         assert auc(label[5000:], score(name, data)) > oracle - 0.02
     for name, reason in (
         ("popularity", "no item field"),
@@ -334,8 +334,8 @@ def test_the_control_sees_ids_that_models_do_not() -> None:
 
 
 def test_test_rows_can_be_limited(planted: Memory) -> None:
-    few = run_floor("lr", planted, train_rows=None, history_length=1, seed=0, test_rows=300)
-    np.testing.assert_array_equal(few.scores, score("lr", planted)[-300:])
+    few = run_floor("logistic", planted, train_rows=None, history_length=1, seed=0, test_rows=300)
+    np.testing.assert_array_equal(few.scores, score("logistic", planted)[-300:])
 
 
 def test_wrong_requests_are_named(planted: Memory) -> None:
@@ -345,4 +345,4 @@ def test_wrong_requests_are_named(planted: Memory) -> None:
         run_floor("lightgbm_history", planted, train_rows=None, history_length=41, seed=0)
     one = replace(planted, frames=planted.frames | {"train": planted.frames["train"].filter(pl.col("label") == 1)})
     with pytest.raises(ValueError, match="rows have one label"):
-        run_floor("lr", one, train_rows=None, history_length=1, seed=0)
+        run_floor("logistic", one, train_rows=None, history_length=1, seed=0)

@@ -35,6 +35,13 @@ def test_packages_are_the_folders_that_hold_modules():
     assert {d for d in declared if d != "ctrbench.bench.conf"} == held
 
 
+def test_model_files_are_short():
+    """At most 250 lines each, so that a model can be read in one sitting."""
+    files = tracked(r"^(models|legacy_baselines)/[^/]+\.py$")
+    assert len(files) > 30
+    assert {f: n for f in files if (n := len((ROOT / f).read_text().splitlines())) > 250} == {}
+
+
 def test_imports_go_one_way():
     env = {**os.environ, "PYTHONPATH": str(ROOT / ".typing")}
     linter = Path(sys.executable).with_name("lint-imports")

@@ -17,7 +17,7 @@ import pytest
 from ctrbench.reports import records
 
 ARGUMENTS = {
-    "auc": ["suite=ci", "floors=true", "run.trials=2"],
+    "auc": ["suite=ci", "data=criteo_synthetic", "model=deepfm,fat", "floors=true", "run.trials=2"],
     "auc_shuffled": [
         "suite=controls", "data=criteo_synthetic", "model=deepfm,fat", "data.options.rows=6000",
         "data.options.cap=1000", "run.train_rows=4000", "run.valid_rows=500", "run.cache=false",

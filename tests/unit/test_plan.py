@@ -18,7 +18,7 @@ from ctrbench.datasets.registry import dataset_spec
 from ctrbench.datasets.taobao_reader import ACTIONS
 
 
-def test_quick_runs_the_models_of_the_issue() -> None:
+def test_quick_runs_the_models_of_the_comparison() -> None:
     plan = build_plan(["suite=quick"])
     sequence, tabular = plan.jobs
     assert {"deepfm", "dcn_v2", "din", "composite", "fat", "onetrans"} <= {e.model for e in sequence.models}
@@ -101,6 +101,31 @@ def test_options_of_suite_and_command_line_reach_the_plan() -> None:
     assert plan.model_options == {"fat": {"pair_scope": "head"}}
     assert plan.jobs[0].options == {"rows": 123, "cap": 1000}
     assert plan.jobs[0].floors == ()
+
+
+def test_suite_ci_trains_every_ranking_model_on_a_track_it_has() -> None:
+    """By reading the configuration; `make suite-ci` runs it."""
+    plan = build_plan(["suite=ci"])
+    rankers = {n for n in registry.model_names() if registry.model_spec(n).own_batches is None}
+    trained = {
+        e.model for j in plan.jobs for e in j.models
+        if dataset_spec(j.data).track in registry.model_spec(e.model).tracks
+    }  # fmt: skip
+    assert trained == rankers
+    assert {"stacked", "parallel", "mixture"} <= {
+        value for j in plan.jobs for e in j.models if e.model == "dcn_v2"
+        for value in (e.options.get("structure", "parallel"), e.options.get("form", "full"))
+    }  # fmt: skip
+
+
+def test_a_brief_model_is_whole_where_it_is_named() -> None:
+    every = build_plan(["suite=ci"])
+    briefs = {e.model for j in every.jobs for e in j.models if e.brief}
+    assert {"fm", "hstu"} <= briefs
+    assert set(every.sized) == {"deepfm", "fat", "dcn_v2"}
+    named = build_plan(["suite=ci", "model=fm,dcn_v2"])
+    assert named.sized == ("fm", "dcn_v2")
+    assert [e.brief for e in named.jobs[0].models] == [False, False], "the brief variants of DCN-v2 gave way"
 
 
 def test_values_arrive_as_typed() -> None:

@@ -67,8 +67,8 @@ BROKEN = textwrap.dedent(
     """
 )
 SMALL = [
-    "data.options.rows=3000", "data.options.cap=100", "run.train_rows=1500", "run.valid_rows=200", "run.steps=6",
-    "run.warmup=2", "run.threads=1", "run.batch=64",
+    "data=criteo_synthetic", "data.options.rows=3000", "data.options.cap=100", "run.train_rows=1500",
+    "run.valid_rows=200", "run.steps=6", "run.warmup=2", "run.threads=1", "run.batch=64",
 ]  # fmt: skip
 MEASURED = ("step_time", "throughput", "infer_latency", "rss_peak", "cpu_core_seconds", "cpu_core_s_per_million",
             "loader_stall", "auc", "logloss", "ne", "calibration", "ceiling_gemm", "ceiling_copy", "ceiling_cache",
@@ -157,7 +157,7 @@ def test_every_measure_owed_is_one_row(table: pd.DataFrame, model: str, kind: st
 
 
 def test_floor_rows(table: pd.DataFrame) -> None:
-    rows = _of(table, "lr", OWED["floor"])
+    rows = _of(table, "logistic", OWED["floor"])
     assert sorted(rows.metric) == sorted(OWED["floor"])
     assert (rows.family == "floor").all()
     assert set(rows[rows.status != "ok"].metric) == {"gauc"}
@@ -291,7 +291,7 @@ def test_resume_redoes_what_is_missing(
 
 def test_a_half_written_record_is_not_taken_for_whole(work: Path, table: pd.DataFrame, arguments: list[str]) -> None:
     before = _stamps(work)
-    lost = next(key for key in before if "-lr-floor-" in key)
+    lost = next(key for key in before if "-logistic-floor-" in key)
     folder = work / "runs" / "latest" / "records" / lost
     (folder / "record.json").rename(folder / "record.json.partial")
     assert main([*arguments, "run.resume=true"]) == 0

@@ -102,7 +102,7 @@ def test_sequence_track(tmp_path: Path) -> None:
         assert set(numbers) == set(NUMBERS), model
         assert 0.2 < numbers["auc"] < 0.8, "labels are noise here"
     floors = table[(table["family"] == "floor") & (table["metric"] == "auc") & table["value"].notna()]
-    assert set(floors["model"]) == {"popularity", "lr", "lightgbm", "lightgbm_history"}
+    assert set(floors["model"]) == {"popularity", "logistic", "lightgbm", "lightgbm_history"}
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_a_run_with_a_large_pool_is_not_flagged(
 ) -> None:
     table = _run(folder, tmp_path / "runs", f"data.options.pool={folder / 'pool.csv'}")
     assert "NO AUC" not in capfd.readouterr().out
-    assert set(table.model) - {""} == {"deepfm", "lr", "target_ids"}
+    assert set(table.model) - {""} == {"deepfm", "logistic", "target_ids"}
     quality = table[table.metric.isin(TRAINED)]
     assert set(quality.status) == {"ok"}
     page = html.unescape((tmp_path / "runs" / "latest" / "report.html").read_text())

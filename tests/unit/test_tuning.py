@@ -28,6 +28,7 @@ from ctrbench.bench.tuning import (
 from ctrbench.reports import records
 
 RUN = build_plan(["suite=ci"]).run
+CRITEO = ("data=criteo_synthetic",)
 DRAW = Draw(lr=2e-3, table_lr=0.03, dropout=0.1, l2=1e-6, table_optimizer="adagrad", table_init_std=0.1)
 
 
@@ -68,7 +69,7 @@ def test_labels_keep_two_entries_of_one_model_apart() -> None:
 @pytest.fixture(scope="module")
 def tuned_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned")
-    plan = build_plan(["suite=ci", "model=deepfm", "run.trials=3", f"run.out={out}", "floors=false"])
+    plan = build_plan(["suite=ci", *CRITEO, "model=deepfm", "run.trials=3", f"run.out={out}", "floors=false"])
     assert run_suite(plan, Console(quiet=True)) == 0
     return out / "latest"
 
@@ -100,7 +101,7 @@ def test_a_suite_tunes_with_equal_trials_and_never_scores_test_rows(tuned_suite:
 def test_tune_alone_trains_nothing_else_and_says_what_to_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["tune", "suite=ci", "model=deepfm", "run.trials=2", f"run.out={tmp_path}"]) == 0
+    assert main(["tune", "suite=ci", *CRITEO, "model=deepfm", "run.trials=2", f"run.out={tmp_path}"]) == 0
     _, bodies = records.load(tmp_path / "latest")
     assert {b["spec"].get("kind") for b in bodies.values()} == {"prepare", "tune", "summary"}
     (chosen,) = bodies["summary"]["extra"]["tuning"]

@@ -2,16 +2,18 @@
 
 Run in an environment of its own, which `make peers` makes, e.g.
 
-    .venv-peers/bin/python tests/data/peers/make_golden.py
+    .venv-peers/bin/python tests/data/peers/make_golden.py [FOLDER]
 
-It writes one `.npz` a model beside itself: the rows (`in/`), every parameter of the peer by its own name (`w/`) and the
-logits before the sigmoid (`logit`). Weights are random: an array holds nothing of anybody's but the peer's arithmetic.
+It writes one `.npz` a model into the folder, beside itself if none is given: the rows (`in/`), every parameter of the
+peer by its own name (`w/`) and the logits before the sigmoid (`logit`). Weights are random: an array holds nothing of
+anybody's but the peer's arithmetic.
 
 Dims: B rows, T history length
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def models() -> dict[str, tuple[Callable[[], Any], bool]]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     for number, (name, (build, history)) in enumerate(models().items()):
         torch.manual_seed(number)
         model, data = build(), rows(number)
@@ -90,9 +92,9 @@ def main() -> None:
             logit = seen[0].squeeze(1)  # the output layer has added its bias in place before its sigmoid
         weights = {f"w/{k}": v.detach().numpy() for k, v in model.named_parameters()}
         arrays = {f"in/{k}": v for k, v in used.items()} | weights
-        np.savez_compressed(HERE / f"{name}.npz", logit=logit.numpy(), **arrays)
+        np.savez_compressed(folder / f"{name}.npz", logit=logit.numpy(), **arrays)
         print(f"{name}: {len(weights)} parameters, logits {logit.min():.3f} to {logit.max():.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE)

@@ -1,0 +1,130 @@
+"""What a model's embedding tables are made of: FBGEMM's operator, plain tables with an optimizer, shapes alone on meta.
+
+Dims: N ids of all features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    EmbeddingLocation,
+    PoolingMode,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+
+_FUSED = {
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "sgd": EmbOptimType.EXACT_SGD,
+}
+
+
+def padded_width(width: int) -> int:
+    """FBGEMM stores rows in multiples of four values; the surplus columns stay zero."""
+    return -(-width // 4) * 4
+
+
+def fused_tables(
+    rows: Sequence[int],
+    width: int,
+    table_of_feature: list[int] | None,
+    optimizer: Optimizer,
+    lr: float,
+    eps: float,
+    device: str,
+) -> SplitTableBatchedEmbeddingBagsCodegen:
+    """One operator over all tables, sums in its bags, with the optimizer inside its backward.
+
+    Args:
+        rows: rows of each table.
+        width: stored width of a row.
+        table_of_feature: index into `rows`; None is one feature a table.
+        device: `cpu`, or a CUDA device.
+    """
+    cuda = device.startswith("cuda")
+    place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if cuda else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        [(r, width, *place) for r in rows],
+        feature_table_map=table_of_feature,
+        optimizer=_FUSED[optimizer],
+        learning_rate=lr,
+        eps=eps,
+        pooling_mode=PoolingMode.SUM,
+        device=torch.device(device),
+    )
+
+
+def table_optimizer(
+    params: Iterable[nn.Parameter], optimizer: Optimizer, lr: float, eps: float, decay: float
+) -> torch.optim.Optimizer:
+    """Optimizer of plain tables; `decay` is Adam's alone.
+
+    Raises:
+        ValueError: torch has no such optimizer.
+    """
+    if optimizer == "adam":
+        return torch.optim.Adam(params, lr=lr, eps=eps, weight_decay=decay, fused=True)
+    if optimizer == "sgd":
+        return torch.optim.SGD(params, lr=lr)
+    if optimizer == "adagrad":
+        return torch.optim.Adagrad(params, lr=lr, eps=eps)
+    raise ValueError("embedding=per_table has no row-wise Adagrad; use table_optimizer=adagrad or sgd")
+
+
+class MetaTables(nn.Module):
+    """Shape-only stand-in on meta, where FBGEMM's operator cannot trace; keeps its operator name."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width, device="meta"))
+
+    def forward(self, values_N: Tensor) -> Tensor:
+        return torch.ops.ctrbench.tbe(self.weight, values_N, values_N.numel(), self.weight.shape[1])
+
+    def pooled(self, values_N: Tensor, features: int, batch: int) -> Tensor:
+        return torch.ops.ctrbench.tbe(self.weight, values_N, batch, features * self.weight.shape[1])
+
+
+@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="meta")
+def _tbe(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
+    """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
+    return weight.new_empty(rows, columns)
+
+
+@_tbe.register_fake
+def _(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
+    return weight.new_empty(rows, columns)
+
+
+@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="meta")
+def _tbe_backward(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
+    """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
+    return weight.new_empty(0)
+
+
+@_tbe_backward.register_fake
+def _(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
+    return weight.new_empty(0)
+
+
+def _tbe_setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, int, int], output: Tensor
+) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _tbe_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, None, None, None]:
+    weight, values_N = ctx.saved_tensors  # type: ignore[attr-defined]
+    torch.ops.ctrbench.tbe_backward(grad, weight, values_N)
+    return None, None, None, None
+
+
+_tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
