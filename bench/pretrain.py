@@ -125,9 +125,10 @@ def epoch_flops(user: UserModel, rows: Sequences) -> float:
     """Forward FLOPs of tokens and decoder in one epoch, the masked half and padding left out."""
     largest = int(rows.segment_RL.max())
     sizes = torch.stack([(rows.segment_RL == s).sum(dim=1) for s in range(1, largest + 1)]).double()
-    pairs = float((2 * sizes * (2 * sizes + 1) / 2).sum())
+    tokens = user.per_event * sizes
+    pairs = float((tokens * (tokens + 1) / 2).sum())
     dims = user.tables.width, user.norm.normalized_shape[0], len(user.layers), len(user.fields.side)
-    return decoder_flops(*dims, float(sizes.sum()), pairs)
+    return decoder_flops(*dims, float(sizes.sum()), pairs, user.per_event)
 
 
 def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:

@@ -65,6 +65,7 @@ class UserAnswers(nn.Module):
             self.fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
             length=self.length, similarity=config.similarity, tau=config.tau, logq=config.logq,
             positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
+            condition=config.condition,
         )  # fmt: skip
         self.train_user(not config.frozen)
 
