@@ -77,12 +77,16 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     score, label, user = scores(model, prepared, "test", budget_of(spec))
     np.savez(folder / SCORES, score=score.astype(np.float32))
     rows += quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
-    extra = before | pair_weights(model) | {
-        "looks": [asdict(look) for look in looks],
-        "train_seconds": trained - start,
-        "score_seconds": time.perf_counter() - trained,
-        "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
-    }
+    extra = (
+        before
+        | pair_weights(model)
+        | {
+            "looks": [asdict(look) for look in looks],
+            "train_seconds": trained - start,
+            "score_seconds": time.perf_counter() - trained,
+            "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
+        }
+    )
     return as_record(spec, rows, extra)
 
 
