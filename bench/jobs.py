@@ -117,6 +117,26 @@ def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
     return as_record(spec, [], extra)
 
 
+def run_probe(spec: RunSpec, folder: Path) -> RunRecord:
+    """What the embeddings of a finished pre-training tell of their users."""
+    from ctrbench.bench.probe import probe_rows
+
+    model_spec, prepared = lookup(spec), Prepared.open(Path(spec.prepared))
+    answers = UserAnswers(model_config(spec, model_spec), prepared.schema_for(spec.history_length), spec.device)
+    load_step_one(answers, _finished_step_one(spec, folder))
+    base = base_columns(spec, model_spec.family, prepared.schema.track)
+    rows, extra = probe_rows(base, answers, prepared, spec.train_rows, spec.seed)
+    return as_record(spec, rows, extra)
+
+
+def _finished_step_one(spec: RunSpec, folder: Path) -> Path:
+    """Folder of the pre-training that a run starts from."""
+    shared = folder.parent / spec.pretrained
+    if not (shared / "record.json").is_file():
+        raise FileNotFoundError(f"step 1 did not finish: {spec.pretrained} has no record")
+    return shared
+
+
 def run_control(spec: RunSpec, folder: Path) -> RunRecord:
     """A training on shuffled labels or on the target's ids alone, scored against the true labels of the test split."""
     model_spec, config, schema, model, prepared = build(spec)
@@ -144,9 +164,7 @@ def _step_one(
     """Loads the pre-training of a model that has any (LUM); what it cost and what it retrieves."""
     if not isinstance(model, LumRanker):
         return {}, []
-    shared = folder.parent / spec.pretrained
-    if not (shared / "record.json").is_file():
-        raise FileNotFoundError(f"step 1 did not finish: {spec.pretrained} has no record")
+    shared = _finished_step_one(spec, folder)
     load_step_one(model.lum, shared)
     extra = json.loads((shared / "record.json").read_text())["extra"]
     found = extra["retrieval"]
@@ -284,7 +302,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "shuffled": run_control,
+    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe, "shuffled": run_control,
     "ids_only": run_control,
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class LastRows:
     item_U: np.ndarray
     """The row's own item, which no span holds, and its condition."""
     cond_U: np.ndarray
+    user_U: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Ids of the users, where rows come from a data set."""
 
 
 def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = None) -> LastRows:
@@ -85,7 +87,7 @@ def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = N
     last = scan.sort(end, maintain_order=True).group_by("user_id").last().filter(pl.col(end) > pl.col(begin))
     table = last.sort("user_id").collect()
     ids = table.select(roles.item_target, roles.cond_target).to_numpy().astype(np.int64)
-    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1])
+    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1], table["user_id"].to_numpy())
 
 
 def windows(spans_U2: np.ndarray, length: int) -> np.ndarray:

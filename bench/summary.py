@@ -40,6 +40,7 @@ OWED = {
     "floor": TRAINED,
     "tune": ("valid_auc",),
     "pretrain": ("recall_at_k",),
+    "probe": ("probe_accuracy",),
     "shuffled": ("auc_shuffled",),
     "ids_only": ("auc_ids_only",),
     "count": COUNTED,
