@@ -19,6 +19,7 @@ from torch import nn
 from ctrbench.bench import controls, proc
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.joint import retrieve_after
 from ctrbench.bench.pairs import pair_weights
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.proofs import with_proofs
@@ -77,6 +78,8 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     score, label, user = scores(model, prepared, "test", budget_of(spec))
     np.savez(folder / SCORES, score=score.astype(np.float32))
     rows += quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
+    if isinstance(model, LumRanker):
+        rows += retrieve_after(model.lum, prepared, base, spec.seed, folder)
     extra = (
         before
         | pair_weights(model)

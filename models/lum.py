@@ -42,10 +42,14 @@ class LumConfig(UserModelConfig):
     """Q: the target's own condition, then the Q - 1 most frequent conditions of train."""
     frozen: bool = True
     """No gradient of step 3 reaches the user model; false goes on training it on the task (post-training)."""
+    objective: Literal["task", "joint"] = "task"
+    """`joint` adds step 1's InfoNCE on the batch's histories to every step of step 3; needs frozen=false."""
+    joint_weight: float = 0.1
+    """Weight of that loss; ours."""
     pretrain_epochs: int = 2
     """Passes of step 1 over the users' train events; 0 leaves the user model random (a control)."""
     pretrain_batch: int = 64
-    """Packed rows of step 1, each as many events as a history holds."""
+    """Packed rows of step 1, each as many events as a history holds; also the most histories of a joint step."""
     pretrain_lr: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -53,6 +57,10 @@ class LumConfig(UserModelConfig):
             raise ValueError(f"queries={self.queries} >= 1, tau={self.tau} > 0, host={self.host!r} other than lum")
         if self.use not in ("both", "direct", "match"):
             raise ValueError(f"use={self.use!r}: choose both, direct or match")
+        if self.objective not in ("task", "joint") or self.joint_weight < 0:
+            raise ValueError(f"objective={self.objective!r}: task or joint; joint_weight={self.joint_weight} >= 0")
+        if self.objective == "joint" and self.frozen:
+            raise ValueError("objective=joint trains the user model: add frozen=false")
         if not self.condition and self.queries != 1:
             raise ValueError(f"queries={self.queries}: without conditions there is one answer; add queries=1")
 
@@ -132,6 +140,11 @@ class LumRanker(nn.Module):
     def user_model(self) -> UserModel:
         """What step 1 trains."""
         return self.lum.user
+
+    @property
+    def extra_loss(self) -> Callable[[], Tensor] | None:
+        """Loss beside the task's, asked for after each training forward; None with the task alone."""
+        return self.lum.joint_loss if self.lum.config.objective == "joint" else None
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""

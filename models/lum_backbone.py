@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ctrbench.models.gpt_block import GptLayer
 from ctrbench.models.lum_fields import EventFields, Positions, Similarity, UserModelConfig, event_fields
 from ctrbench.models.lum_rows import Sequences, Targets, targets_of
 
-__all__ = ["EventFields", "UserModel", "UserModelConfig", "event_fields"]
+__all__ = ["EventFields", "Read", "UserModel", "UserModelConfig", "event_fields"]
 
 
 def block_mask(segment_RL: Tensor, per_event: int = 2) -> Tensor:
@@ -41,6 +42,18 @@ def block_mask(segment_RL: Tensor, per_event: int = 2) -> Tensor:
 def additive(seen: Tensor) -> Tensor:
     """The mask as floats, built once for all layers."""
     return torch.where(seen, torch.zeros((), device=seen.device), -math.inf)
+
+
+class Read(NamedTuple):
+    """What the user model makes of histories and questions."""
+
+    answers_BQd: Tensor
+    item_Bd: Tensor
+    """Item tokens that were asked for; empty without."""
+    predicting_BLd: Tensor
+    """Output of the position that predicts each event of the history."""
+    item_BLx: Tensor
+    """Table rows of the history's items."""
 
 
 class UserModel(nn.Module):
@@ -150,7 +163,11 @@ class UserModel(nn.Module):
         tokens = sequences.segment_RL.numel()
         candidates_Ud = self.item_map(rows[self.fields.item][tokens:])
         rows[self.fields.item] = rows[self.fields.item][:tokens]
-        out_Nd = self.states(rows, sequences)[:, :: self.per_event].flatten(0, 1)[found.real_N]
+        return self.info_nce(self.states(rows, sequences)[:, :: self.per_event], candidates_Ud, found)
+
+    def info_nce(self, predicting_RLd: Tensor, candidates_Ud: Tensor, found: Targets) -> Tensor:
+        """InfoNCE of the real events among `predicting_RLd` against the tokens of `found.item_U`."""
+        out_Nd = predicting_RLd.flatten(0, 1)[found.real_N]
         logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
         if self.logq:
             logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
@@ -168,7 +185,12 @@ class UserModel(nn.Module):
         Returns:
             answers [B, Q, d] and item tokens [B, d] (empty without `item_B`).
         """
-        batch, queries = cond_BQ.shape
+        read = self.read(sequences, cond_BQ, item_B)
+        return read.answers_BQd, read.item_Bd
+
+    def read(self, sequences: Sequences, cond_BQ: Tensor, item_B: Tensor | None = None) -> Read:
+        """As `answers`, with what a loss on the histories needs."""
+        (batch, queries), length = cond_BQ.shape, sequences.segment_RL.shape[1]
         if self.cond_map is None:
             sequences = sequences.one_more()
         flat = {n: sequences.ids[n].flatten() for n in self.names}
@@ -180,14 +202,17 @@ class UserModel(nn.Module):
         rows = self.rows(flat)
         wanted = self.item_map(rows[self.fields.item][tokens:])
         history = {n: r[:tokens] for n, r in rows.items()}
+        item_BLx = history[self.fields.item].view(batch, -1, self.tables.width)[:, :length]
         if self.cond_map is None:
-            return self.states(history, sequences)[:, -1:], wanted
+            out = self.states(history, sequences)
+            return Read(out[:, -1:], wanted, out[:, :-1], item_BLx)
         asked = self.cond_map(rows[self.fields.cond][tokens:]).view(batch, queries, -1)
         next_B = (sequences.segment_RL > 0).sum(dim=1)
         place_B = 2 * next_B if self.positions == "token" else next_B
         asked = asked + self.place(place_B).unsqueeze(1)
         x = torch.cat([self.token(history, sequences.place_RL), asked], dim=1)
-        return self.run(x, additive(query_mask(sequences.segment_RL, queries)))[:, -queries:], wanted
+        out = self.run(x, additive(query_mask(sequences.segment_RL, queries)))
+        return Read(out[:, -queries:], wanted, out[:, :-queries:2], item_BLx)
 
 
 def query_mask(segment_BL: Tensor, queries: int) -> Tensor:

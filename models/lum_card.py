@@ -31,6 +31,8 @@ def card(config: LumConfig) -> FidelityCard:
             fixed("group query: one shared history, conditions do not see each other", "faithful", "4.2"),
             switched(config, "use", "both", "answers and similarities as inputs of a ranker", "4.3", at="faithful"),
             switched(config, "frozen", True, "no gradient into the user model", "4.3", at="faithful"),
+            switched(config, "objective", "task", "objective of step 3", "4.3",
+                     f"joint, ours: plus step 1's loss on the batch's histories, weight {config.joint_weight}"),
             fixed("store of answers", "faithful" if config.frozen else "adapted", "4.4", "trainings look answers up, "
                   "one store for all hosts; timed and counted steps compute them with the batch; the same values"),
             fixed("conditions", "adapted", "4.1", "public data has no scenario or query: the item's category; step 2 "

@@ -120,6 +120,7 @@ def heat_map(one: Learned, layer: int) -> go.Figure:
     axis = {"showgrid": False, "zeroline": False, "tickfont": {"size": 11}, "dtick": 1}
     fig = blank(190 + 24 * len(names), "key field", "query field", xaxis={**axis, "tickangle": -60},
                 yaxis={**axis, "autorange": "reversed"})  # fmt: skip
+    fig.update_xaxes(title_standoff=24)  # the slanted names end there
     bar = {"orientation": "h", "y": 1.01, "yanchor": "bottom", "thickness": 12, "len": 0.9, "outlinewidth": 0,
            "title": {"text": "weight of the pair, measured", "font": TITLE, "side": "top"}, "nticks": 5}  # fmt: skip
     fig.add_trace(go.Heatmap(
