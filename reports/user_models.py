@@ -11,6 +11,7 @@ from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.exhibits import Context
 from ctrbench.reports.tables import models_of, verdict
 
+HEADS = ("embedding", "counts", "majority")
 PROBE_CAVEAT = (
     "Probes: logistic regressions on standardised columns, fitted on 70 % of the users and judged on the rest; the "
     "counts are shares of categories in the history and the newest one. Numbers are means over seeds, bands the widest "
@@ -29,10 +30,8 @@ def probe_table(c: Context, data: str) -> pd.DataFrame:
         mine = where(c.frame, data=data, model=model, variant=variant)
         scopes = where(mine, metric="probe_accuracy")["scope"]
         for name in dict.fromkeys(str(s).rsplit(":", 1)[0] for s in scopes):
-            accuracy = {
-                h: over_seeds(mine, "probe_accuracy", f"{name}:{h}") for h in ("embedding", "counts", "majority")
-            }
-            auc = {h: over_seeds(mine, "probe_auc", f"{name}:{h}") for h in ("embedding", "counts")}
+            accuracy = {h: over_seeds(mine, "probe_accuracy", f"{name}:{h}") for h in HEADS}
+            auc = {h: over_seeds(mine, "probe_auc", f"{name}:{h}") for h in HEADS}
             rows.append({
                 "Model": c.names.title(model, variant), "Camp": c.names.camp(model), "Told of the user": name,
                 "Test users": str(accuracy["embedding"].n or "—"), "Accuracy": accuracy["embedding"],
@@ -67,7 +66,8 @@ def probe_sentence(table: pd.DataFrame, data: str) -> str:
     said = [f"{call} in {', '.join(calls[call])}" for call in ("better", "tied", "worse") if call in calls]
     if not said:
         return ""
-    return f"On {data} a head on {first['Model'].iloc[0]}'s frozen embedding, against category counts, is {'; '.join(said)}."
+    who = first["Model"].iloc[0]
+    return f"On {data} a head on {who}'s frozen embedding, against category counts, is {'; '.join(said)}."
 
 
 def joint_table(c: Context, data: str) -> pd.DataFrame:
@@ -90,11 +90,10 @@ def joint_table(c: Context, data: str) -> pd.DataFrame:
 
 def training_of(bodies: Mapping[str, Mapping[str, Any]], model: str, variant: str) -> str:
     """How the user model of a ranker was trained, in words."""
+    wanted = (model, variant, "quality")
     specs = (b.get("spec", {}) for b in bodies.values())
-    found = next(
-        (s for s in specs if (s.get("model"), s.get("variant"), s.get("kind")) == (model, variant, "quality")), {}
-    )
-    options = found.get("config", {})
+    found = [s for s in specs if (s.get("model"), s.get("variant"), s.get("kind")) == wanted]
+    options = found[0].get("config", {}) if found else {}
     scratch = options.get("pretrain_epochs", 1) == 0
     if options.get("frozen", True):
         return "random, frozen" if scratch else "separate"
@@ -114,6 +113,7 @@ def joint_sentence(table: pd.DataFrame, data: str) -> str:
             continue
         said.append(
             f"On {data} one user model trained on both losses ({row['User model']}) ranks {verdict(auc)} "
-            f"({auc.text} {auc.band}) and retrieves {verdict(recall)} ({recall.text} {recall.band}) against separate ones."
+            f"({auc.text} {auc.band}) and retrieves {verdict(recall)} ({recall.text} {recall.band}) against separate "
+            "ones."
         )
     return " ".join(said)
