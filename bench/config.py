@@ -132,6 +132,8 @@ class Job:
     """Compare the AUC with the published one (reports/bands.py)."""
     timed: bool = True
     """Time and trace the models; a second split of the same data has nothing new to time."""
+    probed: bool = False
+    """Probe the user embeddings of every pre-training for what they know of their users (bench/probe.py)."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -373,6 +375,7 @@ def _jobs(
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),
             timed=timed and bool(j.get("timed", True)),
+            probed=bool(j.get("probed", False)),
             equal_flops=float(j.get("equal_flops", 0.0)),
             options={**j.get("options", {}), **options},
         )

@@ -19,6 +19,8 @@ from torch import nn
 from ctrbench.bench import controls, proc
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.joint import retrieve_after
+from ctrbench.bench.pairs import pair_weights
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.proofs import with_proofs
 from ctrbench.bench.quality import auc, evaluate
@@ -76,12 +78,18 @@ def run_quality(spec: RunSpec, folder: Path) -> RunRecord:
     score, label, user = scores(model, prepared, "test", budget_of(spec))
     np.savez(folder / SCORES, score=score.astype(np.float32))
     rows += quality_rows(base, label, score, user, prepared.positive_rate("train"), spec.seed)
-    extra = before | {
-        "looks": [asdict(look) for look in looks],
-        "train_seconds": trained - start,
-        "score_seconds": time.perf_counter() - trained,
-        "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
-    }
+    if isinstance(model, LumRanker):
+        rows += retrieve_after(model.lum, prepared, base, spec.seed, folder)
+    extra = (
+        before
+        | pair_weights(model)
+        | {
+            "looks": [asdict(look) for look in looks],
+            "train_seconds": trained - start,
+            "score_seconds": time.perf_counter() - trained,
+            "rows": {"train_seen": looks[-1].rows_seen, "test": len(label), "positives": int(label.sum())},
+        }
+    )
     return as_record(spec, rows, extra)
 
 
@@ -112,6 +120,26 @@ def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
     return as_record(spec, [], extra)
 
 
+def run_probe(spec: RunSpec, folder: Path) -> RunRecord:
+    """What the embeddings of a finished pre-training tell of their users."""
+    from ctrbench.bench.probe import probe_rows
+
+    model_spec, prepared = lookup(spec), Prepared.open(Path(spec.prepared))
+    answers = UserAnswers(model_config(spec, model_spec), prepared.schema_for(spec.history_length), spec.device)
+    load_step_one(answers, _finished_step_one(spec, folder))
+    base = base_columns(spec, model_spec.family, prepared.schema.track)
+    rows, extra = probe_rows(base, answers, prepared, spec.train_rows, spec.seed)
+    return as_record(spec, rows, extra)
+
+
+def _finished_step_one(spec: RunSpec, folder: Path) -> Path:
+    """Folder of the pre-training that a run starts from."""
+    shared = folder.parent / spec.pretrained
+    if not (shared / "record.json").is_file():
+        raise FileNotFoundError(f"step 1 did not finish: {spec.pretrained} has no record")
+    return shared
+
+
 def run_control(spec: RunSpec, folder: Path) -> RunRecord:
     """A training on shuffled labels or on the target's ids alone, scored against the true labels of the test split."""
     model_spec, config, schema, model, prepared = build(spec)
@@ -139,9 +167,7 @@ def _step_one(
     """Loads the pre-training of a model that has any (LUM); what it cost and what it retrieves."""
     if not isinstance(model, LumRanker):
         return {}, []
-    shared = folder.parent / spec.pretrained
-    if not (shared / "record.json").is_file():
-        raise FileNotFoundError(f"step 1 did not finish: {spec.pretrained} has no record")
+    shared = _finished_step_one(spec, folder)
     load_step_one(model.lum, shared)
     extra = json.loads((shared / "record.json").read_text())["extra"]
     found = extra["retrieval"]
@@ -279,7 +305,7 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "shuffled": run_control,
+    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe, "shuffled": run_control,
     "ids_only": run_control,
 }  # fmt: skip
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +66,29 @@ class LastRows:
     item_U: np.ndarray
     """The row's own item, which no span holds, and its condition."""
     cond_U: np.ndarray
+    user_U: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Ids of the users, where rows come from a data set."""
 
 
-def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = None) -> LastRows:
-    """What each user's last train row may see, and what it was about.
+def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = None, split: str = "train") -> LastRows:
+    """What each user's last row of a split may see, and what it was about.
 
     The span is the row's own: data sets that keep one log a user and those that keep one a row are read alike. Where
     negatives were sampled, only rows of real events count.
 
     Args:
-        train_rows: only users of that many most recent train rows.
+        train_rows: only users of that many most recent rows of the split.
     """
     begin, end = f"{roles.history}_begin", f"{roles.history}_end"
     columns = ["user_id", "label", begin, end, roles.item_target, roles.cond_target]
-    scan = pl.scan_parquet([p for p, _ in prepared.shards("train")]).select(columns)
+    scan = pl.scan_parquet([p for p, _ in prepared.shards(split)]).select(columns)
     scan = scan if train_rows is None else scan.tail(train_rows)
     if prepared.sampler is not None:
         scan = scan.filter(pl.col("label") == 1)
     last = scan.sort(end, maintain_order=True).group_by("user_id").last().filter(pl.col(end) > pl.col(begin))
     table = last.sort("user_id").collect()
     ids = table.select(roles.item_target, roles.cond_target).to_numpy().astype(np.int64)
-    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1])
+    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1], table["user_id"].to_numpy())
 
 
 def windows(spans_U2: np.ndarray, length: int) -> np.ndarray:
@@ -125,9 +128,10 @@ def epoch_flops(user: UserModel, rows: Sequences) -> float:
     """Forward FLOPs of tokens and decoder in one epoch, the masked half and padding left out."""
     largest = int(rows.segment_RL.max())
     sizes = torch.stack([(rows.segment_RL == s).sum(dim=1) for s in range(1, largest + 1)]).double()
-    pairs = float((2 * sizes * (2 * sizes + 1) / 2).sum())
+    tokens = user.per_event * sizes
+    pairs = float((tokens * (tokens + 1) / 2).sum())
     dims = user.tables.width, user.norm.normalized_shape[0], len(user.layers), len(user.fields.side)
-    return decoder_flops(*dims, float(sizes.sum()), pairs)
+    return decoder_flops(*dims, float(sizes.sum()), pairs, user.per_event)
 
 
 def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:
@@ -178,7 +182,21 @@ class Retrieval:
 
 
 def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int) -> Retrieval:
-    """Asks for each row's item under its condition, over the full catalogue.
+    """Asks for each row's item under its condition, over the full catalogue."""
+    rank = ranks(user, log, rows, length)
+    found = {name: (r < k).astype(np.float64) for name, r in rank.items()}
+    return Retrieval(
+        users=len(rows.spans_U2),
+        recall={n: float(hit.mean()) for n, hit in found.items()},
+        recall_over={n: _paired(found["lum"] - hit) for n, hit in found.items() if n != "lum"},
+        ndcg={n: float(np.where(r < k, 1 / np.log2(r + 2), 0.0).mean()) for n, r in rank.items()},
+    )
+
+
+def ranks(
+    user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, *, floors: bool = True
+) -> dict[str, np.ndarray]:
+    """Rank of each row's item over the full catalogue, 0 best, by `lum` and, with `floors`, the models beside it.
 
     `popularity` counts the items of the spans; `popularity_in_condition` orders the items of the asked condition
     first: what a condition alone gives away. `item_knn` ignores the condition too.
@@ -192,33 +210,25 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
     asked_U, target_U = rows.cond_U, rows.item_U
     of_item_V[target_U] = asked_U
     spans = [item[b:e] for b, e in spans_U2]
-    knn = ItemKnn(spans, catalogue)
-    hits: dict[str, list[np.ndarray]] = {"lum": [], "item_knn": [], "popularity": [], "popularity_in_condition": []}
+    knn = ItemKnn(spans, catalogue) if floors else None
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
     with torch.no_grad():
         every_Vd = user.items(torch.arange(catalogue))
         for begin in range(0, len(spans_U2), RETRIEVAL_BATCH):
             part = slice(begin, begin + RETRIEVAL_BATCH)
             answers = _answers(user, log, spans_U2[part], asked_U[part], length)
-            scores = {
-                "lum": user.score(answers, every_Vd).numpy(),
-                "item_knn": knn.scores(spans[part]),
-                "popularity": np.tile(popular_V, (len(answers), 1)),
-            }
-            scores["popularity_in_condition"] = scores["popularity"] + 1e6 * (of_item_V == asked_U[part][:, None])
+            scores = {"lum": user.score(answers, every_Vd).numpy()}
+            if knn is not None:
+                plain = np.tile(popular_V, (len(answers), 1))
+                scores |= {"item_knn": knn.scores(spans[part]), "popularity": plain}
+                scores["popularity_in_condition"] = plain + 1e6 * (of_item_V == asked_U[part][:, None])
             for name, score_UV in scores.items():
                 score_UV[:, :FIRST_ID] = -np.inf
                 for row, (b, e) in zip(score_UV, spans_U2[part], strict=True):
                     row[item[b:e]] = -np.inf
                 wanted = score_UV[np.arange(len(score_UV)), target_U[part]]
-                hits[name].append(_rank(score_UV, wanted))
-    rank = {name: np.concatenate(parts) for name, parts in hits.items()}
-    found = {name: (r < k).astype(np.float64) for name, r in rank.items()}
-    return Retrieval(
-        users=len(spans_U2),
-        recall={n: float(hit.mean()) for n, hit in found.items()},
-        recall_over={n: _paired(found["lum"] - hit) for n, hit in found.items() if n != "lum"},
-        ndcg={n: float(np.where(r < k, 1 / np.log2(r + 2), 0.0).mean()) for n, r in rank.items()},
-    )
+                parts[name].append(_rank(score_UV, wanted))
+    return {name: np.concatenate(some) for name, some in parts.items()}
 
 
 def _paired(difference_U: np.ndarray) -> tuple[float, float, float]:

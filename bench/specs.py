@@ -159,6 +159,12 @@ def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec |
     return _spec(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed, **apart)
 
 
+def probe_spec(before: RunSpec) -> RunSpec:
+    """The probe of a pre-training; its variant names what sets that one apart."""
+    variant = ",".join(f"{k}={v}" for k, v in before.config.items() if k != "tables")
+    return replace(before, kind="probe", pretrained=before.key, variant=variant)
+
+
 def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[dict[str, Any]]]:
     """Trainings of every entry whose best trial is not the default, and what tuning chose for each entry."""
     done = records.finished(runs_dir)
@@ -290,6 +296,7 @@ def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     made += trial_specs(plan, item, entry)
     if plan.tune_only:
         return made
+    made += [probe_spec(p) for p in made if p.kind == "pretrain" and item.job.probed]
     made.append(_spec(plan, item, "count", entry, threads=1))
     made += _trainings(plan, item, entry)
     if item.job.timed and not entry.brief:

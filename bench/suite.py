@@ -47,7 +47,7 @@ from ctrbench.reports import bands, records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain", *CONTROLS)
+SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain", "probe", *CONTROLS)
 """Kinds that are not timed: they share the cores, one thread each."""
 IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
 """Columns that tell the rows of one suite apart."""

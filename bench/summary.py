@@ -16,6 +16,7 @@ from ctrbench.bench.ceilings import CLOCK_DRIFT
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.jobs import SCORES
+from ctrbench.bench.joint import joint_rows
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
@@ -40,6 +41,7 @@ OWED = {
     "floor": TRAINED,
     "tune": ("valid_auc",),
     "pretrain": ("recall_at_k",),
+    "probe": ("probe_accuracy",),
     "shuffled": ("auc_shuffled",),
     "ids_only": ("auc_ids_only",),
     "count": COUNTED,
@@ -239,6 +241,8 @@ def quality_summary(
         if runs[0].spec.kind == "quality":
             rows += _budget(base, runs, count_of(who, counted))
     rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
+    bases = {who: _base(runs[0], run_id) | {"track": prepared.schema.track} for who, runs in trained.items()}
+    rows += joint_rows(trained, bases, aucs, draws, runs_dir)
     doubt = pool_doubt(trained) if prepared.sampler is not None else ""
     known = ("ok", "unstable")
     return [replace(r, status="unstable", reason=doubt) if doubt and r.status in known else r for r in rows]

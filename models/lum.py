@@ -21,10 +21,10 @@ from ctrbench.datasets.schema import Batch, FeatureSchema, Field
 from ctrbench.kernels.attention import visible_pairs
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
-from ctrbench.models.cards import fixed, switched
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
-from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
+from ctrbench.models.lum_card import card
+from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
 Hosts = Callable[[str], ModelSpec]
@@ -42,10 +42,14 @@ class LumConfig(UserModelConfig):
     """Q: the target's own condition, then the Q - 1 most frequent conditions of train."""
     frozen: bool = True
     """No gradient of step 3 reaches the user model; false goes on training it on the task (post-training)."""
+    objective: Literal["task", "joint"] = "task"
+    """`joint` adds step 1's InfoNCE on the batch's histories to every step of step 3; needs frozen=false."""
+    joint_weight: float = 0.1
+    """Weight of that loss; ours."""
     pretrain_epochs: int = 2
     """Passes of step 1 over the users' train events; 0 leaves the user model random (a control)."""
     pretrain_batch: int = 64
-    """Packed rows of step 1, each as many events as a history holds."""
+    """Packed rows of step 1, each as many events as a history holds; also the most histories of a joint step."""
     pretrain_lr: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -53,11 +57,17 @@ class LumConfig(UserModelConfig):
             raise ValueError(f"queries={self.queries} >= 1, tau={self.tau} > 0, host={self.host!r} other than lum")
         if self.use not in ("both", "direct", "match"):
             raise ValueError(f"use={self.use!r}: choose both, direct or match")
+        if self.objective not in ("task", "joint") or self.joint_weight < 0:
+            raise ValueError(f"objective={self.objective!r}: task or joint; joint_weight={self.joint_weight} >= 0")
+        if self.objective == "joint" and self.frozen:
+            raise ValueError("objective=joint trains the user model: add frozen=false")
+        if not self.condition and self.queries != 1:
+            raise ValueError(f"queries={self.queries}: without conditions there is one answer; add queries=1")
 
 
 STEP_ONE = (
-    "queries", "dim", "width", "layers", "heads", "cond", "similarity", "tau", "logq", "positions", "pretrain_epochs",
-    "pretrain_batch", "pretrain_lr",
+    "queries", "dim", "width", "layers", "heads", "cond", "similarity", "tau", "logq", "positions", "condition",
+    "pretrain_epochs", "pretrain_batch", "pretrain_lr",
 )  # fmt: skip
 """Options that decide step 1 and its answers; rankers that agree on them share both (paper section 4.4)."""
 
@@ -131,6 +141,11 @@ class LumRanker(nn.Module):
         """What step 1 trains."""
         return self.lum.user
 
+    @property
+    def extra_loss(self) -> Callable[[], Tensor] | None:
+        """Loss beside the task's, asked for after each training forward; None with the task alone."""
+        return self.lum.joint_loss if self.lum.config.objective == "joint" else None
+
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""
         answers_BQd, item_Bd, match_BQ = self.lum(batch)
@@ -153,48 +168,23 @@ def build(config: LumConfig, schema: FeatureSchema, device: str | None = None, *
     return LumRanker(config, schema, hosts(config.host), device)
 
 
-def card(config: LumConfig) -> FidelityCard:
-    """What follows the paper under `config`."""
-    return FidelityCard(
-        model="lum",
-        paper="2502.08309",
-        rows=(
-            fixed("condition token before item token, each with its own projection", "faithful", "4.1"),
-            fixed("loss at condition positions only", "faithful", "4.1"),
-            fixed("InfoNCE over the batch's items", "faithful", "4.1",
-                  "every different item of the batch once, the positive among them"),
-            fixed("packing of users into rows, block-diagonal mask", "faithful", "4.1"),
-            fixed("group query: one shared history, conditions do not see each other", "faithful", "4.2"),
-            switched(config, "use", "both", "answers and similarities as inputs of a ranker", "4.3", at="faithful"),
-            switched(config, "frozen", True, "no gradient into the user model", "4.3", at="faithful"),
-            fixed("store of answers", "faithful" if config.frozen else "adapted", "4.4", "trainings look answers up, "
-                  "one store for all hosts; timed and counted steps compute them with the batch; the same values"),
-            fixed("conditions", "adapted", "4.1", "public data has no scenario or query: the item's category; step 2 "
-                  "asks for the target's own and the most frequent ones", f"queries={config.queries}"),
-            fixed("action of an event", "adapted", "n/k", "side information added to the item token as input; the "
-                  "item tokens that are predicted and handed to the ranker do not hold it"),
-            fixed("backbone of step 3", "adapted", "5.1", "the paper uses SIM on public data", f"host={config.host}"),
-            switched(config, "similarity", "cosine", "similarity"),
-            switched(config, "tau", 0.07, "temperature"),
-            switched(config, "logq", False, "correction for item frequency"),
-            switched(config, "positions", "token", "positions"),
-            fixed("sizes and schedule of step 1", "unknown", "n/k", "ours",
-                  f"dim={config.dim}, width={config.width}, layers={config.layers}, heads={config.heads}, "
-                  f"pretrain_epochs={config.pretrain_epochs}"),
-        ),
-    )  # fmt: skip
-
-
 def user_flops(config: LumConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None) -> Flops:
-    """Steps 1 and 2 of one user: 2L + Q tokens through 24d² a layer, attention, token maps, similarities."""
+    """Steps 1 and 2 of one user: 2L + Q tokens through 24d² a layer, attention, token maps, similarities.
+
+    Without conditions L + 1 tokens: those of the history and one after it.
+    """
     roles = event_fields(schema, config.cond)
     top = schema.histories[roles.history][0].max_length
     d, q = config.width, config.queries
 
     def count(events: int, full: bool) -> float:
-        tokens = 2 * events + q
-        maps = 2.0 * config.dim * d * ((events + q) + (events + 1) + len(roles.side) * events)
-        pairs = tokens**2 if full else visible_pairs(2 * events, 2 * events) + q * (2 * events + 1)
+        tokens = 2 * events + q if config.condition else events + 1
+        mapped = (events + q) + (events + 1) + len(roles.side) * events
+        if not config.condition:
+            mapped = tokens * (1 + len(roles.side)) + 1
+        maps = 2.0 * config.dim * d * mapped
+        seen = visible_pairs(2 * events, 2 * events) + q * (2 * events + 1)
+        pairs = tokens**2 if full else seen if config.condition else visible_pairs(tokens, tokens)
         return maps + config.layers * (24 * d * d * tokens + 4 * d * pairs) + 2.0 * q * d
 
     return Flops(count(top, True), count(min(top, (lengths or {}).get(roles.history, top)), False))

@@ -17,7 +17,8 @@ from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.models.blocks import left_pad_index, take_padded
 from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.histories import ordinals
-from ctrbench.models.lum_backbone import UserModel, event_fields
+from ctrbench.models.lum_backbone import Read, UserModel, event_fields
+from ctrbench.models.lum_joint import joint_loss
 from ctrbench.models.lum_rows import Sequences
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class UserAnswers(nn.Module):
         self.config, self.schema = config, schema
         self.store: Store | None = None
         """Answers to look up instead of computing them: the same values (a frozen user model only)."""
+        self._read: tuple[Read, Sequences, Batch] | None = None
         self.fields = event_fields(schema, config.cond)
         self.length = schema.histories[self.fields.history][0].max_length
         rows = schema[schema[self.fields.cond].table].cardinality
@@ -65,6 +67,7 @@ class UserAnswers(nn.Module):
             self.fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
             length=self.length, similarity=config.similarity, tau=config.tau, logq=config.logq,
             positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
+            condition=config.condition,
         )  # fmt: skip
         self.train_user(not config.frozen)
 
@@ -80,8 +83,24 @@ class UserAnswers(nn.Module):
             if self.store is not None and self.config.frozen and batch.row_B is not None:
                 answers_BQd, item_Bd = self.store.take(batch.row_B), self.user.items(item_B)
             else:
-                answers_BQd, item_Bd = self.user.answers(self.sequences(batch), self.conditions(batch), item_B)
+                sequences = self.sequences(batch)
+                read = self.user.read(sequences, self.conditions(batch), item_B)
+                answers_BQd, item_Bd = read.answers_BQd, read.item_Bd
+                if self.training and self.config.objective == "joint":
+                    self._read = read, sequences, batch
             return answers_BQd, item_Bd, self.user.score(answers_BQd, item_Bd.unsqueeze(1)).squeeze(2)
+
+    def joint_loss(self) -> Tensor:
+        """Weighted InfoNCE on the histories of the training batch read last.
+
+        Raises:
+            RuntimeError: without one since the last call.
+        """
+        if self._read is None:
+            raise RuntimeError("joint objective: run the model's forward in training mode before its extra loss")
+        (read, sequences, batch), self._read = self._read, None
+        most = self.config.pretrain_batch
+        return self.config.joint_weight * joint_loss(self.user, read, sequences, batch.user_B, batch.time_B, most)
 
     def sequences(self, batch: Batch) -> Sequences:
         """Every row's history, the newest event at the right end."""

@@ -1,7 +1,8 @@
 """The user model of LUM (2502.08309): condition and item tokens through a causal transformer, trained by InfoNCE.
 
 A history of L events becomes (c_1, i_1, ..., c_L, i_L): the condition of an event (its category) comes before its
-item. Only condition positions predict, each the item that follows it.
+item. Only condition positions predict, each the item that follows it. Without conditions (an ablation) it becomes
+(s, i_1, ..., i_L-1): a learned start, then items alone, each position predicting the next item: the same L targets.
 
 Dims: R rows, L events of a row, N real events of a batch, U different items of a batch, Q queries, B users, d width
 """
@@ -10,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,77 +24,15 @@ from ctrbench.kernels.attention import lower_right
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 from ctrbench.models.gpt_block import GptLayer
+from ctrbench.models.lum_fields import EventFields, Positions, Similarity, UserModelConfig, event_fields
 from ctrbench.models.lum_rows import Sequences, Targets, targets_of
 
-Similarity = Literal["cosine", "dot"]
-Positions = Literal["token", "pair"]
+__all__ = ["EventFields", "Read", "UserModel", "UserModelConfig", "event_fields"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserModelConfig:
-    """Sizes and choices of the user model; defaults are LUM's `small` preset."""
-
-    dim: int = 16
-    """Embedding width of the user model's own tables."""
-    width: int = 32
-    """Token width d."""
-    layers: int = 2
-    heads: int = 4
-    cond: str = ""
-    """Event field that conditions; empty takes the item-side one with the smallest table."""
-    similarity: Similarity = "cosine"
-    tau: float = 0.07
-    """Temperature of InfoNCE."""
-    logq: bool = False
-    """Correct the in-batch items for their frequency."""
-    positions: Positions = "token"
-    tables: TableConfig = field(default_factory=TableConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class EventFields:
-    """Which event fields of a history are item, condition and side information of the item token (e.g. the action)."""
-
-    history: str
-    item: str
-    cond: str
-    side: tuple[str, ...]
-    item_target: str
-    """Categorical field that `item` mirrors."""
-    cond_target: str
-
-
-def event_fields(schema: FeatureSchema, cond: str = "") -> EventFields:
-    """Roles of the event fields: the item has the largest table of those that mirror an item-side field.
-
-    Args:
-        schema: data of the sequence track.
-        cond: event field that conditions; empty takes the item-side one with the smallest table.
-
-    Raises:
-        ValueError: no history, or none with an item and a condition.
-    """
-    for history, fields in schema.histories.items():
-        sides = [f for f in fields if f.target and schema[f.target].role == "item"]
-        if len(sides) < 2:
-            continue
-        sides.sort(key=lambda f: schema[f.table].cardinality)
-        item, chosen = sides[-1], cond or sides[0].name
-        if chosen not in {f.name for f in sides[:-1]}:
-            raise ValueError(f"cond={cond!r}: choose one of {', '.join(f.name for f in sides[:-1])}")
-        target = schema[chosen].target
-        assert item.target is not None
-        assert target is not None
-        side = tuple(f.name for f in fields if f.name not in (item.name, chosen))
-        return EventFields(history, item.name, chosen, side, item.target, target)
-    raise ValueError(
-        f"lum: schema {schema.name!r} has no history with an item and a condition (two item-side event fields)"
-    )
-
-
-def block_mask(segment_RL: Tensor) -> Tensor:
-    """bool [R, 1, 2L, 2L]: a token sees the tokens of its own user up to itself; padding sees only itself."""
-    segment_RN = segment_RL.repeat_interleave(2, dim=1)
+def block_mask(segment_RL: Tensor, per_event: int = 2) -> Tensor:
+    """bool [R, 1, N, N], N = per_event * L tokens: each sees its own user's up to itself; padding sees only itself."""
+    segment_RN = segment_RL.repeat_interleave(per_event, dim=1)
     same_RNN = (segment_RN.unsqueeze(2) == segment_RN.unsqueeze(1)) & (segment_RN > 0).unsqueeze(1)
     n = segment_RN.shape[1]
     seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)
@@ -106,6 +44,18 @@ def additive(seen: Tensor) -> Tensor:
     return torch.where(seen, torch.zeros((), device=seen.device), -math.inf)
 
 
+class Read(NamedTuple):
+    """What the user model makes of histories and questions."""
+
+    answers_BQd: Tensor
+    item_Bd: Tensor
+    """Item tokens that were asked for; empty without."""
+    predicting_BLd: Tensor
+    """Output of the position that predicts each event of the history."""
+    item_BLx: Tensor
+    """Table rows of the history's items."""
+
+
 class UserModel(nn.Module):
     """Tables, token maps, positions and decoder layers.
 
@@ -115,16 +65,18 @@ class UserModel(nn.Module):
         dim: embedding width; `width`: token width d; `length`: most events of a history.
         similarity, tau: of the InfoNCE loss; `logq`: subtract the log share of an item among the batch's events.
         positions: `token` numbers the 2L tokens, `pair` the L events.
+        condition: whether a condition token precedes each item; without, `positions` means nothing.
     """
 
     def __init__(
         self, fields: EventFields, schema: FeatureSchema, *, dim: int, width: int, layers: int, heads: int,
         length: int, similarity: Similarity, tau: float, logq: bool, positions: Positions, tables: TableConfig,
-        device: str,
+        device: str, condition: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.fields, self.similarity, self.tau, self.logq, self.positions = fields, similarity, tau, logq, positions
-        self.names = (fields.item, fields.cond, *fields.side)
+        self.per_event = 2 if condition else 1
+        self.names = (fields.item, *((fields.cond,) if condition else ()), *fields.side)
         rows = {schema[n].table: schema[schema[n].table].cardinality for n in self.names}
         self.tables = EmbeddingTables(
             [
@@ -136,9 +88,11 @@ class UserModel(nn.Module):
             ],
             tables, device, self.names,
         )  # fmt: skip
-        self.item_map, self.cond_map = Linear(dim, width), Linear(dim, width)
+        self.item_map, self.cond_map = Linear(dim, width), Linear(dim, width) if condition else None
+        self.start_d = None if condition else nn.Parameter(0.02 * torch.randn(width))
         self.side_map = Linear(dim * len(fields.side), width, bias=False) if fields.side else None
-        self.place = nn.Embedding(2 * length + 1 if positions == "token" else length + 1, width)
+        by_token = condition and positions == "token"
+        self.place = nn.Embedding(2 * length + 1 if by_token else length + 1, width)
         nn.init.normal_(self.place.weight, std=0.02)
         self.layers = nn.ModuleList(GptLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -161,11 +115,16 @@ class UserModel(nn.Module):
         return self.item_map(self.rows(ids)[self.fields.item])
 
     def token(self, rows: Mapping[str, Tensor], place_RL: Tensor) -> Tensor:
-        """Tokens [R, 2L, d] of table rows [R*L, dim] and places [R, L]."""
-        cond = self.cond_map(rows[self.fields.cond])
+        """Tokens [R, 2L, d] (L without conditions) of table rows [R*L, dim] and places [R, L]."""
         item = self.item_map(rows[self.fields.item])
         if self.side_map is not None:
             item = item + self.side_map(torch.cat([rows[n] for n in self.fields.side], dim=1))
+        if self.cond_map is None:
+            assert self.start_d is not None
+            # What predicts an event is the item before it; a user's first event, and padding, stand at place 0.
+            before_RLd = item.view(*place_RL.shape, -1).roll(1, dims=1)
+            return torch.where((place_RL == 0).unsqueeze(-1), self.start_d, before_RLd) + self.place(place_RL)
+        cond = self.cond_map(rows[self.fields.cond])
         x = torch.stack([cond, item], dim=1).view(*place_RL.shape, 2, -1)
         return (x + self.place(self._places(place_RL))).flatten(1, 2)
 
@@ -181,9 +140,9 @@ class UserModel(nn.Module):
         return self.norm(x)
 
     def states(self, rows: Mapping[str, Tensor], sequences: Sequences) -> Tensor:
-        """Outputs of all tokens, [R, 2L, d]."""
+        """Outputs of all tokens, [R, 2L, d] (L without conditions)."""
         x = self.token(rows, sequences.place_RL)
-        return self.run(x, additive(block_mask(sequences.segment_RL)))
+        return self.run(x, additive(block_mask(sequences.segment_RL, self.per_event)))
 
     def score(self, out: Tensor, item_map: Tensor) -> Tensor:
         """s(o, e) before the temperature: operands ready for a product."""
@@ -192,7 +151,7 @@ class UserModel(nn.Module):
         return out @ item_map.transpose(-1, -2)
 
     def loss(self, sequences: Sequences, targets: Targets | None = None) -> Tensor:
-        """InfoNCE of every real condition position against the different items of the batch, mean over positions.
+        """InfoNCE of every real event's predicting position against the different items of the batch, their mean.
 
         `targets` are worked out here unless the batch brings them.
         """
@@ -204,7 +163,11 @@ class UserModel(nn.Module):
         tokens = sequences.segment_RL.numel()
         candidates_Ud = self.item_map(rows[self.fields.item][tokens:])
         rows[self.fields.item] = rows[self.fields.item][:tokens]
-        out_Nd = self.states(rows, sequences)[:, 0::2].flatten(0, 1)[found.real_N]
+        return self.info_nce(self.states(rows, sequences)[:, :: self.per_event], candidates_Ud, found)
+
+    def info_nce(self, predicting_RLd: Tensor, candidates_Ud: Tensor, found: Targets) -> Tensor:
+        """InfoNCE of the real events among `predicting_RLd` against the tokens of `found.item_U`."""
+        out_Nd = predicting_RLd.flatten(0, 1)[found.real_N]
         logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
         if self.logq:
             logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
@@ -215,27 +178,41 @@ class UserModel(nn.Module):
 
         Args:
             sequences: one user a row, the newest event at the right end.
-            cond_BQ: condition ids; every query stands at the place after the last event.
+            cond_BQ: condition ids; every query stands at the place after the last event. Without conditions they are
+                not read, and the one answer (Q = 1) is what would predict one more event.
             item_B: items whose tokens are wanted too.
 
         Returns:
             answers [B, Q, d] and item tokens [B, d] (empty without `item_B`).
         """
-        batch, queries = cond_BQ.shape
+        read = self.read(sequences, cond_BQ, item_B)
+        return read.answers_BQd, read.item_Bd
+
+    def read(self, sequences: Sequences, cond_BQ: Tensor, item_B: Tensor | None = None) -> Read:
+        """As `answers`, with what a loss on the histories needs."""
+        (batch, queries), length = cond_BQ.shape, sequences.segment_RL.shape[1]
+        if self.cond_map is None:
+            sequences = sequences.one_more()
         flat = {n: sequences.ids[n].flatten() for n in self.names}
         tokens = sequences.segment_RL.numel()
-        flat[self.fields.cond] = torch.cat([flat[self.fields.cond], cond_BQ.flatten()])
+        if self.cond_map is not None:
+            flat[self.fields.cond] = torch.cat([flat[self.fields.cond], cond_BQ.flatten()])
         if item_B is not None:
             flat[self.fields.item] = torch.cat([flat[self.fields.item], item_B])
         rows = self.rows(flat)
-        asked = self.cond_map(rows[self.fields.cond][tokens:]).view(batch, queries, -1)
         wanted = self.item_map(rows[self.fields.item][tokens:])
         history = {n: r[:tokens] for n, r in rows.items()}
+        item_BLx = history[self.fields.item].view(batch, -1, self.tables.width)[:, :length]
+        if self.cond_map is None:
+            out = self.states(history, sequences)
+            return Read(out[:, -1:], wanted, out[:, :-1], item_BLx)
+        asked = self.cond_map(rows[self.fields.cond][tokens:]).view(batch, queries, -1)
         next_B = (sequences.segment_RL > 0).sum(dim=1)
         place_B = 2 * next_B if self.positions == "token" else next_B
         asked = asked + self.place(place_B).unsqueeze(1)
         x = torch.cat([self.token(history, sequences.place_RL), asked], dim=1)
-        return self.run(x, additive(query_mask(sequences.segment_RL, queries)))[:, -queries:], wanted
+        out = self.run(x, additive(query_mask(sequences.segment_RL, queries)))
+        return Read(out[:, -queries:], wanted, out[:, :-queries:2], item_BLx)
 
 
 def query_mask(segment_BL: Tensor, queries: int) -> Tensor:

@@ -33,6 +33,13 @@ class Sequences:
         """Some rows."""
         return Sequences({k: v[rows] for k, v in self.ids.items()}, self.segment_RL[rows], self.place_RL[rows])
 
+    def one_more(self) -> Sequences:
+        """With one more, unknown event after the newest: rows of one user each, the newest event at the right end."""
+        next_R1 = (self.segment_RL > 0).sum(dim=1, keepdim=True)
+        ids = {k: torch.cat([v, torch.zeros_like(next_R1)], dim=1) for k, v in self.ids.items()}
+        segment_RL = torch.cat([self.segment_RL, torch.ones_like(next_R1)], dim=1)
+        return Sequences(ids, segment_RL, torch.cat([self.place_RL, next_R1], dim=1))
+
 
 class Targets(NamedTuple):
     """What the loss predicts, and among what."""
@@ -53,15 +60,18 @@ def targets_of(sequences: Sequences, item: str) -> Targets:
     return Targets(real_N, *torch.unique(items_N, return_inverse=True, return_counts=True))
 
 
-def decoder_flops(dim: int, width: int, layers: int, side: int, events: float, pairs: float) -> float:
+def decoder_flops(
+    dim: int, width: int, layers: int, side: int, events: float, pairs: float, per_event: int = 2
+) -> float:
     """Forward FLOPs of tokens and decoder layers (models.md section 4): token maps, 24d² a token, 4d a pair of tokens.
 
     Args:
         dim, width, layers, side: embedding width, token width d, decoder layers, side fields of an item token.
-        events: of two tokens each.
+        events: of `per_event` tokens each, 1 without conditions.
         pairs: of tokens that attention works on, per layer.
     """
-    return 2.0 * dim * width * (2 + side) * events + layers * (48.0 * width * width * events + 4.0 * width * pairs)
+    maps = 2.0 * dim * width * (per_event + side) * events
+    return maps + layers * (24.0 * width * width * per_event * events + 4.0 * width * pairs)
 
 
 def loss_flops(dim: int, width: int, items: int, events: int) -> float:

@@ -79,7 +79,7 @@ class LumStep1(nn.Module):
                 roles, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
                 length=schema.histories[roles.history][0].max_length, similarity=config.similarity, tau=config.tau,
                 logq=config.logq, positions=config.positions, tables=config.tables,
-                device=str(torch.get_default_device()),
+                device=str(torch.get_default_device()), condition=config.condition,
             )  # fmt: skip
         self.phases: Mapping[Stage, tuple[str, ...]] = {
             "embedding": ("user.tables",),
@@ -155,10 +155,9 @@ def flops(config: LumStep1Config, schema: FeatureSchema, lengths: Mapping[str, i
     roles = event_fields(schema, config.cond)
     top = schema.histories[roles.history][0].max_length
     real = min((lengths or {}).get(roles.history, top), top)
-    side = len(roles.side)
-    sizes = config.dim, config.width, config.layers, side
-    visible = decoder_flops(*sizes, real, visible_pairs(2 * real, 2 * real))
-    return Flops(decoder_flops(*sizes, top, (2.0 * top) ** 2), visible)
+    sizes, per = (config.dim, config.width, config.layers, len(roles.side)), 2 if config.condition else 1
+    visible = decoder_flops(*sizes, real, visible_pairs(per * real, per * real), per)
+    return Flops(decoder_flops(*sizes, top, float(per * top) ** 2, per), visible)
 
 
 def batch_flops(config: LumStep1Config, schema: FeatureSchema, batch: Batch) -> Flops:
@@ -168,9 +167,10 @@ def batch_flops(config: LumStep1Config, schema: FeatureSchema, batch: Batch) -> 
     assert isinstance(items, int)
     side = len(event_fields(schema, config.cond).side)
     events = sum(map(sum, spans))
-    pairs = sum(visible_pairs(2 * n, 2 * n) for row in spans for n in row)
+    per = 2 if config.condition else 1
+    pairs = sum(visible_pairs(per * n, per * n) for row in spans for n in row)
     loss = loss_flops(config.dim, config.width, items, events)
-    visible = decoder_flops(config.dim, config.width, config.layers, side, events, pairs)
+    visible = decoder_flops(config.dim, config.width, config.layers, side, events, pairs, per)
     return Flops(flops(config, schema).full * batch.size + loss, visible + loss)
 
 
@@ -180,7 +180,8 @@ def card(config: LumStep1Config) -> FidelityCard:
         model="lum_step1",
         paper="2502.08309",
         rows=(
-            fixed("condition token before item token, loss at condition positions only", "faithful", "4.1"),
+            switched(config, "condition", True, "condition token before item token, loss at condition positions only",
+                     "4.1", at="faithful"),
             fixed("InfoNCE over the batch's items", "faithful", "4.1"),
             switched(config, "packed", True, "packing of users into rows, block-diagonal mask", "4.1", at="faithful"),
             fixed("mask", "adapted", "n/k", "executed as a dense rectangle: what it hides counts as idle"),

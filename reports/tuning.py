@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ctrbench.reports import user_models
 from ctrbench.reports.cells import Cell, absent, data_labels, pick, where
 from ctrbench.reports.costs import cited
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
@@ -94,12 +95,16 @@ def pretraining(c: Context) -> Section | None:
             said.append(_sentence(row, data))
         if rows:
             exhibits += exhibit(pd.DataFrame(rows, index=index), title=f"{data} ({track} track)", open=True)
+        joint, probes = user_models.joint_table(c, data), user_models.probe_table(c, data)
+        exhibits += exhibit(joint, title=f"{data}: joint against separate", open=True, note=user_models.JOINT_CAVEAT)
+        exhibits += exhibit(probes, title=f"{data}: probes of the embedding", open=True, note=user_models.PROBE_CAVEAT)
+        said += [user_models.joint_sentence(joint, data), user_models.probe_sentence(probes, data)]
     if not exhibits:
         return None
     return Section(
         id="pretraining",
         title="LUM: pre-training, retrieval and its hosts",
-        sentence=" ".join(said),
+        sentence=" ".join(s for s in said if s),
         exhibits=tuple(exhibits),
         caveat="Retrieval: each user's last train event, never seen by step 1, over the full catalogue without items "
         "seen before; asked with that event's condition, which popularity in condition knows as well. The paper's "

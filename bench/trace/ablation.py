@@ -106,12 +106,14 @@ def ablate(
         seed: of the orders.
 
     Raises:
-        CannotLeaveOut: tables with an L2 penalty, which reads the lookup that is left out.
+        CannotLeaveOut: tables with an L2 penalty, which reads the lookup that is left out; or an extra loss.
         ValueError: batches run out.
     """
     step = TrainStep(model, lr=lr)
     if any(t.penalty is not None for t in step.tables):
         raise CannotLeaveOut("tables have an L2 penalty on looked-up rows: a step without the lookup is another step")
+    if step.extra_loss is not None:
+        raise CannotLeaveOut("a loss beside the task's reads what a component made: a step without it is another step")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     stream = (batch.to(device, non_blocking=True) for batch in batches)
     held = next(stream)

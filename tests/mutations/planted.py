@@ -83,8 +83,8 @@ PLANTED = (
     Mistake("onetrans", "histories merged newest first", "models/histories.py", "padding), dim=1, stable=True)",
             "padding), dim=1, stable=True, descending=True)", ONETRANS),
     # ------------------------------------------------------------------ LUM
-    Mistake("lum", "loss on item positions", _BACKBONE, "self.states(rows, sequences)[:, 0::2]",
-            "self.states(rows, sequences)[:, 1::2]", LUM),
+    Mistake("lum", "loss on item positions", _BACKBONE, "self.states(rows, sequences)[:, :: self.per_event]",
+            "self.states(rows, sequences)[:, 1 :: self.per_event]", LUM),
     Mistake("lum", "users of a packed row see each other", _BACKBONE,
             "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
             "seen_RNN = lower_right(n, n, segment_RL.device) & (segment_RN > 0).unsqueeze(1)", LUM),
@@ -92,6 +92,7 @@ PLANTED = (
             "seen_RNN = same_RNN", LUM),
     Mistake("lum", "the item before its condition", _BACKBONE, "torch.stack([cond, item], dim=1)",
             "torch.stack([item, cond], dim=1)", LUM),
+    Mistake("lum", "without conditions an event predicts itself", _BACKBONE, ".roll(1, dims=1)", "", LUM),
     Mistake("lum", "queries see each other", _BACKBONE, "mask[:, n:, n:] = torch.eye(queries, dtype",
             "mask[:, n:, n:] = torch.ones(queries, queries, dtype", LUM),
     Mistake("lum", "queries see padding", _BACKBONE, "(segment_BL > 0).repeat_interleave(2, dim=1).unsqueeze(1)",

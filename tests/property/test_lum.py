@@ -10,6 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.bench.pretrain import (
     LastRows,
@@ -26,6 +29,7 @@ from ctrbench.models.embedding import embedding_tables
 from ctrbench.models.lum import LumConfig, LumRanker, with_answers
 from ctrbench.models.lum_backbone import UserModel, event_fields
 from ctrbench.models.lum_rows import Sequences, loss_flops, pack
+from ctrbench.models.lum_step1 import LumStep1, LumStep1Config, batch_flops, make_batch
 
 SPEC = model_spec("lum")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # table rows are float32
@@ -181,6 +185,68 @@ def test_a_query_is_the_next_condition_token(sequence_schema: FeatureSchema) -> 
     torch.testing.assert_close(answer[:, 0], states(user, whole)[:, 8], **CLOSE)
 
 
+def other_conditions(given_sequences: Sequences) -> Sequences:
+    cond = given_sequences.ids["hist_genre"]
+    return replace(given_sequences, ids={**given_sequences.ids, "hist_genre": torch.where(cond > 3, 3, 4)})
+
+
+def test_without_the_token_no_condition_influences_anything(sequence_schema: FeatureSchema) -> None:
+    model = ranker(sequence_schema, queries=1, condition=False)
+    user, batch = model.user_model, synthetic_batch(sequence_schema, 8, full=False)
+    rows, cond = sequences(user, [[4], [2, 3]]), torch.tensor([[3], [4]])
+    rows.ids["hist_genre"] = torch.randint(FIRST_ID, 6, rows.segment_RL.shape)  # type: ignore[index]
+    assert torch.equal(user.loss(rows), user.loss(other_conditions(rows)))
+    one = rows.take(torch.tensor([0, 0]))
+    assert torch.equal(user.answers(one, cond)[0], user.answers(other_conditions(one), 7 - cond)[0])
+    moved = {k: torch.full_like(batch.ids[k].values(), 3) for k in ("genre", "hist_genre")}
+    changed = replace(batch, ids=KeyedJaggedTensor(
+        keys=batch.ids.keys(), lengths=batch.ids.lengths(),
+        values=torch.cat([moved.get(k, batch.ids[k].values()) for k in batch.ids.keys()]),
+    ))  # fmt: skip
+    for before, after in zip(model.lum(batch), model.lum(changed), strict=True):
+        assert torch.equal(before, after)
+    asked = ranker(sequence_schema, queries=1)  # with the token both change
+    with_cond = replace(rows, ids={**rows.ids, "hist_genre": torch.full_like(rows.segment_RL, 3)})
+    assert not torch.equal(asked.user_model.loss(with_cond), asked.user_model.loss(other_conditions(with_cond)))
+    assert not torch.equal(asked.lum(batch)[0], asked.lum(changed)[0])
+
+
+def test_without_the_token_an_answer_is_what_predicts_one_more_event(sequence_schema: FeatureSchema) -> None:
+    user = user_model(sequence_schema, queries=1, condition=False)
+    whole = sequences(user, [[5], [1]])
+    history = Sequences({n: v[:, :4] for n, v in whole.ids.items()}, whole.segment_RL[:, :4], whole.place_RL[:, :4])
+    cond = torch.zeros(2, 1, dtype=torch.long)
+    first = torch.tensor([[1], [0]])  # of the second user nothing is known before the first event
+    ids = {n: v * first for n, v in history.ids.items()}
+    before = Sequences(ids, history.segment_RL * first, history.place_RL)
+    found, _ = user.answers(before, cond)
+    torch.testing.assert_close(found[:, 0], states(user, whole)[[0, 1], [4, 0]], **CLOSE)
+    for n in user.names:  # and no place knows its own event, but the next one does
+        ids = {**whole.ids, n: whole.ids[n].clone()}
+        ids[n][:, 3] = torch.where(ids[n][:, 3] == 3, 4, 3)
+        a, b = states(user, whole)[0], states(user, replace(whole, ids=ids))[0]
+        assert torch.equal(a[:4], b[:4])
+        assert not torch.equal(a[4], b[4])
+
+
+def test_without_the_token_flops_are_those_counted(sequence_schema: FeatureSchema) -> None:
+    config = LumConfig(queries=1, condition=False)
+    batch = synthetic_batch(sequence_schema, 256)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        SPEC.build(config, sequence_schema).eval()(batch)
+    assert counter.get_total_flops() / 256 == pytest.approx(SPEC.flops(config, sequence_schema, None).full, rel=0.001)
+    step = LumStep1Config(condition=False)
+    rows = make_batch(step, sequence_schema, 5)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        LumStep1(step, sequence_schema).eval()(rows)
+    assert counter.get_total_flops() == pytest.approx(batch_flops(step, sequence_schema, rows).full, rel=0.02)
+
+
+def test_without_the_token_there_is_one_answer() -> None:
+    with pytest.raises(ValueError, match="add queries=1"):
+        LumConfig(condition=False)
+
+
 @pytest.mark.parametrize("host", ["din", "composite", "fat", "deepfm"])
 @pytest.mark.parametrize("use", ["both", "direct", "match"])
 def test_every_host_learns_and_the_frozen_base_does_not(sequence_schema: FeatureSchema, host: str, use: str) -> None:
@@ -271,10 +337,11 @@ def chain_log(users: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]
     return log, np.stack([ends - sizes, ends], axis=1)
 
 
-def test_pre_training_learns_what_popularity_cannot(sequence_schema: FeatureSchema) -> None:
+@pytest.mark.parametrize("condition", [True, False])
+def test_pre_training_learns_what_popularity_cannot(sequence_schema: FeatureSchema, condition: bool) -> None:
     log, spans = chain_log(400, 0)
     torch.manual_seed(0)
-    config = LumConfig(pretrain_epochs=40, pretrain_batch=32, pretrain_lr=3e-3)
+    config = LumConfig(pretrain_epochs=40, pretrain_batch=32, pretrain_lr=3e-3, condition=condition, queries=1)
     user = SPEC.build(config, sequence_schema).user_model
     kept = np.stack([spans[:, 0], spans[:, 1] - 1], axis=1)  # every user's last event is held out
     last = LastRows(kept, log["hist_item"][kept[:, 1]], log["hist_genre"][kept[:, 1]])

@@ -369,7 +369,7 @@ def test_tiger(items: int, rows: int, vocabulary: list[int], seed: int, **option
 
 
 def lum_twin(model: UserModel, tables: Parameters, sequences: Sequences) -> Tensor:
-    """InfoNCE of every condition token, users apart, whatever row they share."""
+    """InfoNCE of every event's predicting token, users apart, whatever row they share."""
     p, losses = dict(model.named_parameters()), []
     item, cond, side = model.fields.item, model.fields.cond, model.fields.side
     ids = {n: sequences.ids[n] for n in model.names}
@@ -380,18 +380,23 @@ def lum_twin(model: UserModel, tables: Parameters, sequences: Sequences) -> Tens
     for r in range(len(sequences.segment_RL)):
         for user in range(1, int(sequences.segment_RL[r].max()) + 1):
             events = [t for t in range(sequences.segment_RL.shape[1]) if sequences.segment_RL[r, t] == user]
-            tokens = []
+            tokens, conditions = [], cond in model.names
+            before = None if conditions else p["start_d"]
             for number, t in enumerate(events):
-                places = (number, number) if model.positions == "pair" else (2 * number, 2 * number + 1)
-                c = linear(p, "cond_map", tables[cond][ids[cond][r, t]])
                 e = linear(p, "item_map", tables[item][ids[item][r, t]])
                 if side:
                     e = e + p["side_map.weight"] @ torch.cat([tables[n][ids[n][r, t]] for n in side])
+                if before is not None:  # the item before it, or the start, stands for the event
+                    tokens.append(before + p["place.weight"][number])
+                    before = e
+                    continue
+                places = (number, number) if model.positions == "pair" else (2 * number, 2 * number + 1)
+                c = linear(p, "cond_map", tables[cond][ids[cond][r, t]])
                 tokens += [c + p["place.weight"][places[0]], e + p["place.weight"][places[1]]]
             for number in range(len(model.layers)):
                 tokens = _gpt_layer(p, f"layers.{number}", model.layers[number].heads, tokens)
             for number, t in enumerate(events):
-                o = layer_norm(tokens[2 * number], p["norm.weight"], p["norm.bias"])
+                o = layer_norm(tokens[(1 + conditions) * number], p["norm.weight"], p["norm.bias"])
                 scores = [_similarity(model.similarity, o, of[e]) / model.tau for e in wanted]
                 if model.logq:
                     scores = [s - math.log(seen[e]) for s, e in zip(scores, wanted, strict=True)]
@@ -425,6 +430,7 @@ def _gpt_layer(p: Parameters, name: str, heads: int, x: list[Tensor]) -> list[Te
 @given(
     heads=st.integers(1, 2), head_width=st.integers(1, 2), layers=st.integers(1, 2), dim=st.integers(1, 3),
     similarity=st.sampled_from(["cosine", "dot"]), logq=st.booleans(), positions=st.sampled_from(["token", "pair"]),
+    condition=st.booleans(),
     spans=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=2), min_size=1, max_size=2),
     seed=st.integers(0, 999),
 )  # fmt: skip
