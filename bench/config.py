@@ -365,7 +365,11 @@ def _jobs(
     return tuple(
         Job(
             data=j["data"],
-            models=_entries(sweep_points(j), ()) if "sweep" in j else _entries(j["models"], only) if "models" in j else (),
+            models=_entries(sweep_points(j), ())
+            if "sweep" in j
+            else _entries(j["models"], only)
+            if "models" in j
+            else (),
             retrievers=_retrievers(j, only, given),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ctrbench.bench.checkpoint import load_checkpoint, save_checkpoint
 from ctrbench.bench.last_rows import LastRows, event_log, last_rows, windows
-from ctrbench.bench.ranking import BATCH, K, MODEL, Floors, Retrieval, judged, ranks
+from ctrbench.bench.ranking import BATCH, MODEL, Floors, K, Retrieval, judged, ranks
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.lum import STEP_ONE, LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
-from ctrbench.models.lum_backbone import EventFields, UserModel
+from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack, targets_of
 
 QUERY_BATCH = 128

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ctrbench.bench.assemble import as_record, base_columns, lookup, model_config
 from ctrbench.bench.content import conditions, content_of
 from ctrbench.bench.last_rows import LastRows, event_log, last_rows, second_to_last, windows
-from ctrbench.bench.ranking import K, MODEL, Floors, judged, ranks
+from ctrbench.bench.ranking import MODEL, Floors, K, judged, ranks
 from ctrbench.bench.retrieval_rows import RANKS, seed_rows
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.train import restore, seed_everything, state_of

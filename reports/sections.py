@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, gpus, kernels, step_split, sweep, tables, tuning
+from ctrbench.reports import (
+    bands,
+    controls,
+    costs,
+    drawing,
+    figures,
+    gpus,
+    kernels,
+    retrieval,
+    step_split,
+    sweep,
+    tables,
+    tuning,
+)
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
@@ -345,7 +358,8 @@ def anchors(c: Context) -> Section:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
-    step_split.section, kernels.section, memory, tuning.pretraining, pairing, tuning.tuning, bands.section, anchors,
+    step_split.section, kernels.section, memory, tuning.pretraining, retrieval.retrieval, pairing, tuning.tuning,
+    bands.section, anchors,
 )  # fmt: skip
 
 
