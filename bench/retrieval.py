@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctrbench.bench.assemble import as_record, base_columns, lookup, model_config
 from ctrbench.bench.content import conditions, content_of
@@ -135,9 +136,9 @@ class Epoch:
 
 
 def school(
-    module: nn.Module, data: RetrievalData, item: str, how: Schooling, told: Callable[[str], None] = lambda line: None
+    module: Any, data: RetrievalData, item: str, how: Schooling, told: Callable[[str], None] = lambda line: None
 ) -> list[Epoch]:
-    """Trains in place and leaves the weights of the epoch with the best NDCG at the validation events.
+    """Trains a `Retriever` in place and leaves the weights of the epoch with the best NDCG at the validation events.
 
     Raises:
         FloatingPointError: a loss that is no number.
@@ -213,7 +214,7 @@ def run_retrieve(spec: RunSpec, folder: Path) -> RunRecord:
     for name, rank in floors.ranks(data.rows.item_U, data.rows.cond_U).items():
         if retriever.conditioned or not name.endswith("_in_condition"):
             found[name] = rank
-    np.savez(folder / RANKS, **found)
+    np.savez(folder / RANKS, **found)  # type: ignore[arg-type]
     base = base_columns(spec, model_spec.family, schema.track)
     extra = {
         "protocol": PROTOCOL, "conditioned": retriever.conditioned, "k": K, "users": len(data.rows.item_U),
