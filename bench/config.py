@@ -134,6 +134,8 @@ class Job:
     """Time and trace the models; a second split of the same data has nothing new to time."""
     probed: bool = False
     """Probe the user embeddings of every pre-training for what they know of their users (bench/probe.py)."""
+    retrievers: tuple[Entry, ...] = ()
+    """Models that are trained to find a user's last event in the whole catalogue (bench/retrieval.py)."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -318,6 +320,26 @@ def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
     return tuple(out)
 
 
+def _retrievers(job: Mapping[str, Any], only: tuple[str, ...], given: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Retrieving entries of a job; with `only` those of these models, listed or not where it has no rankers.
+
+    What the command line says of `run.` wins over an entry's own.
+    """
+    chosen = _chosen_retrievers(job, only)
+    return tuple(replace(e, run={k: v for k, v in e.run.items() if f"run.{k}" not in given}) for e in chosen)
+
+
+def _chosen_retrievers(job: Mapping[str, Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
+    listed = job.get("retrievers", ())
+    if only and "models" not in job:
+        for name in only:
+            if registry.model_spec(name).retriever is None:
+                known = ", ".join(dict.fromkeys(e.model for e in _entries(listed, ())))
+                raise UnknownName(f"model={name}: it does not retrieve; this job has {known}")
+        return _entries(listed, only)
+    return tuple(e for e in _entries(listed, ()) if not only or e.model in only)
+
+
 def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> list[Mapping[str, Any]]:
     """A suite's jobs on a data set; of several splits the wanted one, and one job only for a split it does not list."""
     mine = [j for j in jobs if j["data"] == data]
@@ -356,18 +378,21 @@ def _jobs(
     if any("sweep" in j for j in listed):
         listed = _swept(listed, only, data, given)
     if data:
-        every = list({str(m): m for j in listed for m in j["models"]}.values())
-        floors = list(dict.fromkeys(f for j in listed for f in j.get("floors", ())))
-        listed = [
-            j for d in data
-            for j in (_listed(listed, d, user["split"]) or [{"data": d, "models": every, "floors": floors}])
-        ]  # fmt: skip
+        # The same on data that the suite does not list.
+        keys = [k for k in ("models", "retrievers", "floors") if any(k in j for j in listed)]
+        every = {k: list({str(m): m for j in listed for m in j.get(k, ())}.values()) for k in keys}
+        listed = [j for d in data for j in (_listed(listed, d, user["split"]) or [{"data": d, **every}])]
     elif user["path"] is not None:
         raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
     return tuple(
         Job(
             data=j["data"],
-            models=_entries(sweep_points(j), ()) if "sweep" in j else _entries(j["models"], only),
+            models=_entries(sweep_points(j), ())
+            if "sweep" in j
+            else _entries(j["models"], only)
+            if "models" in j
+            else (),
+            retrievers=_retrievers(j, only, given),
             floors=tuple(j.get("floors", ())) if with_floors else (),
             path=user["path"],
             split=user["split"] or j.get("split"),

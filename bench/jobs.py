@@ -24,6 +24,9 @@ from ctrbench.bench.pairs import pair_weights
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.proofs import with_proofs
 from ctrbench.bench.quality import auc, evaluate
+from ctrbench.bench.ranking import Retrieval
+from ctrbench.bench.retrieval import run_retrieve
+from ctrbench.bench.retrieval_rows import seed_rows
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.traced import run_trace
@@ -170,17 +173,7 @@ def _step_one(
     shared = _finished_step_one(spec, folder)
     load_step_one(model.lum, shared)
     extra = json.loads((shared / "record.json").read_text())["extra"]
-    found = extra["retrieval"]
-    rows = [
-        make(base, metric, v, "measured", phase="train", scope=who, seed=spec.seed, n=found["users"])
-        for metric, values in (("recall_at_k", found["recall"]), ("ndcg_at_k", found["ndcg"]))
-        for who, v in values.items()
-    ]
-    rows += [
-        make(base, "recall_gain", mean, "derived", phase="train", scope=f"vs:{floor}", seed=spec.seed, ci_low=low,
-             ci_high=high, n=found["users"])
-        for floor, (mean, low, high) in found["recall_over"].items()
-    ]  # fmt: skip
+    rows = seed_rows(base, Retrieval(**extra["retrieval"]), spec.seed)
     return {"pretraining": extra["pretraining"], "host": config.host}, rows
 
 
@@ -305,8 +298,8 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
-    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe, "shuffled": run_control,
-    "ids_only": run_control,
+    "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
+    "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

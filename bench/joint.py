@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrbench.bench.pretrain import K, event_log, last_rows, ranks
+from ctrbench.bench.last_rows import event_log, last_rows
+from ctrbench.bench.pretrain import user_ranks
+from ctrbench.bench.ranking import hits
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import paired_from_draws
 from ctrbench.datasets.prepared import Prepared
@@ -37,12 +39,12 @@ def retrieve_after(
 ) -> list[Measurement]:
     """Recall of the user model as the ranker's training left it; keeps the ranks."""
     user = answers.user.eval()
-    rows = last_rows(prepared, user.fields, split="test")
+    rows = last_rows(prepared, user.fields, splits=("test",))
     if not len(rows.spans_U2):
         return []
-    rank_U = ranks(user, event_log(prepared, user.fields), rows, answers.length, floors=False)["lum"]
+    rank_U = user_ranks(user, event_log(prepared, user.fields), rows, answers.length)
     np.savez(folder / RANKS, rank=rank_U.astype(np.float32))
-    found = float((rank_U < K).mean())
+    found = float(hits(rank_U).mean())
     return [make(base, "recall_after", found, "measured", phase="train", seed=seed, n=len(rank_U))]
 
 
@@ -97,7 +99,7 @@ def _rest(spec: RunSpec) -> tuple[Any, ...]:
 
 def _hits(run: Run, runs_dir: Path) -> np.ndarray:
     path = runs_dir / "records" / run.record / RANKS
-    return (np.load(path)["rank"] < K).astype(np.float64) if path.is_file() else np.zeros(0)
+    return hits(np.load(path)["rank"]) if path.is_file() else np.zeros(0)
 
 
 def _paired(gain_SU: np.ndarray) -> tuple[float, float, float]:

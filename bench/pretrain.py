@@ -3,43 +3,36 @@
 Only events that some training row may see are used: of every user those strictly earlier than the last train row.
 
 Dims: R packed rows, L events of a row, N events of the log (rows of the data in a store), U users, V catalogue items,
-Q queries, d width of the user model
+W pieces of history, Q queries, d width of the user model
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ctrbench.bench.checkpoint import load_checkpoint, save_checkpoint
-from ctrbench.bench.item_knn import ItemKnn
+from ctrbench.bench.last_rows import LastRows, event_log, last_rows, windows
+from ctrbench.bench.ranking import BATCH, MODEL, Floors, K, Retrieval, judged, ranks
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import SPLITS, Prepared
-from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.embedding import dense_parameters
 from ctrbench.models.lum import STEP_ONE, LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
-from ctrbench.models.lum_backbone import EventFields, UserModel
+from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack, targets_of
 
-RETRIEVAL_BATCH = 512
 QUERY_BATCH = 128
 """Rows of one group query of the store; its activations stay in cache."""
 ANSWERS, SPANS = "answers.npy", "answers.json"
-K = 10
-"""Of recall and NDCG."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,48 +48,6 @@ class Pretraining:
     flops: float
     """Training FLOPs by the closed form: three times forward (measures.md section 2)."""
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class LastRows:
-    """The last train row of every user who has a history there."""
-
-    spans_U2: np.ndarray
-    """int64 begin and end in the event log of what the row may see."""
-    item_U: np.ndarray
-    """The row's own item, which no span holds, and its condition."""
-    cond_U: np.ndarray
-    user_U: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Ids of the users, where rows come from a data set."""
-
-
-def last_rows(prepared: Prepared, roles: EventFields, train_rows: int | None = None, split: str = "train") -> LastRows:
-    """What each user's last row of a split may see, and what it was about.
-
-    The span is the row's own: data sets that keep one log a user and those that keep one a row are read alike. Where
-    negatives were sampled, only rows of real events count.
-
-    Args:
-        train_rows: only users of that many most recent rows of the split.
-    """
-    begin, end = f"{roles.history}_begin", f"{roles.history}_end"
-    columns = ["user_id", "label", begin, end, roles.item_target, roles.cond_target]
-    scan = pl.scan_parquet([p for p, _ in prepared.shards(split)]).select(columns)
-    scan = scan if train_rows is None else scan.tail(train_rows)
-    if prepared.sampler is not None:
-        scan = scan.filter(pl.col("label") == 1)
-    last = scan.sort(end, maintain_order=True).group_by("user_id").last().filter(pl.col(end) > pl.col(begin))
-    table = last.sort("user_id").collect()
-    ids = table.select(roles.item_target, roles.cond_target).to_numpy().astype(np.int64)
-    return LastRows(table.select(begin, end).to_numpy(), ids[:, 0], ids[:, 1], table["user_id"].to_numpy())
-
-
-def windows(spans_U2: np.ndarray, length: int) -> np.ndarray:
-    """int64 [W, 2]: the spans cut into pieces of at most `length` events, from the newest event back."""
-    out = []
-    for begin, end in spans_U2.tolist():
-        out += [(max(begin, stop - length), stop) for stop in range(end, begin, -length)]
-    return np.array(out, dtype=np.int64).reshape(-1, 2)
 
 
 def packed_rows(log: Mapping[str, np.ndarray], pieces_W2: np.ndarray, length: int) -> Sequences:
@@ -116,12 +67,6 @@ def packed_rows(log: Mapping[str, np.ndarray], pieces_W2: np.ndarray, length: in
             at += size
     ids = {n: torch.from_numpy(np.where(index_RL < 0, 0, values[index_RL])) for n, values in log.items()}
     return Sequences(ids, torch.from_numpy(segment_RL), torch.from_numpy(place_RL))
-
-
-def event_log(prepared: Prepared, roles: EventFields) -> dict[str, np.ndarray]:
-    """Event field -> int64 [N] of the whole log."""
-    log = prepared.events(roles.history)
-    return {n: log[n].to_numpy().astype(np.int64) for n in (roles.item, roles.cond, *roles.side)}
 
 
 def epoch_flops(user: UserModel, rows: Sequences) -> float:
@@ -169,80 +114,31 @@ def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: 
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retrieval:
-    """Share of users whose held-out item is among the K best of the whole catalogue, seen items left out."""
+def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int = K) -> Retrieval:
+    """Asks for each row's item under its condition, over the full catalogue; scope `model` is the user model.
 
-    users: int
-    recall: dict[str, float]
-    """`lum`, `item_knn`, `popularity`, `popularity_in_condition`."""
-    ndcg: dict[str, float]
-    recall_over: dict[str, tuple[float, float, float]]
-    """Floor -> recall of `lum` less its own on the same users, and the 95 % interval of that."""
-
-
-def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int) -> Retrieval:
-    """Asks for each row's item under its condition, over the full catalogue."""
-    rank = ranks(user, log, rows, length)
-    found = {name: (r < k).astype(np.float64) for name, r in rank.items()}
-    return Retrieval(
-        users=len(rows.spans_U2),
-        recall={n: float(hit.mean()) for n, hit in found.items()},
-        recall_over={n: _paired(found["lum"] - hit) for n, hit in found.items() if n != "lum"},
-        ndcg={n: float(np.where(r < k, 1 / np.log2(r + 2), 0.0).mean()) for n, r in rank.items()},
-    )
-
-
-def ranks(
-    user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, *, floors: bool = True
-) -> dict[str, np.ndarray]:
-    """Rank of each row's item over the full catalogue, 0 best, by `lum` and, with `floors`, the models beside it.
-
-    `popularity` counts the items of the spans; `popularity_in_condition` orders the items of the asked condition
-    first: what a condition alone gives away. `item_knn` ignores the condition too.
+    Floors count the items of the spans; the condition of an item is known of every item that the log or a row has.
     """
-    item, cond, spans_U2 = log[user.fields.item], log[user.fields.cond], rows.spans_U2
-    catalogue = user.tables.rows[user.tables.table_of[user.fields.item]]
-    known = np.concatenate([item[b:e] for b, e in spans_U2])
-    popular_V = np.bincount(known, minlength=catalogue).astype(np.float32)
-    of_item_V = np.zeros(catalogue, np.int64)
-    of_item_V[item] = cond
-    asked_U, target_U = rows.cond_U, rows.item_U
-    of_item_V[target_U] = asked_U
-    spans = [item[b:e] for b, e in spans_U2]
-    knn = ItemKnn(spans, catalogue) if floors else None
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    item = log[user.fields.item]
+    of_item_V = np.zeros(user.tables.rows[user.tables.table_of[user.fields.item]], np.int64)
+    of_item_V[item] = log[user.fields.cond]
+    of_item_V[rows.item_U] = rows.cond_U
+    floors = Floors([item[b:e] for b, e in rows.spans_U2], of_item_V)
+    own_U = user_ranks(user, log, rows, length)
+    return judged({MODEL: own_U, **floors.ranks(rows.item_U, rows.cond_U)}, k)
+
+
+def user_ranks(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int) -> np.ndarray:
+    """Rank [U] of each row's item over the full catalogue by the user model, asked under the row's condition."""
+    item, found = log[user.fields.item], []
     with torch.no_grad():
-        every_Vd = user.items(torch.arange(catalogue))
-        for begin in range(0, len(spans_U2), RETRIEVAL_BATCH):
-            part = slice(begin, begin + RETRIEVAL_BATCH)
-            answers = _answers(user, log, spans_U2[part], asked_U[part], length)
-            scores = {"lum": user.score(answers, every_Vd).numpy()}
-            if knn is not None:
-                plain = np.tile(popular_V, (len(answers), 1))
-                scores |= {"item_knn": knn.scores(spans[part]), "popularity": plain}
-                scores["popularity_in_condition"] = plain + 1e6 * (of_item_V == asked_U[part][:, None])
-            for name, score_UV in scores.items():
-                score_UV[:, :FIRST_ID] = -np.inf
-                for row, (b, e) in zip(score_UV, spans_U2[part], strict=True):
-                    row[item[b:e]] = -np.inf
-                wanted = score_UV[np.arange(len(score_UV)), target_U[part]]
-                parts[name].append(_rank(score_UV, wanted))
-    return {name: np.concatenate(some) for name, some in parts.items()}
-
-
-def _paired(difference_U: np.ndarray) -> tuple[float, float, float]:
-    """(mean, 95 % interval by Student's t over users)."""
-    mean, error = float(difference_U.mean()), float(stats.sem(difference_U)) if len(difference_U) > 1 else math.inf
-    wide = float(stats.t.ppf(0.975, len(difference_U) - 1)) * error if len(difference_U) > 1 else math.inf
-    return mean, mean - wide, mean + wide
-
-
-def _rank(score_UV: np.ndarray, wanted_U: np.ndarray) -> np.ndarray:
-    """Mean rank under ties, 0 best; a target that was seen before (score -inf) ranks last."""
-    above = (score_UV > wanted_U[:, None]).sum(axis=1)
-    ties = (score_UV == wanted_U[:, None]).sum(axis=1) - 1
-    return np.where(np.isfinite(wanted_U), above + ties / 2, score_UV.shape[1])
+        every_Vd = user.items(torch.arange(user.tables.rows[user.tables.table_of[user.fields.item]]))
+        for begin in range(0, len(rows.spans_U2), BATCH):
+            part = rows.take(np.arange(begin, min(begin + BATCH, len(rows.spans_U2))))
+            answers = _answers(user, log, part.spans_U2, part.cond_U, length)
+            seen = [item[b:e] for b, e in part.spans_U2]
+            found.append(ranks(user.score(answers, every_Vd).numpy(), part.item_U, seen))
+    return np.concatenate(found)
 
 
 def _answers(
@@ -266,7 +162,7 @@ def pretrain(
     rows = last_rows(prepared, user.fields, train_rows)
     log = event_log(prepared, user.fields)
     done = train_user_model(user, packed_rows(log, windows(rows.spans_U2, length), length), config, seed)
-    return done, retrieve(user, log, rows, length, K)
+    return done, retrieve(user, log, rows, length)
 
 
 def save_step_one(

@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ctrbench.bench.pretrain import LastRows, event_log, last_rows, windows
+from ctrbench.bench.last_rows import LastRows, event_log, last_rows, windows
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.lum_answers import UserAnswers

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Kind = Literal["time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "shuffled",
-               "ids_only"]  # fmt: skip
+Kind = Literal[
+    "time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "retrieve", "shuffled",
+    "ids_only",
+]  # fmt: skip
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
-pre-training that several trainings share, what its embeddings know of users; and the controls: training on shuffled
-labels, on the target's ids alone."""
+pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
+whole catalogue; and the controls: training on shuffled labels, on the target's ids alone."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 

@@ -18,7 +18,9 @@ from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
+from ctrbench.models.lum_backbone import event_fields
 from ctrbench.reports import records
+from ctrbench.reports.cells import RETRIEVAL
 from ctrbench.reports.records import Measurement
 
 PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
@@ -70,8 +72,11 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
             specs += [s for s in made if s.key not in known]
             known |= {s.key for s in made}  # entries of one model share their pre-training
             unsupported += absent
+        if not (plan.tune_only or plan.controls):
+            made, absent = retrieve_specs(plan, item)
+            specs, unsupported = specs + made, unsupported + absent
         # Sampled negatives are judged in every run, wanted or not: a small pool makes wrong results look excellent.
-        control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None else ()
+        control = (summary.POOL_CONTROL,) if item.prepared.sampler is not None and item.job.models else ()
         for floor in dict.fromkeys((*item.job.floors, *control)) if not plan.tune_only else ():
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
@@ -86,6 +91,39 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
         for m in (traced if not (plan.tune_only or plan.controls) else ())
     ]
     return specs + published, unsupported
+
+
+def retrieve_specs(plan: Plan, item: Ready) -> tuple[list[RunSpec], list[Measurement]]:
+    """One process a retriever and seed; rows with the reason where the data gives it nothing to learn from.
+
+    Raises:
+        BadInput: a model that does not retrieve, or an option that it does not have.
+    """
+    specs: list[RunSpec] = []
+    absent: list[Measurement] = []
+    # What decides nothing of it is left out of the key.
+    apart: dict[str, Any] = {"preset": RETRIEVAL, "threads": 1, "train_rows": 0, "evaluations": 0, "plateau": 1.0,
+                             "warmup": 0, "steps": 0}  # fmt: skip
+    for entry in item.job.retrievers:
+        model_spec = registry.model_spec(entry.model)
+        made = [_spec(plan, item, "retrieve", entry, **apart, seed=s)
+                for s in range(int(entry.run.get("seeds", plan.run.seeds)))]  # fmt: skip
+        if model_spec.retriever is None:
+            raise BadInput(f"retrievers: {entry.model} does not retrieve; leave it out")
+        try:
+            config = model_config(made[0], model_spec)
+        except (TypeError, ValueError) as error:
+            given = " ".join(f"{entry.model}.{k}={v}" for k, v in made[0].config.items())
+            raise BadInput(f"{given}: {error}") from None
+        try:
+            event_fields(item.prepared.schema, getattr(config, "cond", ""))
+        except ValueError as error:
+            rows = skipped_rows(item.job.data, item.prepared.schema.track, entry.model, model_spec.family,
+                                ("retrieve",), str(error), item.prepared.split)  # fmt: skip
+            absent += [replace(r, variant=made[0].variant, preset=RETRIEVAL) for r in rows]
+            continue
+        specs += made
+    return specs, absent
 
 
 def control_specs(plan: Plan, item: Ready, entry: Entry) -> tuple[list[RunSpec], list[Measurement]]:

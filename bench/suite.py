@@ -44,12 +44,15 @@ from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
 from ctrbench.reports import bands, records
+from ctrbench.reports.cells import RETRIEVAL
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-SIDE_BY_SIDE: tuple[Kind, ...] = ("count", "published", "floor", "quality", "tune", "pretrain", "probe", *CONTROLS)
+SIDE_BY_SIDE: tuple[Kind, ...] = (
+    "count", "published", "floor", "quality", "tune", "pretrain", "probe", "retrieve", *CONTROLS
+)  # fmt: skip
 """Kinds that are not timed: they share the cores, one thread each."""
-IDENTITY = ("model", "variant", "data", "split", "metric", "scope", "seed")
+IDENTITY = ("model", "variant", "preset", "data", "split", "metric", "scope", "seed")
 """Columns that tell the rows of one suite apart."""
 DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
@@ -208,6 +211,10 @@ def _skipped_job(job: Job, reason: str, kinds: tuple[Kind, ...]) -> list[Measure
     rows = [r for f in job.floors for r in skipped_rows(job.data, track, f, "floor", ("floor",), reason)]
     for model in dict.fromkeys(e.model for e in job.models):
         rows += skipped_rows(job.data, track, model, registry.model_spec(model).family, kinds, reason, job.split)
+    for model in dict.fromkeys(e.model for e in job.retrievers):
+        family = registry.model_spec(model).family
+        found = skipped_rows(job.data, track, model, family, ("retrieve",), reason, job.split)
+        rows += [replace(r, preset=RETRIEVAL) for r in found]
     return rows
 
 
@@ -219,10 +226,10 @@ def _round_robin(specs: Iterable[RunSpec]) -> list[RunSpec]:
 def _work(spec: RunSpec) -> float:
     """FLOPs of a training, to order the side-by-side runs by; the other kinds are short and come last.
 
-    A pre-training comes first: others wait for it.
+    A pre-training comes first, others wait for it; then retrieval, whose epochs validation decides.
     """
     if spec.kind not in ("quality", "tune", *CONTROLS):
-        return math.inf if spec.kind == "pretrain" else 0.0
+        return math.inf if spec.kind == "pretrain" else sys.float_info.max if spec.kind == "retrieve" else 0.0
     model = lookup(spec)
     schema = view(spec).schema_for(spec.history_length)
     flops = model.flops(model_config(spec, model), schema, None)
@@ -296,7 +303,7 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
         Prepared.open(Path(spec.prepared)).schema.track if spec.prepared else random_batches.TRACKS.get(spec.data, "")
     )
     base = base_columns(spec, family, track)
-    seed = spec.seed if spec.kind in ("quality", *CONTROLS) else None
+    seed = spec.seed if spec.kind in ("quality", "retrieve", *CONTROLS) else None
     rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
     body = {
         "spec": spec.to_json(),

@@ -17,6 +17,7 @@ from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.jobs import SCORES
 from ctrbench.bench.joint import joint_rows
+from ctrbench.bench.retrieval_rows import RANKS, over_seeds
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
@@ -42,6 +43,7 @@ OWED = {
     "tune": ("valid_auc",),
     "pretrain": ("recall_at_k",),
     "probe": ("probe_accuracy",),
+    "retrieve": ("recall_at_k", "ndcg_at_k"),
     "shuffled": ("auc_shuffled",),
     "ids_only": ("auc_ids_only",),
     "count": COUNTED,
@@ -98,6 +100,9 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
     for kinds in groups.values():
         if kinds["time"]:
             rows += timing_rows(kinds["time"], kinds["count"], run_id)
+        if kinds["retrieve"]:
+            files = [runs_dir / "records" / r.record / RANKS for r in kinds["retrieve"]]
+            rows += over_seeds(_base(kinds["retrieve"][0], run_id), files)
         for kind in CONTROLS:
             if kinds[kind]:
                 extras = [r.body["extra"] for r in kinds[kind]]

@@ -84,7 +84,7 @@ def train(
     given = labels or {}
     step = TrainStep(model, lr=budget.lr)
     looks: list[Look] = []
-    best, state, stale, rows_seen = -1.0, _state(model), 0, 0
+    best, state, stale, rows_seen = -1.0, state_of(model), 0, 0
     model.train()
     for epoch in range(budget.epochs):
         loader = Loader(
@@ -99,7 +99,7 @@ def train(
             score, label, _ = scores(model, prepared, "valid", budget, budget.valid_rows, given.get("valid"))
             looks.append(Look(rows_seen, float(torch.stack(losses).mean()), auc(label, score)))
             if looks[-1].valid_auc > best:
-                best, state, stale = looks[-1].valid_auc, _state(model), 0
+                best, state, stale = looks[-1].valid_auc, state_of(model), 0
             else:
                 stale += 1
                 step.scale_lr(budget.plateau)
@@ -108,7 +108,7 @@ def train(
         else:
             continue
         break
-    _restore(model, state)
+    restore(model, state)
     return looks
 
 
@@ -121,7 +121,7 @@ def _parts(loader: Loader, batches: int, count: int) -> Iterator[Iterator[Batch]
             yield (next(stream) for _ in range(end - start))
 
 
-def _state(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
+def state_of(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]:
     """Copies of dense weights, table rows and buffers."""
     return (
         [p.detach().clone() for p in dense_parameters(model)],
@@ -131,7 +131,7 @@ def _state(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], di
 
 
 @torch.no_grad()
-def _restore(model: nn.Module, state: tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]) -> None:
+def restore(model: nn.Module, state: tuple[list[torch.Tensor], list[torch.Tensor], dict[str, torch.Tensor]]) -> None:
     for p, saved in zip(dense_parameters(model), state[0], strict=True):
         p.copy_(saved)
     live = [w for t in embedding_tables(model) for w in t.weights().values()]

@@ -23,6 +23,7 @@ from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import TargetEvents, history_lengths, merge_by_time, ordinals, require_history
 from ctrbench.models.hstu_card import card
 from ctrbench.models.hstu_layers import Bias, Flavour, HstuLayer, Past, Places, layer_flops
+from ctrbench.models.hstu_retriever import RETRIEVER
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 
@@ -241,5 +242,6 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    retriever=RETRIEVER,
     skip_reason={"tabular": "no behaviour history in the data"},
 )

@@ -27,6 +27,9 @@ def card(config: Any) -> FidelityCard:
                      "faithful"),
             switched(config, "stoch_alpha", 0.0, "stochastic length", "3.3", "off by default", "faithful"),
             fixed("task", "adapted", "2.2", "one logit of the candidate's row; actions are part of the event's token"),
+            fixed("retrieval: next item at every place, sampled softmax on unit vectors, temperature .05", "faithful",
+                  code, "a job of its own without actions and user; 128 uniform negatives, drawn once a user and not "
+                  "once a place; trained by Adam, the item table too"),
             fixed("user's fields", "adapted", "n/k", "one token before the events, which sees all of them"),
             fixed("ragged kernels", "adapted", "3.2", "left-padded and masked; padding changes no result"),
             fixed("other fields of the candidate", "adapted", "n/k", "added to its token"),

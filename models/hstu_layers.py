@@ -6,7 +6,7 @@ Dims: B batch, N tokens, D width, H heads, Q queries, K keys
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,6 +33,12 @@ class Places:
     """int64 seconds."""
     next_BN: Tensor
     """Time of the event that follows, of the request for the newest event and for targets."""
+    bucket_BNN: Tensor | None = None
+    """Bucketed time from each key to each query's next event, worked out once for all layers; else each does it."""
+
+    def bucketed(self) -> Places:
+        """The same places with `bucket_BNN`, for tokens that see none but each other."""
+        return replace(self, bucket_BNN=time_buckets(self.next_BN.unsqueeze(2) - self.time_BN.unsqueeze(1)))
 
 
 class RelativeBias(nn.Module):
@@ -58,7 +64,10 @@ class RelativeBias(nn.Module):
         bias_BQK = self.places[to.ordinal_BN.unsqueeze(1) - of.ordinal_BN.unsqueeze(2) + self.longest]
         if self.times is None:
             return bias_BQK
-        return bias_BQK + self.times[time_buckets(of.next_BN.unsqueeze(2) - to.time_BN.unsqueeze(1))]
+        bucket_BQK = of.bucket_BNN if of is to else None
+        if bucket_BQK is None:
+            bucket_BQK = time_buckets(of.next_BN.unsqueeze(2) - to.time_BN.unsqueeze(1))
+        return bias_BQK + self.times[bucket_BQK]
 
 
 def time_buckets(seconds: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
 from ctrbench.models.lum_card import card
+from ctrbench.models.lum_retriever import RETRIEVER
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -227,5 +228,6 @@ SPEC = ModelSpec(
     published=published,
     takes_host=True,
     step_one=STEP_ONE,
+    retriever=RETRIEVER,
     skip_reason={"tabular": "no event sequence to pre-train on"},
 )

@@ -15,6 +15,8 @@ from ctrbench.reports.measures import MEASURES, Style
 KNOWN = ("ok", "unstable")
 SWEEP = "sweep"
 """Preset of the points of a sweep: they have a section of their own and enter no other table."""
+RETRIEVAL = "retrieval"
+"""Preset of models that are trained to retrieve and ranked by nobody; a section of their own too."""
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -150,8 +152,8 @@ def data_labels(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
-    `trained` marks the rows of models that ran here, of whatever size; the others were traced at published sizes, or
-    are points of a sweep on random batches.
+    `trained` marks the rows of rankers that ran here, of whatever size; the others were traced at published sizes, are
+    points of a sweep on random batches, or retrieve.
 
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.
@@ -165,7 +167,7 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
     body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
-    return body.assign(trained=~text["preset"].str.startswith(("published", SWEEP)).to_numpy(dtype=bool))
+    return body.assign(trained=~text["preset"].str.startswith(("published", SWEEP, RETRIEVAL)).to_numpy(dtype=bool))
 
 
 def where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:

@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 
-from ctrbench.reports import bands, controls, costs, drawing, figures, gpus, kernels, step_split, sweep, tables, tuning
+from ctrbench.reports import (
+    bands,
+    controls,
+    costs,
+    drawing,
+    figures,
+    gpus,
+    kernels,
+    retrieval,
+    step_split,
+    sweep,
+    tables,
+    tuning,
+)
 from ctrbench.reports import pairs as field_pairs
 from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
@@ -346,7 +359,8 @@ def anchors(c: Context) -> Section:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
-    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, pairing, tuning.tuning,
+    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval, pairing,
+    tuning.tuning,
     bands.section, anchors,
 )  # fmt: skip
 

@@ -383,6 +383,10 @@ def console_table(title: str, body: pd.DataFrame, heads: tuple[str, ...], captio
     return table
 
 
+BANDED = ("auc", "auc_delta", "auc_shuffled", "recall_at_k", "ndcg_at_k", "recall_gain")
+"""Measures that plain text shows with their interval."""
+
+
 def _console_text(entry: Any) -> str:
     """Markup is escaped: a model's title is not ours."""
     return escape(plain_text(entry))
@@ -395,5 +399,5 @@ def plain_text(entry: Any) -> str:
     if entry.value is None:
         return "—"
     mark = {"counted": " c", "derived": " d", "modelled": " ~"}.get(entry.origin, "")
-    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta", "auc_shuffled") and entry.band else ""
+    band = f" {entry.band}" if entry.metric in BANDED and entry.band else ""
     return entry.text + band + mark + ("!" if entry.status == "unstable" else "")

@@ -70,17 +70,19 @@ def pretraining(c: Context) -> Section | None:
     said = []
     for track, data in c.data:
         rows, index = [], []
-        for model, variant in models_of(c.frame, c.names, data=data, metric="recall_at_k"):
-            mine = where(c.frame, data=data, model=model, variant=variant)
+        for model, variant in models_of(c.frame, c.names, data=data, trained=True, metric="recall_at_k"):
+            mine = where(c.frame, data=data, model=model, variant=variant, trained=True)
             hosts = [s for s in set(where(mine, metric="auc_delta")["scope"]) if s in _host_scopes(c, model, variant)]
             row: dict[str, Any] = {
                 "Model": c.names.title(model, variant), "Camp": c.names.camp(model),
-                "Recall@10": pick(mine, "recall_at_k", scope="lum"),
+                "Recall@10": pick(mine, "recall_at_k", scope="model"),
                 "Recall@10, popularity": pick(mine, "recall_at_k", scope="popularity"),
                 "Recall@10, popularity in condition": pick(mine, "recall_at_k", scope="popularity_in_condition"),
                 "Recall@10, item-kNN": pick(mine, "recall_at_k", scope="item_knn"),
-                "Recall@10 over item-kNN": pick(mine, "recall_gain", scope="vs:item_knn", signed=True),
-                "NDCG@10": pick(mine, "ndcg_at_k", scope="lum"),
+                "Recall@10, item-kNN in condition": pick(mine, "recall_at_k", scope="item_knn_in_condition"),
+                "Recall@10 over item-kNN in condition": pick(mine, "recall_gain", scope="vs:item_knn_in_condition",
+                                                             signed=True),
+                "NDCG@10": pick(mine, "ndcg_at_k", scope="model"),
                 "FLOPs of step 1": pick(mine, "budget_flops", scope="step1"),
                 "FLOPs of step 3": pick(mine, "budget_flops", scope="step3"),
                 "Sum": pick(mine, "budget_flops"),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrbench.bench.item_knn import ItemKnn
-from ctrbench.bench.pretrain import _paired
+from ctrbench.bench.ranking import paired
 
 HISTORIES = st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_size=6)
 
@@ -36,7 +36,7 @@ def test_scores_are_sums_of_cosines(histories: list[list[int]], neighbours: int)
 
 def test_paired_interval() -> None:
     """Mean .5, standard error sqrt(1/12): Student's t of three degrees of freedom is 3.1824."""
-    mean, low, high = _paired(np.array([1.0, 0.0, 1.0, 0.0]))
+    mean, low, high = paired(np.array([1.0, 0.0, 1.0, 0.0]))
     assert mean == 0.5
     np.testing.assert_allclose([low, high], [0.5 - 3.182446 / 12**0.5, 0.5 + 3.182446 / 12**0.5], rtol=1e-6)
-    assert _paired(np.array([1.0]))[1] == -np.inf
+    assert paired(np.array([1.0]))[1] == -np.inf

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ctrbench.bench.pretrain import event_log, last_rows, packed_rows, windows
+from ctrbench.bench.last_rows import event_log, last_rows, windows
+from ctrbench.bench.pretrain import packed_rows
 from ctrbench.datasets.prepare import prepare
 from ctrbench.models.lum_backbone import event_fields
 

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from ctrbench.bench import probe
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.jobs import JOBS
-from ctrbench.bench.pretrain import event_log, last_rows
+from ctrbench.bench.last_rows import event_log, last_rows
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import Ready, suite_specs
 from ctrbench.datasets.prepare import prepare

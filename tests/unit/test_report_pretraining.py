@@ -24,7 +24,7 @@ def columns(data: str, host: str) -> pd.DataFrame:
     rows = []
     for variant in (f"host={host}", f"tuned,host={host}"):
         base = BASE | {"variant": variant, "data": data}
-        for scope, value in (("lum", 0.3), ("popularity", 0.1), ("popularity_in_condition", 0.2)):
+        for scope, value in (("model", 0.3), ("popularity", 0.1), ("popularity_in_condition", 0.2)):
             rows.append(make(base, "recall_at_k", value, "measured", phase="train", scope=scope))
         delta = 0.002 if variant.startswith("tuned") else 0.001
         rows.append(make(base, "auc_delta", delta, "derived", phase="train", scope=f"vs:{host}",
