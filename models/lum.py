@@ -24,6 +24,7 @@ from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.cards import fixed, switched
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
+from ctrbench.models.lum_sid import RETRIEVER, SidTarget, target_row
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -31,7 +32,7 @@ Hosts = Callable[[str], ModelSpec]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LumConfig(UserModelConfig):
+class LumConfig(UserModelConfig, SidTarget):
     """Defaults are the `small` preset."""
 
     host: str = "din"
@@ -49,6 +50,7 @@ class LumConfig(UserModelConfig):
     pretrain_lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        SidTarget.__post_init__(self)
         if self.queries < 1 or self.tau <= 0 or self.host == "lum":
             raise ValueError(f"queries={self.queries} >= 1, tau={self.tau} > 0, host={self.host!r} other than lum")
         if self.use not in ("both", "direct", "match"):
@@ -178,6 +180,7 @@ def card(config: LumConfig) -> FidelityCard:
             switched(config, "tau", 0.07, "temperature"),
             switched(config, "logq", False, "correction for item frequency"),
             switched(config, "positions", "token", "positions"),
+            target_row(config),
             fixed("sizes and schedule of step 1", "unknown", "n/k", "ours",
                   f"dim={config.dim}, width={config.width}, layers={config.layers}, heads={config.heads}, "
                   f"pretrain_epochs={config.pretrain_epochs}"),
@@ -237,5 +240,6 @@ SPEC = ModelSpec(
     published=published,
     takes_host=True,
     step_one=STEP_ONE,
+    retriever=RETRIEVER,
     skip_reason={"tabular": "no event sequence to pre-train on"},
 )

@@ -92,9 +92,9 @@ def event_fields(schema: FeatureSchema, cond: str = "") -> EventFields:
     )
 
 
-def block_mask(segment_RL: Tensor) -> Tensor:
-    """bool [R, 1, 2L, 2L]: a token sees the tokens of its own user up to itself; padding sees only itself."""
-    segment_RN = segment_RL.repeat_interleave(2, dim=1)
+def block_mask(segment_RL: Tensor, tokens: int = 2) -> Tensor:
+    """bool [R, 1, 2L, 2L] (2 `tokens` an event): a token sees its own user's up to itself, padding sees only itself."""
+    segment_RN = segment_RL.repeat_interleave(tokens, dim=1)
     same_RNN = (segment_RN.unsqueeze(2) == segment_RN.unsqueeze(1)) & (segment_RN > 0).unsqueeze(1)
     n = segment_RN.shape[1]
     seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)
@@ -238,12 +238,12 @@ class UserModel(nn.Module):
         return self.run(x, additive(query_mask(sequences.segment_RL, queries)))[:, -queries:], wanted
 
 
-def query_mask(segment_BL: Tensor, queries: int) -> Tensor:
+def query_mask(segment_BL: Tensor, queries: int, tokens: int = 2) -> Tensor:
     """bool [B, 1, 2L + Q, 2L + Q]: history as in `block_mask`; a query sees the history and itself, nobody sees it."""
-    history_BNN = block_mask(segment_BL).squeeze(1)
+    history_BNN = block_mask(segment_BL, tokens).squeeze(1)
     batch, n, _ = history_BNN.shape
     mask = history_BNN.new_zeros(batch, n + queries, n + queries)
     mask[:, :n, :n] = history_BNN
-    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(2, dim=1).unsqueeze(1)
+    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)
     mask[:, n:, n:] = torch.eye(queries, dtype=torch.bool, device=segment_BL.device)
     return mask.unsqueeze(1)

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrbench.models.semantic_ids import RqVae, SidConfig, quantise, rq_kmeans, semantic_ids, train_rq_vae
+from ctrbench.models.residual_codes import SidConfig, quantise, rq_kmeans
+from ctrbench.models.rq_vae import RqVae, train_rq_vae
+from ctrbench.models.semantic_ids import semantic_ids, sid_facts
 
 
 def clustered(items: int = 300, width: int = 6, centres: int = 8, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from ctrbench.models.tiger import Tiger, TigerConfig, Trie
+from ctrbench.models.tiger_net import Tiger, TigerConfig
+from ctrbench.models.trie import Trie
 from ctrbench.models.tiger_layers import Attention, DistanceBias, distance_buckets
 
 VOCABULARY = (3, 4, 2)

@@ -22,7 +22,7 @@ from ctrbench.models.hstu_layers import Places
 from ctrbench.models.lum_backbone import UserModel, event_fields
 from ctrbench.models.lum_rows import Sequences
 from ctrbench.models.onetrans import OneTrans, OneTransConfig
-from ctrbench.models.tiger import Tiger, TigerConfig
+from ctrbench.models.tiger_net import Tiger, TigerConfig
 
 SETTINGS = settings(max_examples=50, deadline=None)
 Parameters = dict[str, Tensor]
