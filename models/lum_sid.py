@@ -110,7 +110,8 @@ class SidUserModel(nn.Module):
     def loss(self, sequences: Sequences) -> Tensor:
         """Mean cross-entropy over the predicting tokens of all real events."""
         x_RNd, code_RLm = self.tokens(sequences)
-        mask = additive(block_mask(sequences.segment_RL, 1 + self.places))
+        # A mask of another type than the queries is misread by the CPU's fused attention, without an error.
+        mask = additive(block_mask(sequences.segment_RL, 1 + self.places)).to(x_RNd.dtype)
         for layer in self.layers:
             x_RNd = layer(x_RNd, mask)
         real_RL = sequences.segment_RL > 0
@@ -127,7 +128,7 @@ class SidUserModel(nn.Module):
         next_B = (sequences.segment_RL > 0).sum(dim=1)
         asked_B1d = (self.cond(cond_B) + self.at(next_B, 0)).unsqueeze(1)
         x_BNd = torch.cat([self.tokens(sequences)[0], asked_B1d], dim=1)
-        mask = additive(query_mask(sequences.segment_RL, 1, 1 + self.places))
+        mask = additive(query_mask(sequences.segment_RL, 1, 1 + self.places)).to(x_BNd.dtype)
         kept = []
         for layer in self._stack():
             q_BHNd, k_BHNd, v_BHNd = layer.parts(x_BNd)

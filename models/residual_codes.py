@@ -35,6 +35,8 @@ class SidConfig:
     """Hidden widths of RQ-VAE's encoder, and in reverse of its decoder."""
     commitment: float = 0.25
     """Weight of the pull of residuals to their codes."""
+    restart: int = 25
+    """Steps of RQ-VAE's training after which codes that no item has start anew at residuals of items; 0: never."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("method", ("rqkmeans", "rqvae", "random")),

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ctrbench.models.blocks import MLP
 from ctrbench.models.residual_codes import SidConfig, quantise, rq_kmeans
 
+RESTART_ITEMS = 16384
+"""Most items by which it is judged whether a code is dead."""
+
 
 class RqVae(nn.Module):
     """Encoder, residual codebooks, decoder; the loss of a batch is its forward.
@@ -32,6 +35,17 @@ class RqVae(nn.Module):
         levels, codes, _ = self.books_LKD.shape
         self.books_LKD.copy_(rq_kmeans(self.encoder(x_IC), levels, codes, seed))
 
+    @torch.no_grad()
+    def restart(self, x_IC: Tensor, generator: torch.Generator) -> int:
+        """Puts each code that none of these items has on what is left of an item drawn at random; returns how many."""
+        left_ID, count = self.encoder(x_IC), 0
+        for book_KD in self.books_LKD:
+            has_K = torch.bincount(quantise(left_ID, book_KD[None]).codes_IL[:, 0], minlength=len(book_KD))
+            dead_N = (has_K == 0).nonzero().squeeze(1)
+            book_KD[dead_N] = left_ID[torch.randint(len(left_ID), (len(dead_N),), generator=generator)]
+            left_ID, count = quantise(left_ID, book_KD[None]).left_LID[0], count + len(dead_N)
+        return count
+
     def forward(self, x_IC: Tensor) -> Tensor:
         """Mean loss of the items."""
         z_ID = self.encoder(x_IC)
@@ -48,7 +62,10 @@ class RqVae(nn.Module):
 
 
 def train_rq_vae(x_IC: Tensor, config: SidConfig, *, steps: int, batch: int, lr: float, seed: int) -> RqVae:
-    """Trains on random batches, codebooks started by k-means on the first."""
+    """Trains on random batches, codebooks started by k-means on the first.
+
+    Codes that no item has start anew every `config.restart` steps; the last so many steps are left to settle.
+    """
     torch.manual_seed(seed)
     model, g = RqVae(x_IC.shape[1], config), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
@@ -56,6 +73,8 @@ def train_rq_vae(x_IC: Tensor, config: SidConfig, *, steps: int, batch: int, lr:
         rows_IC = x_IC[torch.randint(len(x_IC), (min(batch, len(x_IC)),), generator=g)]
         if step == 0:
             model.start(rows_IC, seed)
+        elif config.restart and step % config.restart == 0 and step + config.restart <= steps:
+            model.restart(x_IC[torch.randint(len(x_IC), (min(RESTART_ITEMS, len(x_IC)),), generator=g)], g)
         optimizer.zero_grad(set_to_none=True)
         model(rows_IC).backward()
         optimizer.step()

@@ -68,7 +68,8 @@ class TigerRetriever(nn.Module):
     @torch.no_grad()
     def scores(self, histories: Histories, asked: Asked) -> Tensor:
         """Log-probability [B, V] of the items that the beams end at, -inf for the rest."""
-        item_BT, real_BT = (t[:, -self.config.history :] for t in self._read(histories))
+        read = self.config.history  # padded to it, so that nothing depends on the longest history of a batch
+        item_BT, real_BT = (pad(t, (read, 0))[:, -read:] for t in self._read(histories))
         codes_BTL = self.codes.codes_VL[item_BT]
         found = self.net.search(histories.user_B, codes_BTL, real_BT, self.codes.trie, self.config.beams)
         return self.codes.scores(found)
