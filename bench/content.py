@@ -5,6 +5,8 @@ Dims: V rows of the item table, C width of the content, N events, U spans
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 import torch
@@ -108,4 +110,19 @@ def cooccurrence(spans: list[np.ndarray], items: int, width: int, seed: int = 0)
     if positive_VV.nnz == 0:
         return np.zeros((items, width))
     vectors, values, _ = randomized_svd(positive_VV, width, n_iter=4, random_state=seed)
-    return np.asarray(vectors * np.sqrt(values))
+    alone_V = positive_VV.getnnz(axis=1) == 0  # their rows are zero but for rounding
+    return np.where(alone_V[:, None], 0.0, vectors * np.sqrt(values))
+
+
+def values_of(item_N: np.ndarray, value_N: np.ndarray, items: int) -> np.ndarray:
+    """int64 [V]: the value at each item's last event; 0 where no event has the item."""
+    value_V = np.zeros(items, np.int64)
+    value_V[item_N] = value_N
+    value_V[:FIRST_ID] = 0
+    return value_V
+
+
+def conditions(log: Mapping[str, np.ndarray], spans_U2: np.ndarray, item: str, cond: str, items: int) -> np.ndarray:
+    """int64 [V]: the condition of each item in the events of these spans; 0 where they do not have it."""
+    index_N = np.concatenate([np.arange(b, e) for b, e in spans_U2])
+    return values_of(log[item][index_N], log[cond][index_N], items)
