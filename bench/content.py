@@ -55,7 +55,7 @@ def content_of(
         blocks.append(_unit(cooccurrence(spans, items, wide, seed), seen_V))
         words.append(f"co-occurrence within {WINDOW} events (SVD of positive PMI, {wide} columns)")
     content_VC = np.concatenate([*blocks, np.zeros((items, 0))], axis=1).astype(np.float32)
-    none = int((~content_VC.any(axis=1)[FIRST_ID:]).sum())
+    none = int((np.count_nonzero(content_VC, axis=1)[FIRST_ID:] == 0).sum())
     text = f"{', '.join(words) or 'nothing'}; {none} of {items - FIRST_ID} items have none"
     return torch.from_numpy(content_VC), text
 
@@ -73,7 +73,7 @@ def _fields(
     for at, f in enumerate(fields, start=1):
         columns = min(VALUES, f.cardinality - FIRST_ID)
         value = table[:, at] - FIRST_ID
-        held = (value >= 0) & (value < columns)  # ids are numbered by frequency
+        held = np.flatnonzero((value >= 0) & (value < columns))  # ids are numbered by frequency
         block_VC = np.zeros((len(seen_V), columns))
         block_VC[table[held, 0], value[held]] = 1.0
         blocks.append(_unit(block_VC, seen_V))
