@@ -82,8 +82,15 @@ class GptLayer(nn.Module):
 
     def forward(self, x_BSD: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is added to the scores and holds the triangle; None is causal without padding."""
+        return self.after(x_BSD, attention(*self.parts(x_BSD), mask, causal=mask is None))
+
+    def parts(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, H, S, d]."""
         q_BHSd, k_BHSd, v_BHSd = self.qkv(self.norm1(x_BSD)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHSd = attention(q_BHSd, k_BHSd, v_BHSd, mask, causal=mask is None)
+        return q_BHSd, k_BHSd, v_BHSd
+
+    def after(self, x_BSD: Tensor, out_BHSd: Tensor) -> Tensor:
+        """What follows the attention whose result is given."""
         x_BSD = x_BSD + self.out(out_BHSd.transpose(1, 2).flatten(2))
         return x_BSD + self.down(gelu(self.up(self.norm2(x_BSD))))
 

@@ -25,6 +25,7 @@ from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
 from ctrbench.models.lum_card import card
 from ctrbench.models.lum_retriever import RETRIEVER
+from ctrbench.models.lum_sid import SidTarget
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -32,7 +33,7 @@ Hosts = Callable[[str], ModelSpec]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LumConfig(UserModelConfig):
+class LumConfig(UserModelConfig, SidTarget):
     """Defaults are the `small` preset."""
 
     host: str = "din"
@@ -54,6 +55,7 @@ class LumConfig(UserModelConfig):
     pretrain_lr: float = 1e-3
 
     def __post_init__(self) -> None:
+        SidTarget.__post_init__(self)
         if self.queries < 1 or self.tau <= 0 or self.host == "lum":
             raise ValueError(f"queries={self.queries} >= 1, tau={self.tau} > 0, host={self.host!r} other than lum")
         if self.use not in ("both", "direct", "match"):

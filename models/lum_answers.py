@@ -54,6 +54,8 @@ class UserAnswers(nn.Module):
 
     def __init__(self, config: LumConfig, schema: FeatureSchema, device: str) -> None:
         super().__init__()
+        if config.target != "item":
+            raise ValueError(f"target={config.target} retrieves and has no answers for a ranker; use target=item")
         self.config, self.schema = config, schema
         self.store: Store | None = None
         """Answers to look up instead of computing them: the same values (a frozen user model only)."""

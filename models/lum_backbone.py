@@ -215,12 +215,12 @@ class UserModel(nn.Module):
         return Read(out[:, -queries:], wanted, out[:, :-queries:2], item_BLx)
 
 
-def query_mask(segment_BL: Tensor, queries: int) -> Tensor:
+def query_mask(segment_BL: Tensor, queries: int, tokens: int = 2) -> Tensor:
     """bool [B, 1, 2L + Q, 2L + Q]: history as in `block_mask`; a query sees the history and itself, nobody sees it."""
-    history_BNN = block_mask(segment_BL).squeeze(1)
+    history_BNN = block_mask(segment_BL, tokens).squeeze(1)
     batch, n, _ = history_BNN.shape
     mask = history_BNN.new_zeros(batch, n + queries, n + queries)
     mask[:, :n, :n] = history_BNN
-    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(2, dim=1).unsqueeze(1)
+    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)
     mask[:, n:, n:] = torch.eye(queries, dtype=torch.bool, device=segment_BL.device)
     return mask.unsqueeze(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ctrbench.models.cards import fixed, switched
+from ctrbench.models.lum_sid import target_row
 from ctrbench.models.spec import FidelityCard
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def card(config: LumConfig) -> FidelityCard:
             switched(config, "tau", 0.07, "temperature"),
             switched(config, "logq", False, "correction for item frequency"),
             switched(config, "positions", "token", "positions"),
+            target_row(config),
             fixed("sizes and schedule of step 1", "unknown", "n/k", "ours",
                   f"dim={config.dim}, width={config.width}, layers={config.layers}, heads={config.heads}, "
                   f"pretrain_epochs={config.pretrain_epochs}"),

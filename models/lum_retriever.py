@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
 from ctrbench.models.histories import ordinals
 from ctrbench.models.lum_backbone import UserModel, event_fields
 from ctrbench.models.lum_rows import Sequences
+from ctrbench.models.lum_sid import SidRetriever
 from ctrbench.models.retriever import Asked, Catalogue, Histories, RetrieverSpec
 
 if TYPE_CHECKING:
@@ -57,13 +58,18 @@ class LumRetriever(nn.Module):
         return pad(self.user.score(answer_Bd, every_Vd)[:, FIRST_ID:], (FIRST_ID, 0), value=-torch.inf)
 
 
-def build(config: Any, schema: FeatureSchema, catalogue: Catalogue, device: str | None = None) -> LumRetriever:
+def build(
+    config: LumConfig, schema: FeatureSchema, catalogue: Catalogue, device: str | None = None
+) -> LumRetriever | SidRetriever:
     """The retriever of a `LumConfig`; options of steps 2 and 3 are not used.
 
     Raises:
-        ValueError: no history with an item and a condition, or an option that does not fit.
+        ValueError: no history with an item and a condition, an option that does not fit, or IDs that cannot be made.
     """
-    return LumRetriever(config, schema, catalogue, device)
+    if not config.condition:
+        raise ValueError("condition=false: this retriever is asked under conditions; suite=ablation trains one without")
+    made = SidRetriever if config.target == "sid" else LumRetriever
+    return made(config, schema, catalogue, device)
 
 
 RETRIEVER = RetrieverSpec(build=build, conditioned=True)

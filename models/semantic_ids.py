@@ -9,144 +9,15 @@ Dims: I items, C width of the content, L levels, K codes a level, D width of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from torch import Tensor, nn
+from torch import Tensor
 
-from ctrbench.models.blocks import MLP
-
-Method = Literal["rqkmeans", "rqvae", "random"]
-Collision = Literal["append", "spill_knn", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SidConfig:
-    """Defaults are the `small` preset."""
-
-    method: Method = "rqkmeans"
-    levels: int = 3
-    codes: int = 32
-    """K."""
-    collision: Collision = "append"
-    """`append` numbers the items of one code sequence; `spill_knn` moves all but the first to the nearest free code of
-    the last level; `none` lets them share."""
-    standardise: bool = True
-    """Content columns at mean 0 and deviation 1 before anything else."""
-    width: int = 16
-    """D of RQ-VAE; RQ-KMeans works on the content itself."""
-    hidden: tuple[int, ...] = (64,)
-    """Hidden widths of RQ-VAE's encoder, and in reverse of its decoder."""
-    commitment: float = 0.25
-    """Weight of the pull of residuals to their codes."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("method", ("rqkmeans", "rqvae", "random")),
-                              ("collision", ("append", "spill_knn", "none"))):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: use {', '.join(allowed)}")
-        if self.levels < 1 or self.codes < 2:
-            raise ValueError(f"levels={self.levels}, codes={self.codes}: at least one level of two codes")
-
-
-@dataclass(frozen=True, slots=True)
-class Residuals:
-    """What quantising level by level leaves."""
-
-    codes_IL: Tensor
-    """int64."""
-    left_LID: Tensor
-    """Residual behind each level; the input is the sum of the chosen centroids and the last one."""
-
-    @property
-    def mean_square_L(self) -> Tensor:
-        """Mean squared residual behind each level."""
-        return self.left_LID.square().sum(dim=2).mean(dim=1)
-
-
-def quantise(x_ID: Tensor, books_LKD: Tensor) -> Residuals:
-    """The nearest code of each level for what is left; deterministic, the first of equal ones."""
-    codes, left = [], []
-    for book_KD in books_LKD:
-        chosen_I = torch.cdist(x_ID, book_KD).argmin(dim=1)
-        x_ID = x_ID - book_KD[chosen_I]
-        codes.append(chosen_I)
-        left.append(x_ID)
-    return Residuals(torch.stack(codes, dim=1), torch.stack(left))
-
-
-def rq_kmeans(x_IC: Tensor, levels: int, codes: int, seed: int) -> Tensor:
-    """Codebooks [L, K, C]: k-means on the residuals of the level before.
-
-    A centroid is the mean of its items in an assignment before the last, so that on these items the mean squared
-    residual never rises from level to level (for one item it may).
-
-    Raises:
-        ValueError: fewer different items than codes.
-    """
-    books, left_IC = [], x_IC
-    for level in range(levels):
-        if len(torch.unique(left_IC, dim=0)) < codes:
-            raise ValueError(f"level {level + 1}: fewer different residuals than codes={codes}; take fewer codes")
-        found = KMeans(codes, n_init=1, random_state=seed + level).fit(left_IC.numpy())
-        book_KC = torch.from_numpy(found.cluster_centers_).to(x_IC.dtype)
-        left_IC = quantise(left_IC, book_KC[None]).left_LID[0]
-        books.append(book_KC)
-    return torch.stack(books)
-
-
-class RqVae(nn.Module):
-    """Encoder, residual codebooks, decoder; the loss of a batch is its forward.
-
-    |x - x'|² + sum over levels of |sg[r] - e|² + commitment |r - sg[e]|², where x' decodes the sum of codes with the
-    gradient passed straight through it to the encoder.
-    """
-
-    def __init__(self, content: int, config: SidConfig) -> None:
-        super().__init__()
-        self.commitment = config.commitment
-        self.encoder = MLP(content, config.hidden, config.width)
-        self.decoder = MLP(config.width, config.hidden[::-1], content)
-        self.books_LKD = nn.Parameter(torch.randn(config.levels, config.codes, config.width))
-
-    @torch.no_grad()
-    def start(self, x_IC: Tensor, seed: int = 0) -> None:
-        """Codebooks by k-means on the encoder's output for these items."""
-        levels, codes, _ = self.books_LKD.shape
-        self.books_LKD.copy_(rq_kmeans(self.encoder(x_IC), levels, codes, seed))
-
-    def forward(self, x_IC: Tensor) -> Tensor:
-        """Mean loss of the items."""
-        z_ID = self.encoder(x_IC)
-        with torch.no_grad():
-            codes_IL = quantise(z_ID, self.books_LKD).codes_IL
-        left_ID, total_ID, pulled = z_ID, torch.zeros_like(z_ID), z_ID.new_zeros(len(z_ID))
-        for book_KD, chosen_I in zip(self.books_LKD, codes_IL.unbind(1), strict=True):
-            code_ID = book_KD[chosen_I]
-            to_code = (left_ID.detach() - code_ID).square().sum(dim=1)
-            pulled = pulled + to_code + self.commitment * (left_ID - code_ID.detach()).square().sum(dim=1)
-            left_ID, total_ID = left_ID - code_ID.detach(), total_ID + code_ID
-        decoded_IC = self.decoder(z_ID + (total_ID - z_ID).detach())
-        return ((x_IC - decoded_IC).square().sum(dim=1) + pulled).mean()
-
-
-def train_rq_vae(x_IC: Tensor, config: SidConfig, *, steps: int, batch: int, lr: float, seed: int) -> RqVae:
-    """Trains on random batches, codebooks started by k-means on the first."""
-    torch.manual_seed(seed)
-    model, g = RqVae(x_IC.shape[1], config), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
-    for step in range(steps):
-        rows_IC = x_IC[torch.randint(len(x_IC), (min(batch, len(x_IC)),), generator=g)]
-        if step == 0:
-            model.start(rows_IC, seed)
-        optimizer.zero_grad(set_to_none=True)
-        model(rows_IC).backward()
-        optimizer.step()
-    return model.eval()
+from ctrbench.models.residual_codes import SidConfig, quantise, rq_kmeans
+from ctrbench.models.rq_vae import train_rq_vae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +29,11 @@ class SemanticIds:
     vocabulary: tuple[int, ...]
     """Codes of each place."""
     used_L: tuple[float, ...]
-    """Share of a level's codes that some item has."""
+    """Share of a level's codes that some item has, before collisions are resolved."""
+    entropy_L: tuple[float, ...]
+    """Of the items over a level's codes, in nats; log K where all are used alike."""
+    mean_square: float
+    """Mean square of what is quantised: the content after scaling, or RQ-VAE's encoding of it."""
     mean_square_L: tuple[float, ...]
     """Mean squared residual behind each level; empty for random codes."""
     collisions: int
@@ -195,7 +70,7 @@ def semantic_ids(
             books = rq_kmeans(x_IC, config.levels, config.codes, seed)
         found = quantise(x_IC, books)
         codes_IL, left = found.codes_IL, found.mean_square_L
-    used = tuple(len(torch.unique(codes)) / config.codes for codes in codes_IL.unbind(1))
+    counts_LK = torch.stack([torch.bincount(codes, minlength=config.codes) for codes in codes_IL.unbind(1)])
     collided = _repeats(codes_IL)
     if config.collision == "spill_knn" and books is not None:
         codes_IL = _spilled(codes_IL, x_IC, books)
@@ -205,8 +80,10 @@ def semantic_ids(
         codes_IL = torch.cat([codes_IL, extra_I.unsqueeze(1)], dim=1)
         vocabulary = (*vocabulary, int(extra_I.max()) + 1)
     return SemanticIds(
-        codes_IL=codes_IL, vocabulary=vocabulary, used_L=used,
-        mean_square_L=() if left is None else tuple(left.tolist()), collisions=collided, unresolved=_repeats(codes_IL),
+        codes_IL=codes_IL, vocabulary=vocabulary, used_L=tuple((counts_LK > 0).double().mean(dim=1).tolist()),
+        entropy_L=tuple(torch.special.entr(counts_LK / len(x_IC)).sum(dim=1).tolist()),
+        mean_square=float(x_IC.square().sum(dim=1).mean()), mean_square_L=() if left is None else tuple(left.tolist()),
+        collisions=collided, unresolved=_repeats(codes_IL),
     )  # fmt: skip
 
 
@@ -225,15 +102,37 @@ def _numbers(codes_IL: Tensor) -> list[int]:
 
 
 def _spilled(codes_IL: Tensor, x_IC: Tensor, books_LKD: Tensor) -> Tensor:
-    """All but the first item of a code sequence on the nearest last code that leaves them alone; none free: unmoved."""
+    """All but the first item of a code sequence on the nearest free one."""
     out = codes_IL.clone()
-    before = quantise(x_IC, books_LKD[:-1]).left_LID[-1] if len(books_LKD) > 1 else x_IC
     taken = {tuple(row) for row in codes_IL.tolist()}
     for item in np.flatnonzero(_numbers(codes_IL)).tolist():
-        near: Sequence[int] = torch.cdist(before[item][None], books_LKD[-1])[0].argsort().tolist()
-        head = tuple(codes_IL[item, :-1].tolist())
-        free = next((code for code in near if (*head, code) not in taken), None)
+        free = _free(x_IC[item], books_LKD, taken, ())
         if free is not None:
-            out[item, -1] = free
-            taken.add((*head, free))
+            out[item] = torch.tensor(free)
+            taken.add(free)
     return out
+
+
+def _free(x_D: Tensor, books_LKD: Tensor, taken: set[tuple[int, ...]], head: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The first free code sequence that begins with `head`, nearest codes first; `x_D` is what is left behind it."""
+    book_KD = books_LKD[len(head)]
+    near: list[int] = torch.cdist(x_D[None], book_KD)[0].argsort().tolist()
+    for code in near:
+        codes = (*head, code)
+        if len(codes) < len(books_LKD):
+            found = _free(x_D - book_KD[code], books_LKD, taken, codes)
+        else:
+            found = None if codes in taken else codes
+        if found is not None:
+            return found
+    return None
+
+
+def sid_facts(ids: SemanticIds, config: SidConfig) -> dict[str, Any]:
+    """What a record says of the semantic IDs that a run used."""
+    return {
+        "method": config.method, "collision": config.collision, "standardise": config.standardise,
+        "items": len(ids.codes_IL), "vocabulary": list(ids.vocabulary), "code_use": list(ids.used_L),
+        "entropy_nats": list(ids.entropy_L), "mean_square": ids.mean_square,
+        "mean_square_left": list(ids.mean_square_L), "collisions": ids.collisions, "unresolved": ids.unresolved,
+    }  # fmt: skip

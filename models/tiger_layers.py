@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
         """(output, keys and values of all tokens until now).
 
         Args:
-            x_BQD: tokens that ask.
+            x_BQD: tokens that ask; as many rows as the memory, or a multiple, those of one memory side by side.
             bias: of the distances, with the mask, over `past` and the tokens.
             memory: keys and values of the encoder's output for this layer (`cross.keys`).
             memory_bias: its mask.
@@ -134,5 +134,7 @@ class DecoderLayer(nn.Module):
         if past is not None:
             own = torch.cat([past[0], own[0]], dim=2), torch.cat([past[1], own[1]], dim=2)
         x_BQD = x_BQD + self.drop(self.attention(normed, own, bias))
-        x_BQD = x_BQD + self.drop(self.cross(self.norm2(x_BQD), memory, memory_bias))
+        # Beams of a user ask his one memory together, as more queries of one row.
+        asked = self.norm2(x_BQD).view(memory[0].shape[0], -1, x_BQD.shape[2])
+        x_BQD = x_BQD + self.drop(self.cross(asked, memory, memory_bias)).view_as(x_BQD)
         return x_BQD + self.drop(self.feed(self.norm3(x_BQD))), own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrbench.models.semantic_ids import RqVae, SidConfig, quantise, rq_kmeans, semantic_ids, train_rq_vae
+from ctrbench.models.residual_codes import SidConfig, quantise, rq_kmeans
+from ctrbench.models.rq_vae import RqVae, train_rq_vae
+from ctrbench.models.semantic_ids import semantic_ids, sid_facts
 
 
 def clustered(items: int = 300, width: int = 6, centres: int = 8, seed: int = 0) -> torch.Tensor:
@@ -56,18 +60,64 @@ def test_appended_codes_tell_every_item_apart(method):
     assert torch.equal(semantic_ids(clustered(), config, steps=30).codes_IL, found.codes_IL), "the seed decides"
 
 
-def test_spilling_moves_later_items_to_the_nearest_free_code():
+def test_spilling_moves_later_items_to_the_nearest_free_codes():
     x = clustered(60)
     shared = semantic_ids(x, SidConfig(levels=2, codes=8, collision="none"))
     moved = semantic_ids(x, SidConfig(levels=2, codes=8, collision="spill_knn"))
     assert shared.collisions == shared.unresolved == moved.collisions > 0
-    assert moved.unresolved < shared.unresolved
-    assert torch.equal(moved.codes_IL[:, 0], shared.codes_IL[:, 0])
+    assert moved.unresolved == 0
+    scaled = (x - x.mean(dim=0)) / x.std(dim=0)
+    books = rq_kmeans(scaled, 2, 8, 0)
+    taken = {tuple(row) for row in shared.codes_IL.tolist()}
     seen = set()
-    for before, after in zip(shared.codes_IL.tolist(), moved.codes_IL.tolist(), strict=True):
+    for at, (before, after) in enumerate(zip(shared.codes_IL.tolist(), moved.codes_IL.tolist(), strict=True)):
         if tuple(before) not in seen:
             assert before == after, "the first of its codes stays"
-        seen.add(tuple(before))
+            seen.add(tuple(before))
+            continue
+        by_distance = [
+            (
+                float((scaled[at] - books[0, a]).square().sum()),
+                float((scaled[at] - books[0, a] - books[1, b]).square().sum()),
+                (a, b),
+            )
+            for a in range(8)
+            for b in range(8)
+        ]
+        assert tuple(after) == next(codes for _, _, codes in sorted(by_distance) if codes not in taken)
+        taken.add(tuple(after))
+
+
+def test_more_items_than_codes_are_told():
+    full = semantic_ids(clustered(60), SidConfig(levels=1, codes=8, collision="spill_knn"))
+    assert (full.collisions, full.unresolved) == (52, 52)
+
+
+def test_facts_by_hand():
+    x, config = clustered(200), SidConfig(levels=2, codes=8, standardise=False)
+    ids = semantic_ids(x, config)
+    facts = sid_facts(ids, config)
+    assert facts["mean_square"] == pytest.approx(float(x.square().sum(dim=1).mean()))
+    left = quantise(x, rq_kmeans(x, 2, 8, 0))
+    assert facts["mean_square_left"] == pytest.approx(left.mean_square_L.tolist())
+    assert facts["mean_square"] > facts["mean_square_left"][0] > facts["mean_square_left"][1]
+    for level in range(2):
+        counts = Counter(left.codes_IL[:, level].tolist())
+        assert facts["code_use"][level] == len(counts) / 8
+        assert facts["entropy_nats"][level] == pytest.approx(-sum(n / 200 * math.log(n / 200) for n in counts.values()))
+    assert facts["collisions"] == 200 - len({tuple(c) for c in left.codes_IL.tolist()})
+    assert (facts["unresolved"], facts["items"], facts["vocabulary"][:2]) == (0, 200, [8, 8])
+
+
+@pytest.mark.parametrize("method", ["rqkmeans", "rqvae"])
+def test_defaults_use_their_codes_and_leave_less_at_every_level(method):
+    """On generated content of 40 clusters; the real-data test holds it on MovieLens-1M."""
+    x = clustered(1500, width=12, centres=40)
+    facts = sid_facts(semantic_ids(x, SidConfig(method=method), steps=450, batch=512), SidConfig(method=method))
+    errors = [facts["mean_square"], *facts["mean_square_left"]]
+    assert errors == sorted(errors, reverse=True)
+    assert min(facts["code_use"]) > 0.95
+    assert facts["collisions"] > 0 == facts["unresolved"]
 
 
 def test_clusters_of_the_data_use_every_code():
@@ -122,6 +172,24 @@ def test_training_lowers_the_loss():
     x, config = clustered(), SidConfig(method="rqvae", levels=2, codes=8)
     short, long = (train_rq_vae(x, config, steps=n, batch=128, lr=2e-3, seed=0) for n in (1, 200))
     assert float(long(x)) < 0.7 * float(short(x))
+
+
+def test_codes_that_nobody_has_start_anew_at_items():
+    config, x = SidConfig(method="rqvae", levels=2, codes=6, width=3, hidden=()), clustered(50)
+    model = RqVae(6, config)
+    with torch.no_grad():
+        model.books_LKD[:, 3:] = 1e3  # far from everything
+    before = model.books_LKD.detach().clone()
+    z = model.encoder(x).detach()
+    used = set(quantise(z, before[:1]).codes_IL[:, 0].tolist())
+    assert model.restart(x, torch.Generator().manual_seed(0)) >= 6
+    after = model.books_LKD.detach()
+    for code in range(6):
+        if code in used:
+            assert torch.equal(after[0, code], before[0, code])
+        else:
+            assert float((z - after[0, code]).square().sum(dim=1).min()) < 1e-10
+    assert float(after.abs().max()) < 1e3
 
 
 def test_wrong_options_and_too_few_items_are_refused():

@@ -6,11 +6,15 @@ Numbers: README of ../shared/data and the MovieLens-1M section of the data desig
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
 
+from ctrbench.bench.content import content_of
+from ctrbench.bench.pretrain import last_rows
 from ctrbench.datasets import criteo_text, movielens_1m, table_reader
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.prepare import prepare
@@ -18,6 +22,9 @@ from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.spec import Raw, cache_dir, sha256_file
 from ctrbench.datasets.table_schema import parse
+from ctrbench.models.lum_backbone import event_fields
+from ctrbench.models.residual_codes import SidConfig
+from ctrbench.models.semantic_ids import semantic_ids, sid_facts
 
 SAMPLE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "criteo_kaggle_sample_4584.tsv.gz"
 
@@ -178,3 +185,20 @@ def test_movielens_histories(movielens: Prepared) -> None:
     assert (rows["hist_time"].list.max() < rows["time"]).fill_null(True).all()
     assert (rows["hist_time"].list.eval(pl.element().is_sorted()).list.first()).fill_null(True).all()
     assert set(rows["hist_action"].explode().drop_nulls().unique()) == {movielens_1m.NOT_LIKED, movielens_1m.LIKED}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rqkmeans", "rqvae"])
+def test_movielens_semantic_ids(movielens: Prepared, method: Literal["rqkmeans", "rqvae"]) -> None:
+    """With the defaults: less is left at every level, codes are used, no two items are alike."""
+    spans = last_rows(movielens, event_fields(movielens.schema)).spans_U2
+    content, text = content_of(movielens, spans, movielens.schema)
+    assert text.startswith("genre (18 columns), year (81 columns), co-occurrence")
+    known = content[content.any(dim=1)]
+    for collision in ("append", "spill_knn"):
+        config = SidConfig(method=method, collision=collision)
+        facts = sid_facts(semantic_ids(known, config), config)
+        errors = [facts["mean_square"], *facts["mean_square_left"]]
+        assert all(b < a for a, b in pairwise(errors)), errors
+        assert min(facts["code_use"]) > 0.95, facts["code_use"]
+        assert facts["collisions"] > 0 == facts["unresolved"], facts

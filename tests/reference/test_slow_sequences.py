@@ -31,10 +31,15 @@ from ctrbench.models.blocks import Embedded
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.hstu import Hstu, HstuConfig
 from ctrbench.models.hstu_layers import Places
+from ctrbench.models.item_codes import ItemCodes
+from ctrbench.models.lum import LumConfig
 from ctrbench.models.lum_backbone import UserModel, event_fields
 from ctrbench.models.lum_rows import Sequences
+from ctrbench.models.lum_sid import SidUserModel
 from ctrbench.models.onetrans import OneTrans, OneTransConfig
-from ctrbench.models.tiger import Tiger, TigerConfig
+from ctrbench.models.residual_codes import SidConfig
+from ctrbench.models.retriever import Catalogue
+from ctrbench.models.tiger_net import Tiger, TigerConfig
 
 SETTINGS = settings(max_examples=50, deadline=None)
 """Besides the examples named at each test: an empty history alone, it beside one of one event; odd widths, one head."""
@@ -463,3 +468,66 @@ def test_user_model_of_lum(
         lambda: lum_twin(model, tables, sequences),
         [*tables.values()],
     )
+
+
+def lum_sid_twin(model: SidUserModel, sequences: Sequences) -> Tensor:
+    """Cross-entropy of every code that follows a condition or a code, users apart, whatever row they share."""
+    p, losses = dict(model.named_parameters()), []
+    sizes = model.codes.vocabulary
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    item, cond, side = model.fields.item, model.fields.cond, model.fields.side
+    for r in range(len(sequences.segment_RL)):
+        for user in range(1, int(sequences.segment_RL[r].max()) + 1):
+            events = [t for t in range(sequences.segment_RL.shape[1]) if sequences.segment_RL[r, t] == user]
+            tokens, wanted = [], []
+            for number, t in enumerate(events):
+                ids = {n: int(v[r, t]) for n, v in sequences.ids.items()}
+                codes = [start + int(c) for start, c in zip(starts, model.codes.codes_VL[ids[item]], strict=True)]
+                event = [p["cond.weight"][ids[cond]], *(p["code.weight"][c] for c in codes)]
+                for n in side:
+                    event[-1] = event[-1] + p[f"side.{n}.weight"][ids[n]]
+                step = len(event) if model.positions == "token" else 0
+                tokens += [v + p["place.weight"][number * step + j if step else number] for j, v in enumerate(event)]
+                wanted += [*codes, None]
+            for number in range(len(model.layers)):
+                tokens = _gpt_layer(p, f"layers.{number}", model.layers[number].heads, tokens)
+            for token, code in zip(tokens, wanted, strict=True):
+                if code is not None:
+                    out = layer_norm(token, p["norm.weight"], p["norm.bias"])
+                    scores = p["head.weight"] @ out + p["head.bias"]
+                    losses.append(-softmax(list(scores.unbind()))[code].log())
+    return (sum(losses) / len(losses)).unsqueeze(0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    heads=st.integers(1, 2), head_width=st.integers(1, 2), layers=st.integers(1, 2), levels=st.integers(1, 2),
+    positions=st.sampled_from(["token", "pair"]), action=st.booleans(),
+    spans=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=2), min_size=1, max_size=2),
+    seed=st.integers(0, 999),
+)  # fmt: skip
+def test_user_model_of_lum_on_semantic_ids(
+    heads: int, head_width: int, layers: int, levels: int, positions: Any, action: bool, spans: list[list[int]],
+    seed: int,
+) -> None:  # fmt: skip
+    """Rows of one or two users with one or two events each."""
+    schema, length = schema_of(4), 4
+    if action:
+        more = Field(name="hist_action", kind="sequence", role="behaviour", max_length=4, cardinality=6, history="hist")
+        schema = FeatureSchema(name="twin", track="sequence", fields=(*schema.fields, more))
+    g = torch.Generator().manual_seed(seed)
+    content = torch.randn(12, 3, generator=g)
+    content[:3] = 0.0
+    codes = ItemCodes(Catalogue(12, torch.zeros(12).long(), content, "random"), SidConfig(levels=levels, codes=3))
+    config = LumConfig(target="sid", width=heads * head_width, layers=layers, heads=heads, positions=positions)
+    model: Any = randomised(SidUserModel(config, schema, codes), seed)
+    segment, place = torch.zeros(2, len(spans), length, dtype=torch.long)
+    for r, users in enumerate(spans):
+        at = 0
+        for number, n in enumerate(users, start=1):
+            segment[r, at : at + n], place[r, at : at + n] = number, torch.arange(n)
+            at += n
+    names = ("hist_item", "hist_genre", *(("hist_action",) if action else ()))
+    ids = {n: torch.randint(3, 6, segment.shape, generator=g) * (segment > 0) for n in names}
+    sequences = Sequences(ids, segment, place)
+    compare(model, lambda: model.loss(sequences).unsqueeze(0), lambda: lum_sid_twin(model, sequences), [])
