@@ -139,7 +139,8 @@ _ELEMENTWISE = _names(
 )
 _FILLS = _names(
     "arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor eye rand "
-    "randn randint rand_like randn_like fill zero bernoulli normal uniform random exponential linspace"
+    "randn randint rand_like randn_like fill zero bernoulli normal uniform random exponential linspace triu_indices "
+    "tril_indices"
 )
 _COPIES = _names(
     "copy clone _to_copy contiguous repeat slice_backward select_backward diagonal_backward flip roll tril "
