@@ -65,7 +65,8 @@ def test_published_presets(name: str) -> None:
         assert small.ops == large.ops
         # The mean over positions is seen as a reduction of the batch only where their number is a multiple of its rows.
         assert abs(small.unfusable - large.unfusable) <= (0 if own is None else 1)
-        assert small.bounds["B200 SXM"].value <= large.bounds["B200 SXM"].value
+        if name != "hstu":  # much of its 256 rows fits into L2, which 4,096 do not: its bound falls with the batch
+            assert small.bounds["B200 SXM"].value <= large.bounds["B200 SXM"].value
 
 
 @pytest.mark.parametrize("name", ["deepfm", "fat", "onetrans"])
