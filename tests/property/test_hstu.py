@@ -93,6 +93,20 @@ def test_bias_by_its_formula_and_blind_to_a_shift_in_time():
     assert time_buckets(torch.tensor([0, 1, 2, 2**62])).tolist() == [0, 0, 2, 128]
 
 
+def test_appending_an_event_changes_no_older_row_but_the_last():
+    """The newest event takes its own time for its successor's until that one arrives."""
+    layers = [HstuLayer(6, 2, 3, 4, 50).double() for _ in range(2)]
+    whole, x = places(2, 6), torch.randn(2, 6, 6, dtype=torch.float64)
+    short = Places(whole.ordinal_BN[:, :5], whole.time_BN[:, :5], whole.next_BN[:, :5].clone())
+    short.next_BN[:, -1] = short.time_BN[:, -1]
+    before, after = x[:, :5], x
+    for layer in layers:
+        before = layer(before, torch.ones(2, 5, 5, dtype=torch.bool).tril(), short)[0]
+        after = layer(after, torch.ones(2, 6, 6, dtype=torch.bool).tril(), whole)[0]
+    torch.testing.assert_close(after[:, :4], before[:, :4])
+    assert not torch.allclose(after[:, 4], before[:, 4])
+
+
 def test_who_sees_whom():
     real = torch.tensor([[True, False, True, True]])  # user, padding, two events
     assert seen(real, 2)[0].int().tolist() == [
