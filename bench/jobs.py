@@ -132,7 +132,7 @@ def run_probe(spec: RunSpec, folder: Path) -> RunRecord:
     load_step_one(answers, _finished_step_one(spec, folder))
     base = base_columns(spec, model_spec.family, prepared.schema.track)
     rows, extra = probe_rows(base, answers, prepared, spec.train_rows, spec.seed)
-    return as_record(spec, rows, extra)
+    return as_record(spec, rows, extra, {"probe_gain": {"probe_accuracy": "measured", "probe_auc": "measured"}})
 
 
 def _finished_step_one(spec: RunSpec, folder: Path) -> Path:

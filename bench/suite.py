@@ -59,6 +59,7 @@ DERIVED_INPUTS = {
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
     "auc_delta": {"auc": "measured"},
     "auc_mdd": {"auc": "measured"},
+    "joint_gain": {"auc": "measured", "recall_after": "measured"},
     "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},
     "auc_vs_published": {"auc": "measured", "auc_published": "cited"},

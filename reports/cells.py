@@ -153,7 +153,7 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
     `trained` marks the rows of rankers that ran here, of whatever size; the others were traced at published sizes, are
-    points of a sweep on random batches, or retrieve.
+    points of a sweep on random batches, retrieve, or probe a pre-training, which is no variant of a ranker.
 
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.
@@ -167,7 +167,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
     body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
-    return body.assign(trained=~text["preset"].str.startswith(("published", SWEEP, RETRIEVAL)).to_numpy(dtype=bool))
+    aside = text["preset"].str.startswith(("published", SWEEP, RETRIEVAL)) | text["metric"].str.startswith("probe_")
+    return body.assign(trained=~aside.to_numpy(dtype=bool))
 
 
 def where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:

@@ -18,6 +18,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 DATA = Path(__file__).parents[1] / "data"
 synthetic_records = runpy.run_path(str(DATA / "synthetic_report.py"))["synthetic_records"]
 _kernels = runpy.run_path(str(DATA / "synthetic_kernels.py"))
+LAYERS = 2
+"""Of FAT, each with a heat map of its field pairs."""
 FOLDED = 7
 """Figures of the two recordings: timeline, treemap, sizes, and the roofline of the CPU alone."""
 
@@ -38,6 +40,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         launches, body = _kernels["synthetic_kernels"](data, model, device=device)
         parts.append(launches)
         bodies |= {f"{data}-{model}-trace": body, f"{model}-count": _kernels["counted_body"](data, model)}
+    fat, weights = bodies[f"{data}-fat"], [[[[1.1, 0.9, 1.0], [1.0, 1.2, 0.8], [0.7, 1.0, 1.1]]]] * LAYERS
+    fat["extra"]["pairs"] = {"fields": ["user", "item", "genre"], "weights": weights, "start": 1.0}
     return build_report(rows, bodies, tmp_path_factory.mktemp("page") / "report.html", pd.concat(parts))
 
 
@@ -78,6 +82,7 @@ def test_page_draws_every_figure_without_a_console_message(chromium: str, report
         "those of folded groups wait until they are opened"
     )
     assert dom.count('class="main-svg"') >= figures - FOLDED
+    assert dom.count('class="heatmaplayer mlayer"><g class="hm"') == LAYERS
 
 
 def test_a_console_error_would_be_seen(chromium: str, tmp_path: Path) -> None:

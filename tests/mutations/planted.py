@@ -25,6 +25,7 @@ class Mistake:
 FAT = ("tests/property/test_fat.py", "tests/reference/test_slow_twins.py::test_fat")
 ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_sequences.py::test_onetrans")
 LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_sequences.py::test_user_model_of_lum")
+JOINT = ("tests/unit/test_joint.py",)
 DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
 CROSS = (
     "tests/property/test_cross_networks.py",
@@ -103,6 +104,10 @@ PLANTED = (
     Mistake("lum", "a query at the place of the last event", _BACKBONE,
             'place_B = 2 * next_B if self.positions == "token"',
             'place_B = 2 * next_B - 1 if self.positions == "token"', LUM),
+    Mistake("lum", "joint loss on a user's oldest row", "models/lum_joint.py", "descending=True",
+            "descending=False", JOINT),
+    Mistake("lum", "joint loss without its weight", "models/lum_answers.py", "self.config.joint_weight * joint_loss",
+            "joint_loss", JOINT),
     Mistake("lum", "the frozen base learns", "models/lum_answers.py",
             "with torch.no_grad() if self.config.frozen else nullcontext():", "with nullcontext():", LUM),
     # ------------------------------------------------------------------ DIN

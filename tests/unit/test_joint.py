@@ -20,7 +20,7 @@ from ctrbench.bench.summary import Run
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
 from ctrbench.models.lum import LumConfig, LumRanker
-from ctrbench.models.lum_joint import newest_of_each
+from ctrbench.models.lum_joint import joint_loss, newest_of_each
 from ctrbench.reports import records
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
@@ -61,9 +61,7 @@ def test_the_loss_is_that_of_step_one_on_each_users_newest_history(
         model.extra_loss()
 
 
-def test_a_step_reads_the_tables_once_and_moves_both_heads(
-    sequence_schema: FeatureSchema, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_reads_the_tables_once_and_moves_both_heads(sequence_schema: FeatureSchema) -> None:
     moved = {}
     for weight in (0.0, 0.5):
         model, batch = ranker(sequence_schema, joint_weight=weight), batch_of(sequence_schema)
@@ -98,8 +96,6 @@ def test_empty_histories_and_meta_cost_no_crash(sequence_schema: FeatureSchema) 
     read = model.user_model.read(model.lum.sequences(batch), model.lum.conditions(batch))
     empty = model.lum.sequences(batch)
     empty = replace(empty, segment_RL=torch.zeros_like(empty.segment_RL))
-    from ctrbench.models.lum_joint import joint_loss
-
     assert joint_loss(model.user_model, read, empty, batch.user_B, batch.time_B, 8).item() == 0.0
     meta = SPEC.build(LumConfig(frozen=False, objective="joint"), sequence_schema, "meta").train()
     assert TrainStep(meta)(synthetic_batch(sequence_schema, 12, device="meta")).is_meta

@@ -15,12 +15,13 @@ from ctrbench.bench.config import build_plan
 from ctrbench.bench.jobs import JOBS
 from ctrbench.bench.last_rows import event_log, last_rows
 from ctrbench.bench.runspec import RunSpec
-from ctrbench.bench.specs import Ready, suite_specs
+from ctrbench.bench.specs import Ready, probe_spec, suite_specs
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.models.lum import LumConfig
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel
+from ctrbench.reports import records
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
 movielens_folder, random_events = _tiny["movielens_folder"], _tiny["random_events"]
@@ -140,9 +141,6 @@ def test_the_process_writes_rows_or_reasons(
         kind="pretrain", model="lum", config={"queries": 1}, data="movielens_1m", split=prepared.split,
         fingerprint=prepared.fingerprint, prepared=str(prepared.path), history_length=4, train_rows=600, valid_rows=20,
     )  # fmt: skip
-    from ctrbench.bench.specs import probe_spec
-    from ctrbench.reports import records
-
     (tmp_path / "records" / first.key).mkdir(parents=True)
     records.save(JOBS["pretrain"](first, tmp_path / "records" / first.key), tmp_path)
     spec = probe_spec(first)

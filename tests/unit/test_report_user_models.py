@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ctrbench.reports import tuning, user_models
+from ctrbench.reports import tables, tuning, user_models
 from ctrbench.reports.cells import tidy
 from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make, withheld
@@ -52,6 +52,7 @@ def test_a_gain_counts_where_every_seed_has_it() -> None:
     section = tuning.pretraining(c)
     assert section is not None
     assert said in section.sentence
+    assert tables.headline(c.frame, "synthetic", c.names).empty  # a probed pre-training is no ranker
 
 
 def test_withheld_probes_say_why() -> None:
