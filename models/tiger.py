@@ -111,7 +111,7 @@ def card(config: TigerConfig) -> FidelityCard:
         fixed("search along a trie", "adapted", "3.2", "the paper's beams may end at no item; these cannot"),
         fixed("item vectors", "adapted", "n/k", "the paper embeds item texts; ours are item fields and co-occurrence"),
         fixed("targets of a step", "adapted", "n/k", "events of a user, drawn anew", f"targets={config.targets}"),
-        fixed("optimizer", "adapted", "n/k", "Adam on all weights, the token table among them"),
+        fixed("optimizer of all weights", "adapted", "n/k", "Adam, on the token table too"),
         switched(config, "users", 2000, "user token, ids hashed"),
         switched(config, "tie", True, "output layer is the token table"),
         fixed("schedule", "unknown", "n/k", "ours: a constant rate"),
