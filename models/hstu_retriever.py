@@ -48,8 +48,8 @@ class HstuRetriever(nn.Module):
         self.item, self.negatives = roles.item, negatives
         longest = schema.histories[roles.history][0].max_length
         with torch.device(device) if device else nullcontext():
-            # Dense, under the optimizer of all weights, as in the public code: rows of a small catalogue recur in
-            # every batch, and learn faster so than in the tables of the rankers (docs/log.md).
+            # Dense, under the optimizer of all weights, as in the public code. The rankers' tables (row-wise Adagrad)
+            # learn faster in the first two epochs (docs/retrieval.md); beyond them they were not compared.
             self.vectors = nn.Embedding(catalogue.items, config.width)
             self.places = nn.Embedding(longest, config.width)
             for table in (self.vectors, self.places):

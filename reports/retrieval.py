@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
+from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import RETRIEVAL, Cell, absent, data_labels, pick, where
+from ctrbench.reports.cells import RETRIEVAL, Cell, absent, data_labels, pick, tidy, where
 from ctrbench.reports.costs import cited
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
-from ctrbench.reports.tables import models_of, verdict
+from ctrbench.reports.names import names_of
+from ctrbench.reports.tables import console_table, groups, models_of, verdict
 
 MODEL = "model"
+CONSOLE = ("Model", "Recall@10", "NDCG@10")
 FLOORS = {
     "popularity": "popularity", "item_knn": "item-kNN", "popularity_in_condition": "popularity in the asked condition",
     "item_knn_in_condition": "item-kNN in the asked condition",
@@ -51,6 +54,14 @@ def retrieval(c: Context) -> Section | None:
         "would give away: only floors that are told it too count against it. The epoch is chosen by each user's event "
         "before the last, which training does not see. " + _differences(c),
     )
+
+
+def console(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> list[RichTable]:
+    """Models and floors of each data set for a terminal; nothing where nobody retrieved."""
+    rows = tidy(frame)
+    context = Context(rows, bodies, names_of(rows, bodies), tuple(groups(rows)))
+    found = [(data, _found(context, where(rows, preset=RETRIEVAL, data=data), data)) for _, data in context.data]
+    return [console_table(f"{data}, retrieval (95 % intervals)", body, CONSOLE) for data, body in found if len(body)]
 
 
 def _who(c: Context, mine: pd.DataFrame) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ def test_from_command_line_to_report_and_on_after_a_kill(tmp_path: Path, capfd: 
     raw = _tiny["movielens_folder"](tmp_path / "raw", _tiny["random_events"](0, 500, seconds=5000))
     command = ["run", *SMALL, f"data.path={raw}", f"run.out={tmp_path / 'out'}"]
     assert main(command) == 0
+    assert "movielens_1m, retrieval" in capfd.readouterr().out
     folder = (tmp_path / "out" / "latest").resolve()
     table, bodies = records.load(folder)
     runs = {k: b for k, b in bodies.items() if b["spec"].get("kind") == "retrieve"}
