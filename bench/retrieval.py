@@ -219,7 +219,7 @@ def run_retrieve(spec: RunSpec, folder: Path) -> RunRecord:
     extra = {
         "protocol": PROTOCOL, "conditioned": retriever.conditioned, "k": K, "users": len(data.rows.item_U),
         "events": int((data.pieces_W2[:, 1] - data.pieces_W2[:, 0]).sum()), "pieces": len(data.pieces_W2),
-        "items": catalogue.items, "content": catalogue.content, "epochs": [asdict(e) for e in epochs],
+        "items": catalogue.items, "semantic_ids": getattr(module, "facts", None), "epochs": [asdict(e) for e in epochs],
         "chosen": 1 + int(np.argmax([e.valid_ndcg for e in epochs])), "ask_seconds": asked,
         "parameters": count_parameters(module), "title": model_spec.title, "control": model_spec.control,
         "family": model_spec.family, "track": schema.track,

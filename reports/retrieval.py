@@ -39,6 +39,7 @@ def retrieval(c: Context) -> Section | None:
             _gains(c, mine), title=f"Recall@10 over each floor, the same users, {data}", open=True,
             note="tied: the 95 % interval holds 0.",
         )  # fmt: skip
+        exhibits += exhibit(_ids(c, mine, data), title=f"Semantic IDs that models retrieve by, {data}, measured")
         said += [
             s for who in _who(c, mine) if (s := _sentence(c, where(mine, model=who[0], variant=who[1]), who, data))
         ]
@@ -138,6 +139,25 @@ def _gains(c: Context, mine: pd.DataFrame) -> pd.DataFrame:
                              "Verdict": verdict(gain)})  # fmt: skip
                 index.append(model)
     return pd.DataFrame(rows, index=index)
+
+
+def _ids(c: Context, mine: pd.DataFrame, data: str) -> pd.DataFrame:
+    """One row a model that retrieves by semantic IDs: what they are made of and how well they are used."""
+    rows = []
+    for model, variant in _who(c, mine):
+        ids = next((i for b in _runs(c, data, model, variant) if (i := b["extra"].get("semantic_ids"))), None)
+        if ids is None:
+            continue
+        rows.append({
+            "Model": c.names.title(model, variant), "Content": ids["content"], "Method": ids["method"],
+            "Items": f"{ids['items']:,}", "Codes in use, by level": ", ".join(f"{u:.1%}" for u in ids["code_use"]),
+            "Mean square left, by level": ", ".join(
+                f"{left / ids['mean_square']:.1%}" for left in ids["mean_square_left"]
+            ),
+            "Items that share all codes": f"{ids['collisions']:,}", "Told apart by": ids["collision"],
+            "Left": f"{ids['unresolved']:,}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _claim(data: str, model: str, split: Iterable[Any]) -> Mapping[str, Any] | None:
