@@ -65,7 +65,7 @@ share a colour and differ by marker (`MARKERS`). Controls and floors are grey an
 MARKERS: Mapping[str, str] = {
     "fm": "-open", "ffm": "-x-open", "lr": "-cross-open", "dcn": "-open", "dien": "-open", "dnn": "-open",
     "wide_deep": "-x-open", "dlrm": "-cross-open", "rankmixer": "-open", "bst": "-open", "hstu": "-x-open",
-    "tiger": "-cross-open", "lum_step1": "-open",
+    "tiger": "-cross-open", "lum_step1": "-tall",
 }  # fmt: skip
 """What is added to the camp's symbol; nothing for the first model of a colour."""
 SPARE = ("#8C6D1F", "#3B4CC0", "#117733", "#882255")

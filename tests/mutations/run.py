@@ -120,6 +120,10 @@ def table(findings: list[Finding]) -> Table:
 
 def main(models: list[str]) -> int:
     console = Console(highlight=False, width=max(170, Console().width))
+    known = list(dict.fromkeys(m.model for m in PLANTED))
+    if unknown := [m for m in models if m not in known]:
+        console.print(f"no mistakes are planted in {', '.join(unknown)}; choose of {', '.join(known)}")
+        return 2
     chosen = [m for m in PLANTED if not models or m.model in models]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:

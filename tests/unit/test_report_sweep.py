@@ -82,8 +82,9 @@ def test_points_sort_by_model_and_size_and_say_why_one_is_missing() -> None:
     table = sweep.points(*_tidied(_rows()))
     assert list(zip(table["Model"], table["d"], table["T"], strict=True)) == [
         ("DIN", "16", "50"), ("DIN", "128", "50"), ("FAT", "16", "50"), ("FAT", "64", "50"), ("FAT", "64", "200"),
-        ("FAT", "128", "50"), ("lum_step1 · packed", "16", "50"), ("lum_step1 · packed", "128", "50"),
-        ("lum_step1 · unpacked", "16", "50"),
+        ("FAT", "128", "50"), ("LUM step 1 (pre-training) · packed", "16", "50"),
+        ("LUM step 1 (pre-training) · packed", "128", "50"),
+        ("LUM step 1 (pre-training) · unpacked", "16", "50"),
     ]  # fmt: skip
     skipped = table[table["T"] == "200"].iloc[0]
     assert skipped[sweep.MFU].value is None
@@ -121,8 +122,8 @@ def test_a_line_a_model_through_its_points_and_open_markers_where_unstable() -> 
     assert fig is not None
     drawn = {t.name: (list(t.x), list(t.y), list(t.marker.symbol)) for t in fig.data}
     assert drawn["FAT"] == ([16, 64, 128], [5.0, 20.0, 30.0], ["diamond"] * 3)
-    assert drawn["lum_step1 · packed"][2] == ["diamond", "diamond-open"]
-    assert "lum_step1 · unpacked" not in drawn  # one point is no line
+    assert drawn["LUM step 1 (pre-training) · packed"][2] == ["diamond-tall", "diamond-tall-open"]
+    assert "LUM step 1 (pre-training) · unpacked" not in drawn  # one point is no line
     assert sweep.figure(table, "T", names) is None  # the only second length was skipped
 
 
