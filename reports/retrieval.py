@@ -84,7 +84,7 @@ def _protocol(runs: Iterable[Mapping[str, Any]]) -> str:
     first = next((b["extra"] for b in runs), None)
     if first is None:
         return "nothing finished"
-    return f"{first['protocol']}: {first['users']:,} users, {first['items']:,} items"
+    return f"{first['protocol']}: {first['users']:,} users, an item table of {first['items']:,} rows"
 
 
 def _found(c: Context, mine: pd.DataFrame, data: str) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def _found(c: Context, mine: pd.DataFrame, data: str) -> pd.DataFrame:
             "Recall@10": pick(own, "recall_at_k", scope=MODEL), "NDCG@10": pick(own, "ndcg_at_k", scope=MODEL),
             "Published Recall@10": _published(claim, "recall", "recall_at_k"),
             "Published NDCG@10": _published(claim, "ndcg", "ndcg_at_k"),
-            "Seeds": str(len(runs)), "Epochs": _listed(b["extra"]["chosen"] for b in runs),
+            "Seeds": str(len(runs)), "Epochs": ", ".join(str(b["extra"]["chosen"]) for b in runs) or "—",
             "Events a history": _listed(b["spec"]["history_length"] for b in runs),
         })  # fmt: skip
         index.append(model)
