@@ -25,7 +25,8 @@ def card(config: LumConfig) -> FidelityCard:
         rows=(
             switched(config, "condition", True, "condition token before item token, each with its own projection",
                      "4.1", NO_CONDITION, at="faithful"),
-            fixed("loss at condition positions only", "faithful" if config.condition else "adapted", "4.1"),
+            switched(config, "condition", True, "loss at condition positions only", "4.1",
+                     "without conditions every item predicts the next", at="faithful"),
             fixed("InfoNCE over the batch's items", "faithful", "4.1",
                   "every different item of the batch once, the positive among them"),
             fixed("packing of users into rows, block-diagonal mask", "faithful", "4.1"),

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ctrbench.bench.content import content_of
 from ctrbench.bench.last_rows import LastRows, second_to_last
 from ctrbench.bench.ranking import Floors, judged, paired, ranks
 from ctrbench.bench.retrieval import (
@@ -108,18 +107,6 @@ def test_no_batch_knows_the_events_that_are_looked_for(tmp_path: Path) -> None:
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
-
-
-def test_content_is_the_condition_of_what_training_saw(tmp_path: Path) -> None:
-    prepared = movielens(tmp_path, _tiny["random_events"](3))
-    roles = event_fields(prepared.schema)
-    log = prepared.events(roles.history)
-    content, made_of = content_of(prepared, np.array([[0, 5], [7, 9]]), prepared.schema)
-    assert made_of == "genre"
-    known = {log[roles.item][i]: log[roles.cond][i] for i in (*range(5), 7, 8)}
-    for item in range(FIRST_ID, len(content)):
-        genre = known.get(item)
-        assert content[item].nonzero().flatten().tolist() == ([genre - FIRST_ID] if genre is not None else [])
 
 
 SCORES = st.lists(st.lists(st.integers(0, 4), min_size=8, max_size=8), min_size=1, max_size=5)
