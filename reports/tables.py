@@ -12,7 +12,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import KNOWN, Cell, absent, data_labels, pick, tidy, where
+from ctrbench.reports.cells import BANDED, KNOWN, Cell, absent, data_labels, pick, tidy, where
 from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 
@@ -395,5 +395,5 @@ def plain_text(entry: Any) -> str:
     if entry.value is None:
         return "—"
     mark = {"counted": " c", "derived": " d", "modelled": " ~"}.get(entry.origin, "")
-    band = f" {entry.band}" if entry.metric in ("auc", "auc_delta", "auc_shuffled") and entry.band else ""
+    band = f" {entry.band}" if entry.metric in BANDED and entry.band else ""
     return entry.text + band + mark + ("!" if entry.status == "unstable" else "")
