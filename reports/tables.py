@@ -12,7 +12,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import KNOWN, Cell, absent, data_labels, pick, tidy, where
+from ctrbench.reports.cells import BANDED, KNOWN, Cell, absent, data_labels, pick, tidy, where
 from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 

@@ -76,13 +76,15 @@ def joint_table(c: Context, data: str) -> pd.DataFrame:
     if where(c.frame, data=data, metric="joint_gain").empty:
         return pd.DataFrame()
     for model, variant in models_of(c.frame, c.names, data=data, metric="recall_after"):
-        mine = where(c.frame, data=data, model=model, variant=variant)
+        mine, how = where(c.frame, data=data, model=model, variant=variant), training_of(c.bodies, model, variant)
+        gains = [
+            absent("joint_gain", "is separate") if how == "separate" else pick(mine, "joint_gain", scope=s, signed=True)
+            for s in ("auc", "recall")
+        ]
         rows.append({
-            "Model": c.names.title(model, variant), "Camp": c.names.camp(model),
-            "User model": training_of(c.bodies, model, variant), "AUC": pick(mine, "auc"),
-            "AUC over separate": pick(mine, "joint_gain", scope="auc", signed=True),
-            "Recall@10 after": pick(mine, "recall_after"),
-            "Recall over separate": pick(mine, "joint_gain", scope="recall", signed=True),
+            "Model": c.names.title(model, variant), "Camp": c.names.camp(model), "User model": how,
+            "AUC": pick(mine, "auc"), "AUC over separate": gains[0], "Recall@10 after": pick(mine, "recall_after"),
+            "Recall over separate": gains[1],
         })  # fmt: skip
         index.append(model)
     return pd.DataFrame(rows, index=index)
@@ -103,16 +105,16 @@ def training_of(bodies: Mapping[str, Mapping[str, Any]], model: str, variant: st
 
 
 def joint_sentence(table: pd.DataFrame, data: str) -> str:
-    """Whether one user model trained on both ranks and retrieves as well as separate ones (claim S21)."""
+    """Whether one user model ranks and retrieves as well as separate ones, trained on both or on one (claim S21)."""
     if table.empty:
         return ""
     said = []
-    for _, row in table[table["User model"].str.startswith("joint")].iterrows():
+    for _, row in table[table["User model"].str.startswith(("joint", "ranking"))].iterrows():
         auc, recall = row["AUC over separate"], row["Recall over separate"]
         if auc.value is None or recall.value is None:
             continue
         said.append(
-            f"On {data} one user model trained on both losses ({row['User model']}) ranks {verdict(auc)} "
+            f"On {data} one user model for both ({row['User model']}) ranks {verdict(auc)} "
             f"({auc.text} {auc.band}) and retrieves {verdict(recall)} ({recall.text} {recall.band}) against separate "
             "ones."
         )
