@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ DIGITS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; 2 where the file exists or the code is not committed."""
+    """Entry point; 2 where the code is not committed."""
     parser = argparse.ArgumentParser(prog="python -m ctrbench.bench.kit.predict", description=__doc__)
     parser.add_argument("--date", required=True, help="ISO day of the commit that will hold the file")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder")
@@ -45,18 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(day: str, folder: Path) -> Path:
-    """Writes the file of a day.
+    """Writes a file of a day beside those that are there: `<day>.json`, later `<day>.2.json` and so on.
 
     Raises:
-        BadInput: no ISO day, the file exists, or the tree holds changes, so that no commit names the code.
+        BadInput: no ISO day, or the tree holds changes, so that no commit names the code.
     """
     try:
         date.fromisoformat(day)
     except ValueError:
         raise BadInput(f"--date {day}: give an ISO day, e.g. 2026-11-26") from None
-    out, here = folder / f"{day}.json", this_machine()
-    if out.exists():
-        raise BadInput(f"{out}: exists; predictions are never written again, give another day")
+    names = (f"{day}.json" if n == 1 else f"{day}.{n}.json" for n in count(1))
+    out, here = next(folder / name for name in names if not (folder / name).exists()), this_machine()
     if here["dirty"] is not False:
         raise BadInput("the tree is no clean checkout: commit first, so that the file can name the code behind it")
     body = predictions(registry.model_names())

@@ -98,7 +98,7 @@ def load(path: Path) -> Predictions:
 
 def committed(folder: Path = FOLDER) -> list[Predictions]:
     """Every file, oldest first."""
-    return [load(path) for path in sorted(folder.glob("*.json"))]
+    return [load(path) for path in sorted(folder.glob("*.json"), key=lambda p: p.stem)]
 
 
 def fingerprints(folder: Path = FOLDER) -> dict[str, str]:

@@ -58,9 +58,6 @@ def test_rounding_goes_outwards(value: float, side: int, want: float) -> None:
 
 def test_a_file_is_never_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "2026-11-26.json").write_text("kept")
-    with pytest.raises(BadInput, match="never written again"):
-        predictions.write("2026-11-26", tmp_path)
-    assert (tmp_path / "2026-11-26.json").read_text() == "kept"
     with pytest.raises(BadInput, match="give an ISO day"):
         predictions.write("26.11.2026", tmp_path)
     monkeypatch.setattr(predictions, "this_machine", lambda: {"dirty": True, "commit": "c"})
@@ -69,4 +66,8 @@ def test_a_file_is_never_written_again(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(predictions, "this_machine", lambda: {"dirty": False, "commit": "c" * 40})
     monkeypatch.setattr(predictions.registry, "model_names", lambda: ["dnn"])
     assert predictions.main(["--date", "2026-11-27", "--out", str(tmp_path)]) == 0
+    assert predictions.main(["--date", "2026-11-26", "--out", str(tmp_path)]) == 0
     assert load(tmp_path / "2026-11-27.json").commit == "c" * 40
+    assert (tmp_path / "2026-11-26.json").read_text() == "kept"
+    (tmp_path / "2026-11-26.json").unlink()
+    assert [p.name for p in committed(tmp_path)] == ["2026-11-26.2.json", "2026-11-27.json"]

@@ -70,7 +70,6 @@ UNPROVEN = {
     "other fields of the candidate": {"hstu"},
     "conditions": {"lum"},
     "backbone of step 3": {"lum"},
-    "objective of step 3": {"lum"},
     "schedule": {"tiger"},
     "parameter count": {"tiger"},
     "optimizer of all weights": {"tiger"},
