@@ -383,10 +383,6 @@ def console_table(title: str, body: pd.DataFrame, heads: tuple[str, ...], captio
     return table
 
 
-BANDED = ("auc", "auc_delta", "auc_shuffled", "recall_at_k", "ndcg_at_k", "recall_gain")
-"""Measures that plain text shows with their interval."""
-
-
 def _console_text(entry: Any) -> str:
     """Markup is escaped: a model's title is not ours."""
     return escape(plain_text(entry))
