@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctrbench.bench.last_rows import event_log, last_rows
+from ctrbench.bench.option_gains import same_seeds
 from ctrbench.bench.pretrain import user_ranks
 from ctrbench.bench.ranking import hits
 from ctrbench.bench.runspec import RunSpec
@@ -58,17 +59,17 @@ def joint_rows(
         other = _separate(who, trained)
         if other is None:
             continue
-        place = {r.spec.seed: i for i, r in enumerate(trained[other])}
-        both = [(i, place[r.spec.seed]) for i, r in enumerate(runs) if r.spec.seed in place]
-        if not both:
+        mine, theirs = same_seeds(runs, trained[other])
+        if not mine:
             continue
-        mine, theirs = (list(side) for side in zip(*both, strict=True))
         delta = float(aucs[who][mine].mean() - aucs[other][theirs].mean())
         pair = paired_from_draws(delta, draws[who][mine], draws[other][theirs], seed=0)
-        out.append(_row(base[who], "auc", (delta, pair.ci_low, pair.ci_high), len(both)))
-        hits = [_hits(runs[i], runs_dir) - _hits(trained[other][j], runs_dir) for i, j in both]
+        out.append(_row(base[who], "auc", (delta, pair.ci_low, pair.ci_high), len(mine)))
+        hits = [
+            _hits(runs[i], runs_dir) - _hits(trained[other][j], runs_dir) for i, j in zip(mine, theirs, strict=True)
+        ]
         if all(h.size for h in hits):
-            out.append(_row(base[who], "recall", _paired(np.stack(hits)), len(both)))
+            out.append(_row(base[who], "recall", _paired(np.stack(hits)), len(mine)))
     return out
 
 

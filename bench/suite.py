@@ -60,6 +60,7 @@ DERIVED_INPUTS = {
     "auc_delta": {"auc": "measured"},
     "auc_mdd": {"auc": "measured"},
     "joint_gain": {"auc": "measured", "recall_after": "measured"},
+    "option_delta": {"auc": "measured"},
     "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},
     "auc_vs_published": {"auc": "measured", "auc_published": "cited"},

@@ -17,6 +17,7 @@ from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.jobs import SCORES
 from ctrbench.bench.joint import joint_rows
+from ctrbench.bench.option_gains import option_rows, same_seeds
 from ctrbench.bench.retrieval_rows import RANKS, over_seeds
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
@@ -247,7 +248,7 @@ def quality_summary(
             rows += _budget(base, runs, count_of(who, counted))
     rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
     bases = {who: _base(runs[0], run_id) | {"track": prepared.schema.track} for who, runs in trained.items()}
-    rows += joint_rows(trained, bases, aucs, draws, runs_dir)
+    rows += joint_rows(trained, bases, aucs, draws, runs_dir) + option_rows(trained, bases, aucs, draws)
     doubt = pool_doubt(trained) if prepared.sampler is not None else ""
     known = ("ok", "unstable")
     return [replace(r, status="unstable", reason=doubt) if doubt and r.status in known else r for r in rows]
@@ -386,12 +387,7 @@ def _per_gflop(delta: Measurement, mine: Body | None, theirs: Body | None, other
 
 
 def _pairs(runs: list[Run], others: list[Run]) -> tuple[list[int], list[int]]:
-    """Places of the runs that pair: equal seeds; a floor is trained once and pairs with every seed.
-
-    A crashed training leaves a gap, so runs never pair by their place.
-    """
+    """Places of the runs that pair: equal seeds; a floor is trained once and pairs with every seed."""
     if others[0].spec.kind == "floor":
         return list(range(len(runs))), [0]
-    place = {r.spec.seed: i for i, r in enumerate(others)}
-    both = [(i, place[r.spec.seed]) for i, r in enumerate(runs) if r.spec.seed in place]
-    return [i for i, _ in both], [j for _, j in both]
+    return same_seeds(runs, others)

@@ -14,8 +14,8 @@ from ctrbench.reports.measures import MEASURES, Style
 
 KNOWN = ("ok", "unstable")
 BANDED = (
-    "auc", "auc_delta", "auc_shuffled", "joint_gain", "probe_gain", "pair_stability", "recall_at_k", "ndcg_at_k", "recall_gain",
-    "option_delta",
+    "auc", "auc_delta", "auc_shuffled", "joint_gain", "probe_gain", "pair_stability", "recall_at_k", "ndcg_at_k",
+    "recall_gain", "option_delta",
 )  # fmt: skip
 """Measures that stand with their band outside the page too."""
 SWEEP = "sweep"

@@ -14,6 +14,7 @@ from ctrbench.reports import (
     figures,
     gpus,
     kernels,
+    options,
     retrieval,
     step_split,
     sweep,
@@ -359,9 +360,8 @@ def anchors(c: Context) -> Section:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
-    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval, pairing,
-    tuning.tuning,
-    bands.section, anchors,
+    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
+    options.section, pairing, tuning.tuning, bands.section, anchors,
 )  # fmt: skip
 
 
