@@ -439,9 +439,12 @@ def _gpt_layer(p: Parameters, name: str, heads: int, x: list[Tensor]) -> list[Te
     spans=st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=2), min_size=1, max_size=2),
     seed=st.integers(0, 999),
 )  # fmt: skip
-@example(heads=1, head_width=1, layers=1, dim=1, similarity="dot", logq=False, positions="token", spans=[[1]], seed=0)
-@example(heads=1, head_width=3, layers=2, dim=3, similarity="cosine", logq=True, positions="pair", spans=[[], [1, 2]],
-         seed=1)  # fmt: skip
+@example(heads=1, head_width=1, layers=1, dim=1, similarity="dot", logq=False, positions="token", condition=True,
+         spans=[[1]], seed=0)  # fmt: skip
+@example(heads=1, head_width=3, layers=2, dim=3, similarity="cosine", logq=True, positions="pair", condition=True,
+         spans=[[], [1, 2]], seed=1)  # fmt: skip
+@example(heads=2, head_width=1, layers=1, dim=2, similarity="dot", logq=False, positions="token", condition=False,
+         spans=[[], [1]], seed=2)  # fmt: skip
 def test_user_model_of_lum(
     heads: int, head_width: int, layers: int, dim: int, spans: list[list[int]], seed: int, **options: Any
 ) -> None:

@@ -220,7 +220,7 @@ def test_metrics_of_an_architecture(arch: str, has: str, has_not: str) -> None:
     [
         (["model=deepfm", "--tool", "ncu", "--arch", "sm_61"], "no metrics are known for sm_61"),
         (["model=deepfm", "--tool", "ncu"], "give it, e.g. --arch sm_90"),
-        (["model=deepfm,dcn_v2", "--tool", "nsys"], "these settings make 2"),
+        (["model=deepfm,dcn_v2", "--tool", "nsys"], "these settings make 4"),
         (["model=din", "data=criteo_synthetic", "data.options.rows=6000", "--tool", "nsys"], "make 0 (none): din: "),
         (["model=deepfn", "--tool", "nsys"], "did you mean 'deepfm'"),
         (["run.threads=1", "--tool", "nsys"], "profile needs model=NAME"),

@@ -81,7 +81,7 @@ def joint_rows(variant: str, gain: float | None) -> list[Measurement]:
 def test_joint_and_separate_stand_side_by_side() -> None:
     rows = [r for v in CONFIGS for r in joint_rows(v, None if v == "host=din" else 0.02 if v == "joint" else -0.005)]
     table = user_models.joint_table(context(rows, CONFIGS), "synthetic").set_index("Model")["User model"].to_dict()
-    assert {k.removeprefix("lum · "): v for k, v in table.items()} == {
+    assert {k.removeprefix("LUM · "): v for k, v in table.items()} == {
         "host=din": "separate", "post": "ranking alone, after step 1", "end": "ranking alone, from scratch",
         "random": "random, frozen", "joint": "joint, after step 1", "scratch": "joint, from scratch",
     }  # fmt: skip

@@ -23,7 +23,7 @@ from ctrbench.reports.tables import plain_text
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
 SMALL = ["suite=retrieval", "data=movielens_1m", "run.seeds=2", "run.epochs=1", "run.history_length=8", "run.batch=4",
-         "data.options.history=8"]  # fmt: skip
+         "data.options.history=8", "lum.sid_codes=4", "tiger.sid_codes=4"]  # fmt: skip
 
 
 def test_from_command_line_to_report_and_on_after_a_kill(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -34,9 +34,15 @@ def test_from_command_line_to_report_and_on_after_a_kill(tmp_path: Path, capfd: 
     folder = (tmp_path / "out" / "latest").resolve()
     table, bodies = records.load(folder)
     runs = {k: b for k, b in bodies.items() if b["spec"].get("kind") == "retrieve"}
-    assert sorted((b["spec"]["model"], b["spec"]["seed"]) for b in runs.values()) == [
-        ("hstu", 0), ("hstu", 1), ("lum", 0), ("lum", 1)
-    ]  # fmt: skip
+    found = sorted(
+        (b["spec"]["model"], b["spec"]["config"].get("target", "item"), b["spec"]["seed"]) for b in runs.values()
+    )
+    assert found == [(*who, seed) for who in (("hstu", "item"), ("lum", "item"), ("lum", "sid"), ("tiger", "item"))
+                     for seed in (0, 1)]  # fmt: skip
+    told = {b["spec"]["model"]: b["extra"]["semantic_ids"] for b in runs.values()}
+    assert told["hstu"] is None
+    assert told["tiger"]["content"].startswith("genre (")
+    assert told["tiger"]["unresolved"] == 0
     mine = table[(table["preset"] == "retrieval") & (table["run"] == "summary")]
     for model, conditioned in (("hstu", False), ("lum", True)):
         own = mine[mine["model"] == model]
@@ -58,7 +64,7 @@ def test_from_command_line_to_report_and_on_after_a_kill(tmp_path: Path, capfd: 
     kept = {k: (folder / "records" / k / "record.json").stat().st_mtime_ns for k in runs if k != lost}
     capfd.readouterr()
     assert main([*command, "run.resume=true"]) == 0
-    assert "resuming: 3 of 4 runs" in capfd.readouterr().out
+    assert "resuming: 7 of 8 runs" in capfd.readouterr().out
     assert {k: (folder / "records" / k / "record.json").stat().st_mtime_ns for k in kept} == kept
     assert records.load(folder)[1].keys() == bodies.keys()
     out = tmp_path / "page.md"
@@ -66,6 +72,7 @@ def test_from_command_line_to_report_and_on_after_a_kill(tmp_path: Path, capfd: 
     text = out.read_text()
     assert "| HSTU · public |" in text
     assert "item-kNN in the asked condition" in text
+    assert "Codes in use, by level" in text
 
 
 def test_a_failure_is_a_row_of_every_measure_owed(tmp_path: Path) -> None:
