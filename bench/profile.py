@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns, fed, lookup
@@ -29,15 +28,15 @@ from ctrbench.bench.counts import blocks_of, counted_training
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.pool import run_all
 from ctrbench.bench.proc import keep_freed_memory
+from ctrbench.bench.profile_tables import left_out_table, split_table
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.split_rows import component_rows, split_rows
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.bench.trace import commands, inject, recorder
-from ctrbench.bench.trace.ablation import CannotLeaveOut, Disagreement, compare
+from ctrbench.bench.trace.ablation import CannotLeaveOut, compare
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.kernel_rows import counted_kernels, recorded_kernels
-from ctrbench.bench.trace.names import STAGE_PREFIX
 from ctrbench.bench.trace.ncu import read_ncu
 from ctrbench.bench.trace.ncu_table import NcuReport
 from ctrbench.bench.trace.nsys import read_nsys
@@ -318,7 +317,7 @@ def _ingest(
             counted[file.stem.removeprefix(NCU_STEM)] = report
             continue
         recording, split = _split(file)
-        console.print(_table(split))
+        console.print(split_table(split))
         rows += split_rows(base, split, origin) + _left_out(base, spec, split, origin, console)
         kernels = recorded_kernels(base, recording, split, origin)
         kernel_rows.save(kernels.table, file.parent)
@@ -370,43 +369,8 @@ def _left_out(
         console.print(f"[yellow]note[/]: not seen a second way: {escape(str(why))}", highlight=False)
         return [withheld(base, "split_component", f"n/a: {why}", phase="train")]
     seen = compare(split, found)
-    console.print(_two_ways(seen, found.rounds))
+    console.print(left_out_table(seen, found.rounds))
     for d in seen:
         if d.doubt:
             console.print(f"[yellow]note[/]: {escape(d.doubt)}", highlight=False)
     return component_rows(base, split, found, origin)
-
-
-def _two_ways(seen: Sequence[Disagreement], rounds: int) -> Table:
-    table = Table(title=f"shares of a step, blocks with their backward; leaving out: {rounds} rounds without a tracer",
-                  title_justify="left")  # fmt: skip
-    for column, justify in (("component", "left"), ("by ranges", "right"), ("by leaving out", "right"),
-                            ("95 % interval", "right"), ("apart", "right")):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for d in seen:
-        part = d.ablation
-        interval = f"{part.ci_low:.1%} to {part.ci_high:.1%}"
-        table.add_row(d.component, f"{d.projection:.1%}", f"{part.share:.1%}", interval, f"{d.apart:+.1%}")
-    return table
-
-
-def _table(split: Split) -> Table:
-    steps = split.steps
-    table = Table(
-        title=f"host time of {steps} steps, {split.step_ns / steps / 1e6:.3f} ms each; named stages explain"
-        f" {split.coverage:.1%}",
-        title_justify="left",
-    )
-    for column, justify in (("stage", "left"), ("block", "left"), ("ranges/step", "right"), ("ms/step", "right"),
-                            ("share", "right")):  # fmt: skip
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    shares = split.shares()
-    shown = ""
-    for stage, block, calls, ns, share in split.table[["stage", "block", "calls", "ns", "share"]].values.tolist():
-        if stage != shown:
-            shown = stage
-            table.add_row(f"[bold]{shown}[/]", "", "", "", f"[bold]{shares[STAGE_PREFIX + shown]:.1%}[/]")
-        table.add_row(
-            "", escape(block) or "(outside blocks)", f"{calls / steps:g}", f"{ns / steps / 1e6:.3f}", f"{share:.1%}"
-        )
-    return table
