@@ -9,7 +9,7 @@ from typing import Any
 
 from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns
-from ctrbench.bench.config import Job, Plan
+from ctrbench.bench.plan import Job, Plan
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run

@@ -11,7 +11,7 @@ NO_LENGTH = "no history in the batches: what a step costs does not depend on a l
 
 
 def sweep_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Fields of `config.Entry`, a point each: every width at one length, then every length at one width.
+    """Fields of `plan.Entry`, a point each: every width at one length, then every length at one width.
 
     A job has `sweep: {width, length, at: {width, length}}`. A model of its list has
     `scaled`, fields of its config as multiples of the width d;

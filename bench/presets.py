@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from ctrbench.bench import registry
-from ctrbench.bench.config import RunOptions
+from ctrbench.bench.plan import RunOptions
 from ctrbench.datasets.errors import BadInput
 from ctrbench.models.embedding import TableConfig
 

@@ -12,7 +12,7 @@ import torch
 
 from ctrbench.bench import controls, floors, registry, summary, tuning
 from ctrbench.bench.assemble import lookup, model_config
-from ctrbench.bench.config import Entry, Job, Plan
+from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets.errors import BadInput

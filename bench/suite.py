@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ctrbench.bench import control_cache, registry, summary
 from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.bars import published_bands
-from ctrbench.bench.config import Job, Plan
 from ctrbench.bench.controls import CONTROLS, METRICS, view
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.plan import Job, Plan
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS

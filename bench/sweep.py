@@ -9,7 +9,7 @@ import torch
 
 from ctrbench.bench import registry, summary
 from ctrbench.bench.assemble import base_columns, lookup, model_config
-from ctrbench.bench.config import Entry, Job, Plan
+from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.datasets import random_batches

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench import registry
-from ctrbench.bench.config import Entry, Plan, RunOptions
+from ctrbench.bench.plan import Entry, Plan, RunOptions
 from ctrbench.bench.summary import Run
 from ctrbench.datasets.errors import UnknownName
 from ctrbench.datasets.random_batches import TRACKS

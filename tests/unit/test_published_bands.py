@@ -14,7 +14,8 @@ from rich.console import Console
 from ctrbench.bench import bars
 from ctrbench.bench.bars import protocol_of, published_bands
 from ctrbench.bench.cli import main
-from ctrbench.bench.config import Plan, build_plan
+from ctrbench.bench.config import build_plan
+from ctrbench.bench.plan import Plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.summary import Run

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from ctrbench.bench.cli import main
-from ctrbench.bench.config import Entry, build_plan
+from ctrbench.bench.config import build_plan
+from ctrbench.bench.plan import Entry
 from ctrbench.bench.specs import Ready, retrieve_specs
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.prepare import prepare

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from ctrbench.bench.cli import main
-from ctrbench.bench.config import Entry, build_plan
+from ctrbench.bench.config import build_plan
+from ctrbench.bench.plan import Entry
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.suite import run_suite
 from ctrbench.bench.summary import Run

@@ -1,0 +1,159 @@
+"""What one run will do, checked: its options, the data sets of its suite and the models on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ctrbench.datasets.errors import UnknownName, nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """Options of `run.*`; meanings and defaults in conf/run/default.yaml."""
+
+    processes: int
+    steps: int
+    warmup: int
+    seeds: int
+    train_rows: int
+    valid_rows: int
+    epochs: int
+    evaluations: int
+    patience: int
+    batch: int
+    eval_batch: int
+    lr: float
+    history_length: int
+    threads: int
+    dtype: Literal["float32"]
+    embedding: Literal["fused", "per_table"]
+    table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+    table_lr: float
+    table_init_std: float
+    l2: float
+    l2_rows: Literal["batch_rows", "full_table"]
+    plateau: float
+    trials: int
+    trial_rows: int
+    timeout_s: int
+    out: str
+    resume: bool
+    cache: bool
+
+    def __post_init__(self) -> None:
+        for name in (
+            "processes",
+            "steps",
+            "seeds",
+            "train_rows",
+            "valid_rows",
+            "epochs",
+            "evaluations",
+            "batch",
+            "threads",
+        ):
+            if getattr(self, name) < 1:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 1")
+        for name, allowed in (
+            ("dtype", ("float32",)),
+            ("embedding", ("fused", "per_table")),
+            ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd", "adam")),
+            ("l2_rows", ("batch_rows", "full_table")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
+        if self.trials < 0:
+            raise UnknownName(f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws")
+        if self.trial_rows < 0 or 0 < self.trial_rows < self.batch:
+            raise UnknownName(
+                f"run.trial_rows={self.trial_rows}: 0 for all train rows, or at least run.batch={self.batch}"
+            )
+        if self.train_rows < self.batch:
+            raise UnknownName(f"run.train_rows={self.train_rows}: fewer than run.batch={self.batch}; no step would run")
+        if self.embedding == "per_table" and self.table_optimizer == "rowwise_adagrad":
+            raise UnknownName("run.embedding=per_table has no row-wise Adagrad; add run.table_optimizer=adagrad")
+        if self.table_optimizer == "adam" and self.embedding != "per_table":
+            raise UnknownName("run.table_optimizer=adam: FBGEMM refuses Adam on CPU; add run.embedding=per_table")
+        if self.l2 and self.l2_rows == "full_table" and self.table_optimizer != "adam":
+            raise UnknownName("run.l2_rows=full_table needs dense gradients; add run.table_optimizer=adam")
+        if self.l2 < 0 or not 0 < self.plateau <= 1:
+            raise UnknownName(f"run.l2={self.l2}, run.plateau={self.plateau}: at least 0, and in (0, 1]")
+        if self.table_lr <= 0 or self.table_init_std <= 0:
+            raise UnknownName(
+                f"run.table_lr={self.table_lr}, run.table_init_std={self.table_init_std}: must be above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A model of a job, with options of its own: two entries of one model are two variants."""
+
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config; the command line's win."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `RunOptions` that this entry alone has, e.g. a tuned learning rate."""
+    label: str = ""
+    """Name of the variant; its options if empty."""
+    tuned: bool = True
+    """Whether it gets tuning trials; a control may stay as it is."""
+    brief: bool = False
+    """Train and count it, nothing else: no timing, no trace, no published sizes."""
+    skip: str = ""
+    """Why this point of a sweep is not run; empty for all that are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One data set of a suite and who runs on it."""
+
+    data: str
+    models: tuple[Entry, ...]
+    floors: tuple[str, ...]
+    path: str | None = None
+    split: str | None = None
+    policy: str = "strict"
+    preset: str = "small"
+    """Size of the models: `small`, their defaults, or the label of a published preset."""
+    judged: bool = False
+    """Compare the AUC with the published one (reports/bands.py)."""
+    timed: bool = True
+    """Time and trace the models; a second split of the same data has nothing new to time."""
+    probed: bool = False
+    """Probe the user embeddings of every pre-training for what they know of their users (bench/probe.py)."""
+    retrievers: tuple[Entry, ...] = ()
+    """Models that are trained to find a user's last event in the whole catalogue (bench/retrieval.py)."""
+    equal_flops: float = 0.0
+    """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What one `ctrbench run` will do."""
+
+    suite: str
+    level: str
+    jobs: tuple[Job, ...]
+    run: RunOptions
+    model_options: Mapping[str, Mapping[str, Any]]
+    model_path: str = ""
+    tune_only: bool = False
+    """Run the tuning trials and nothing else (`ctrbench tune`)."""
+    controls: bool = False
+    """Run the controls of every model, and nothing else of it."""
+    counted: tuple[str, ...] = ()
+    """Models whose published sizes are counted although nothing of them is trained."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model of the plan, in order of first use."""
+        return tuple(dict.fromkeys(e.model for j in self.jobs for e in j.models))
+
+    @property
+    def sized(self) -> tuple[str, ...]:
+        """Models whose published sizes are counted: all but those of brief entries alone, and `counted`."""
+        listed = (e.model for j in self.jobs for e in j.models if not e.brief)
+        return tuple(dict.fromkeys((*listed, *self.counted)))
