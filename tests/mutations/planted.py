@@ -23,8 +23,8 @@ class Mistake:
 
 
 FAT = ("tests/property/test_fat.py", "tests/reference/test_slow_twins.py::test_fat")
-ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_sequences.py::test_onetrans")
-LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_sequences.py::test_user_model_of_lum")
+ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_onetrans.py::test_onetrans")
+LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_lum.py::test_user_model_of_lum")
 JOINT = ("tests/unit/test_joint.py",)
 DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
 CROSS = (

@@ -1,4 +1,4 @@
-"""What the slow twins share: norms and softmax by their formulas, on lists of vectors.
+"""What the slow twins share: norms and softmax by their formulas, on lists of vectors, and the inputs that tests make.
 
 A twin is written from the formulas of models.md with loops over rows, tokens and heads. It reads a model's parameters
 and nothing of its code.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ctrbench.datasets.schema import FeatureSchema, Field
 from ctrbench.models.blocks import Embedded
 
-Vectors = list[Tensor]
+Parameters = dict[str, Tensor]
 
 
 class Given(nn.Module):
@@ -26,6 +28,23 @@ class Given(nn.Module):
 
     def forward(self, batch: object) -> Embedded:
         return self.embedded
+
+
+class Fixed(nn.Module):
+    """Hands out what a test made, whatever it is asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, *_: Any) -> Any:
+        return self.answers["forward"]
+
+    def before(self, *_: Any) -> Any:
+        return self.answers["before"]
+
+    def candidates(self, *_: Any) -> Any:
+        return self.answers["candidates"]
 
 
 def layer_norm(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float = 1e-5) -> Tensor:
@@ -96,3 +115,29 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
 def drawn(*shape: int, seed: int) -> Tensor:
     """Normal float64 values that take a gradient."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+def schema_of(length: int) -> FeatureSchema:
+    """A user, an item of a genre, and a history of both."""
+
+    def event(name: str, target: str) -> Field:
+        return Field(name=name, kind="sequence", role="behaviour", max_length=length, target=target, history="hist")
+
+    return FeatureSchema(
+        name="twin", track="sequence",
+        fields=(
+            Field(name="user", kind="categorical", role="user", cardinality=9),
+            Field(name="item", kind="categorical", role="item", cardinality=12),
+            Field(name="genre", kind="categorical", role="item", cardinality=6),
+            event("hist_item", "item"), event("hist_genre", "genre"),
+        ),
+    )  # fmt: skip
+
+
+def left_padded(rows: int, length: int, seed: int) -> Tensor:
+    """Which places are real; the first row is empty, another one has one event."""
+    n = torch.randint(0, length + 1, (rows,), generator=torch.Generator().manual_seed(seed))
+    n[0] = 0
+    if rows > 1:
+        n[1] = 1
+    return torch.arange(length) >= length - n.unsqueeze(1)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference.slow import compare, randomised
-from tests.reference.test_slow_sequences import _hstu_parts, _hstu_row, schema_of
+from tests.reference.slow import compare, randomised, schema_of
+from tests.reference.slow_hstu import hstu_parts, hstu_row
 from torch import Tensor
 
 from ctrbench.datasets.schema import FIRST_ID
@@ -56,9 +56,9 @@ def answers(model: HstuRetriever, config: HstuConfig, longest: int, h: Histories
         rows = [x + p["places.weight"][i] for i, x in enumerate(rows)]
         for number in range(config.layers):
             name = f"layers.{number}"
-            made = {i: _hstu_parts(p, name, config, x) for i, x in enumerate(rows)}
+            made = {i: hstu_parts(p, name, config, x) for i, x in enumerate(rows)}
             rows = [
-                _hstu_row(p, name, config, longest, x, i, list(range(i + 1)), made, places, 0)
+                hstu_row(p, name, config, longest, x, i, list(range(i + 1)), made, places, 0)
                 for i, x in enumerate(rows)
             ]
         out.append([unit(x) for x in rows])
