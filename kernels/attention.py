@@ -62,6 +62,10 @@ def attention_fused(
     square = causal and mask is None and queries == keys
     if not square:
         mask = _combined(mask, causal, queries, keys, q_BHQd.device)
+    if mask is not None and mask.is_floating_point():
+        # From 16 keys on, torch 2.13 on CPU misreads a float32 mask beside float64 queries, without a word and by more
+        # than 1; masks of other dtypes than float32 and the queries' it refuses.
+        mask = mask.to(q_BHQd.dtype)
     return torch.nn.functional.scaled_dot_product_attention(q_BHQd, k_BHKd, v_BHKd, attn_mask=mask, is_causal=square)
 
 

@@ -73,6 +73,15 @@ def test_attention(kind: str, causal: bool, heads: int, queries: int, keys: int,
     assert_twins(lambda q, k, v, impl: att.attention(q, k, v, mask, causal, impl=impl), (q, k, v))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_attention_with_a_mask_of_another_precision(dtype: torch.dtype, causal: bool) -> None:
+    """At 16 keys torch's CPU operator takes its vectorised path, which a float32 mask once went into unconverted."""
+    mask = (mask_of("float", 2, 16, 16) + rand(2, 1, 16, 16)).to(dtype)  # type: ignore[operator]
+    q, k, v = (rand(2, 2, 16, 8) for _ in range(3))
+    assert_twins(lambda q, k, v, impl: att.attention(q, k, v, mask, causal, impl=impl), (q, k, v))
+
+
 def test_attention_row_that_sees_nothing_is_zero() -> None:
     seen = torch.zeros(1, 1, 2, 3, dtype=torch.bool)
     seen[..., 1, :] = True
