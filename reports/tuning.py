@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -94,7 +95,7 @@ def pretraining(c: Context) -> Section | None:
             }  # fmt: skip
             rows.append(row)
             index.append(model)
-            said.append(_sentence(row, data))
+        said += _sentences(c, index, rows, data)
         if rows:
             exhibits += exhibit(pd.DataFrame(rows, index=index), title=f"{data} ({track} track)", open=True)
         joint, probes = user_models.joint_table(c, data), user_models.probe_table(c, data)
@@ -139,15 +140,39 @@ def _host_scopes(c: Context, model: str, variant: str) -> set[str]:
     }
 
 
-def _sentence(row: dict[str, Any], data: str) -> str:
+def _sentences(c: Context, models: Sequence[str], rows: Sequence[dict[str, Any]], data: str) -> list[str]:
+    """What is retrieved, once for the variants of a model with the same numbers; then each one's gain over its host."""
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for model, row in zip(models, rows, strict=True):
+        if found := _retrieved(row):
+            alike.setdefault((model, found), []).append(row)
+    out = []
+    for (model, found), same in alike.items():
+        calls = [(row["Model"], *call) for row in same if (call := _called(row["ΔAUC vs its host"]))]
+        if len(same) == 1:
+            said = f"On {data} {same[0]['Model']} retrieves {found}."
+            said += "".join(f" Against its host alone it {word}: {gain}." for _, word, gain in calls)
+        else:
+            said = f"On {data} {len(same)} variants of {c.names.title(model)} retrieve {found}."
+            each = "; ".join(f"{title} {word} ({gain})" for title, word, gain in calls)
+            said += f" Each against its host alone: {each}." if each else ""
+        out.append(said)
+    return out
+
+
+def _retrieved(row: dict[str, Any]) -> str:
+    """Recall beside popularity; empty where one of the numbers is missing."""
     found, plain, known = (row[f"Recall@10{k}"] for k in ("", ", popularity", ", popularity in condition"))
     if found.value is None or plain.value is None or known.value is None:
         return ""
     against = "above" if found.value > known.value else "not above"
-    gain = row["ΔAUC vs its host"]
-    call = {"better": "gains", "worse": "loses", "tied": "ties"}.get(verdict(gain))
     return (
-        f"On {data} {row['Model']} retrieves {found.text} of held-out items among 10, popularity {plain.text}; "
-        f"that is {against} the {known.text} of popularity inside the asked condition."
-        + (f" Against its host alone it {call}: {gain.text} {gain.band}." if call else "")
+        f"{found.text} of held-out items among 10, popularity {plain.text}; that is {against} the {known.text} of "
+        "popularity inside the asked condition"
     )
+
+
+def _called(gain: Cell) -> tuple[str, str] | None:
+    """(what the paired interval says, the gain with it); None where there is no interval."""
+    word = {"better": "gains", "worse": "loses", "tied": "ties"}.get(verdict(gain))
+    return (word, f"{gain.text} {gain.band}") if word else None
