@@ -120,6 +120,24 @@ def test_defaults_use_their_codes_and_leave_less_at_every_level(method):
     assert facts["collisions"] > 0 == facts["unresolved"]
 
 
+@pytest.mark.parametrize("method", ["rqkmeans", "rqvae"])
+def test_ids_are_those_of_the_content_and_their_own_seed(method):
+    """Whatever the process drew before; a seed of their own is the only one that changes them."""
+    x, config = clustered(), SidConfig(method=method, levels=2, codes=8, restart=5)
+
+    def made(drawn_before: int, seed: int = 0) -> tuple[torch.Tensor, dict[str, object]]:
+        torch.manual_seed(drawn_before)
+        ids = semantic_ids(x.clone(), config, seed=seed, steps=20, batch=64)
+        return ids.codes_IL, sid_facts(ids, config)
+
+    codes, facts = made(1)
+    for before in (1, 2):
+        again, same = made(before)
+        assert torch.equal(again, codes)
+        assert same == facts
+    assert not torch.equal(made(1, seed=1)[0], codes)
+
+
 def test_clusters_of_the_data_use_every_code():
     found = semantic_ids(clustered(2000, centres=16), SidConfig(levels=3, codes=16))
     assert min(found.used_L) > 0.95
