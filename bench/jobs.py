@@ -37,6 +37,7 @@ from ctrbench.datasets.schema import Batch
 from ctrbench.models.embedding import count_parameters, embedding_tables
 from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
+from ctrbench.models.lum_sid import SidUserModel
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
@@ -119,7 +120,10 @@ def run_pretrain(spec: RunSpec, folder: Path) -> RunRecord:
     start = time.perf_counter()
     spans = {"train": spec.train_rows, "valid": spec.valid_rows, "test": prepared.rows("test")}
     save_step_one(answers, prepared, spans, spec.history_length, folder)
-    extra = {"pretraining": asdict(done), "retrieval": asdict(found), "query_seconds": time.perf_counter() - start}
+    extra = {
+        "pretraining": asdict(done), "retrieval": asdict(found), "query_seconds": time.perf_counter() - start,
+        "semantic_ids": answers.user.codes.facts if isinstance(answers.user, SidUserModel) else None,
+    }  # fmt: skip
     return as_record(spec, [], extra)
 
 

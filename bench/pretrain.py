@@ -20,15 +20,18 @@ import torch
 from torch import Tensor
 
 from ctrbench.bench.checkpoint import load_checkpoint, save_checkpoint
+from ctrbench.bench.content import content_of
 from ctrbench.bench.last_rows import LastRows, event_log, last_rows, windows
 from ctrbench.bench.ranking import BATCH, MODEL, Floors, K, Retrieval, judged, ranks
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import SPLITS, Prepared
-from ctrbench.models.embedding import dense_parameters
+from ctrbench.models.embedding import dense_parameters, embedding_tables
 from ctrbench.models.lum import STEP_ONE, LumConfig
 from ctrbench.models.lum_answers import Store, UserAnswers
 from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_rows import Sequences, decoder_flops, loss_flops, pack, targets_of
+from ctrbench.models.lum_sid import SidUserModel
+from ctrbench.models.retriever import Catalogue
 
 QUERY_BATCH = 128
 """Rows of one group query of the store; its activations stay in cache."""
@@ -44,7 +47,7 @@ class Pretraining:
     rows: int
     """Packed rows of one epoch."""
     losses: list[float]
-    """Mean InfoNCE of each epoch."""
+    """Mean loss of each epoch: InfoNCE, or cross-entropy over codes."""
     flops: float
     """Training FLOPs by the closed form: three times forward (measures.md section 2)."""
     seconds: float
@@ -69,18 +72,30 @@ def packed_rows(log: Mapping[str, np.ndarray], pieces_W2: np.ndarray, length: in
     return Sequences(ids, torch.from_numpy(segment_RL), torch.from_numpy(place_RL))
 
 
-def epoch_flops(user: UserModel, rows: Sequences) -> float:
+def epoch_flops(user: UserModel | SidUserModel, rows: Sequences) -> float:
     """Forward FLOPs of tokens and decoder in one epoch, the masked half and padding left out."""
     largest = int(rows.segment_RL.max())
     sizes = torch.stack([(rows.segment_RL == s).sum(dim=1) for s in range(1, largest + 1)]).double()
     tokens = user.per_event * sizes
     pairs = float((tokens * (tokens + 1) / 2).sum())
-    dims = user.tables.width, user.norm.normalized_shape[0], len(user.layers), len(user.fields.side)
-    return decoder_flops(*dims, float(sizes.sum()), pairs, user.per_event)
+    dim, side = (user.tables.width, len(user.fields.side)) if isinstance(user, UserModel) else (0, 0)
+    width, layers = user.norm.normalized_shape[0], len(user.layers)
+    return decoder_flops(dim, width, layers, side, float(sizes.sum()), pairs, user.per_event)
 
 
-def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:
-    """Step 1: InfoNCE with Adam on dense weights, the tables' own optimizer inside their backward."""
+def _loss(user: UserModel | SidUserModel, batch: Sequences) -> tuple[Tensor, float]:
+    """(the loss of a batch, FLOPs of its head)."""
+    width = user.norm.normalized_shape[0]
+    if isinstance(user, SidUserModel):
+        codes = int((batch.segment_RL > 0).sum()) * user.places
+        return user.loss(batch), 2.0 * width * sum(user.codes.vocabulary) * codes
+    targets = targets_of(batch, user.fields.item)
+    flops = loss_flops(user.tables.width, width, targets.item_U.numel(), targets.index_N.numel())
+    return user.loss(batch, targets), flops
+
+
+def train_user_model(user: UserModel | SidUserModel, rows: Sequences, config: LumConfig, seed: int) -> Pretraining:
+    """Step 1: its loss with Adam on dense weights, the tables' own optimizer inside their backward."""
     start = time.perf_counter()
     parameters = dense_parameters(user)
     frozen = [not p.requires_grad for p in parameters]
@@ -94,16 +109,14 @@ def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: 
     for _ in range(config.pretrain_epochs):
         seen: list[Tensor] = []
         for part in torch.randperm(rows.size, generator=shuffle).split(config.pretrain_batch):
-            batch = rows.take(part)
-            targets = targets_of(batch, user.fields.item)
-            loss = user.loss(batch, targets)
+            loss, head = _loss(user, rows.take(part))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            user.tables.step()
+            for table in embedding_tables(user):
+                table.step()
             seen.append(loss.detach())
-            items, events = targets.item_U.numel(), targets.index_N.numel()
-            forward += loss_flops(user.tables.width, user.norm.normalized_shape[0], items, events)
+            forward += head
         losses.append(float(torch.stack(seen).mean()))
     user.eval()
     for p, was in zip(parameters, frozen, strict=True):
@@ -114,13 +127,15 @@ def train_user_model(user: UserModel, rows: Sequences, config: LumConfig, seed: 
     )  # fmt: skip
 
 
-def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int = K) -> Retrieval:
+def retrieve(
+    user: UserModel | SidUserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int, k: int = K
+) -> Retrieval:
     """Asks for each row's item under its condition, over the full catalogue; scope `model` is the user model.
 
     Floors count the items of the spans; the condition of an item is known of every item that the log or a row has.
     """
     item = log[user.fields.item]
-    of_item_V = np.zeros(user.tables.rows[user.tables.table_of[user.fields.item]], np.int64)
+    of_item_V = np.zeros(user.catalogue, np.int64)
     of_item_V[item] = log[user.fields.cond]
     of_item_V[rows.item_U] = rows.cond_U
     floors = Floors([item[b:e] for b, e in rows.spans_U2], of_item_V)
@@ -128,39 +143,43 @@ def retrieve(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, len
     return judged({MODEL: own_U, **floors.ranks(rows.item_U, rows.cond_U)}, k)
 
 
-def user_ranks(user: UserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int) -> np.ndarray:
+def user_ranks(
+    user: UserModel | SidUserModel, log: Mapping[str, np.ndarray], rows: LastRows, length: int
+) -> np.ndarray:
     """Rank [U] of each row's item over the full catalogue by the user model, asked under the row's condition."""
-    item, found = log[user.fields.item], []
-    with torch.no_grad():
-        every_Vd = user.items(torch.arange(user.tables.rows[user.tables.table_of[user.fields.item]]))
-        for begin in range(0, len(rows.spans_U2), BATCH):
-            part = rows.take(np.arange(begin, min(begin + BATCH, len(rows.spans_U2))))
-            answers = _answers(user, log, part.spans_U2, part.cond_U, length)
-            seen = [item[b:e] for b, e in part.spans_U2]
-            found.append(ranks(user.score(answers, every_Vd).numpy(), part.item_U, seen))
+    item, found, length = log[user.fields.item], [], min(length, user.reads)
+    for begin in range(0, len(rows.spans_U2), BATCH):
+        part = rows.take(np.arange(begin, min(begin + BATCH, len(rows.spans_U2))))
+        shown = newest(user, log, part.spans_U2, length)
+        seen = [item[b:e] for b, e in part.spans_U2]
+        found.append(ranks(user.scores(shown, torch.from_numpy(part.cond_U)).numpy(), part.item_U, seen))
     return np.concatenate(found)
 
 
-def _answers(
-    user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, asked_U: np.ndarray, length: int
-) -> Tensor:
-    """[U, d], one question a user after the newest `length` events."""
-    back_L = np.arange(length, 0, -1)
-    index_UL = spans_U2[:, 1:] - back_L
+def newest(
+    user: UserModel | SidUserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, length: int
+) -> Sequences:
+    """The newest `length` events of each span as the user model reads them, one user a row."""
+    index_UL = spans_U2[:, 1:] - np.arange(length, 0, -1)
     real_UL = index_UL >= spans_U2[:, :1]
-    ids = {n: torch.from_numpy(np.where(real_UL, v[np.maximum(index_UL, 0)], 0)) for n, v in log.items()}
-    place_UL = np.maximum(np.cumsum(real_UL, axis=1) - 1, 0)
-    sequences = Sequences(ids, torch.from_numpy(real_UL.astype(np.int64)), torch.from_numpy(place_UL))
-    return user.answers(sequences, torch.from_numpy(asked_U).unsqueeze(1))[0][:, 0]
+    ids = {n: torch.from_numpy(np.where(real_UL, log[n][np.maximum(index_UL, 0)], 0)) for n in user.names}
+    return user.sequences(ids, torch.from_numpy(real_UL))
 
 
 def pretrain(
     answers: UserAnswers, prepared: Prepared, config: LumConfig, train_rows: int, seed: int
 ) -> tuple[Pretraining, Retrieval]:
-    """Step 1, and leave-last-out retrieval: each user's last train event, which step 1 never saw."""
+    """Step 1, and leave-last-out retrieval: each user's last train event, which step 1 never saw.
+
+    Semantic IDs come first, from the content that the same events give.
+    """
     user, length = answers.user, answers.length
     rows = last_rows(prepared, user.fields, train_rows)
     log = event_log(prepared, user.fields)
+    if isinstance(user, SidUserModel):
+        content_VC, made_of = content_of(prepared, rows.spans_U2, answers.schema)
+        conds = torch.zeros(user.catalogue, dtype=torch.long)
+        user.codes.take(Catalogue(user.catalogue, conds, content_VC, made_of))
     done = train_user_model(user, packed_rows(log, windows(rows.spans_U2, length), length), config, seed)
     return done, retrieve(user, log, rows, length)
 
@@ -172,16 +191,16 @@ def save_step_one(
     user = answers.user
     save_checkpoint(user, folder, **_manifest(answers))
     rows = sum(prepared.rows(split) for split in SPLITS)
-    shape = (rows, answers.config.queries, user.norm.normalized_shape[0])
+    shape = (rows, answers.config.queries, user.norm.normalized_shape[0] + 1)
     partial = folder / f"{ANSWERS}.partial"
     stored = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     covered = []
     for split, wanted in spans.items():
         with torch.no_grad():
             for batch in Loader(prepared, split, QUERY_BATCH, rows=wanted, history_length=history_length):
-                found, _ = user.answers(answers.sequences(batch), answers.conditions(batch))
+                read, _ = answers.read(batch)
                 assert batch.row_B is not None
-                stored[batch.row_B.numpy()] = found.numpy()
+                stored[batch.row_B.numpy()] = torch.cat([read.answers_BQd, read.match_BQ.unsqueeze(2)], dim=2).numpy()
         end = prepared.first_row(split) + prepared.rows(split)
         covered.append((end - min(wanted, prepared.rows(split)), end))
     stored.flush()

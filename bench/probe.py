@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -23,11 +22,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ctrbench.bench.last_rows import LastRows, event_log, last_rows, windows
+from ctrbench.bench.pretrain import newest
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import FIRST_ID
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import EventFields, UserModel
-from ctrbench.models.lum_rows import Sequences
+from ctrbench.models.lum_sid import SidUserModel
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
@@ -94,16 +94,19 @@ def held_out(user_U: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(str(u).encode()) % 100 < TEST_SHARE for u in user_U.tolist()], dtype=bool)
 
 
-def wanted(prepared: Prepared, user: UserModel, rows: LastRows, train_rows: int) -> dict[str, np.ndarray | str]:
+def wanted(
+    prepared: Prepared, user: UserModel | SidUserModel, rows: LastRows, train_rows: int
+) -> dict[str, np.ndarray | str]:
     """Attribute -> class of every user [U], or why there are none.
 
     Attributes are user-side categorical fields of at most `MOST_VALUES` values that the user model does not read and
     that are constant in each user's train rows; then the condition of the held-out event.
     """
     schema, roles = prepared.schema, user.fields
+    read = {schema[n].table for n in user.names}
     names = [
         f.name for f in schema.categorical
-        if f.role == "user" and f.cardinality - FIRST_ID <= MOST_VALUES and f.table not in user.tables.rows
+        if f.role == "user" and f.cardinality - FIRST_ID <= MOST_VALUES and f.table not in read
     ]  # fmt: skip
     out: dict[str, np.ndarray | str] = {}
     if names:
@@ -125,7 +128,9 @@ def wanted(prepared: Prepared, user: UserModel, rows: LastRows, train_rows: int)
     return out
 
 
-def embed(user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, length: int) -> np.ndarray:
+def embed(
+    user: UserModel | SidUserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, length: int
+) -> np.ndarray:
     """float64 [U, 2d]: mean of the states of all tokens of a user's history, and the state of its newest token."""
     pieces_P2 = windows(spans_U2, length)  # of each user from the newest back
     per_user = -(-(spans_U2[:, 1] - spans_U2[:, 0]) // length)
@@ -139,27 +144,12 @@ def embed(user: UserModel, log: Mapping[str, np.ndarray], spans_U2: np.ndarray, 
     )
     for begin in range(0, len(pieces_P2), PIECES):
         part = slice(begin, begin + PIECES)
-        out_PNd, real_PN = _states(user, log, pieces_P2[part], length)
+        read = user.outputs(newest(user, log, pieces_P2[part], length))
+        out_PNd, real_PN = read[0].double().numpy(), read[1].numpy()
         np.add.at(sum_Ud, owner_P[part], (out_PNd * real_PN[:, :, None]).sum(axis=1))
         np.add.at(tokens_U, owner_P[part], real_PN.sum(axis=1))
         last_Ud[owner_P[part][newest_P[part]]] = out_PNd[newest_P[part], -1]
     return np.concatenate([sum_Ud / tokens_U[:, None], last_Ud], axis=1)
-
-
-@torch.no_grad()
-def _states(
-    user: UserModel, log: Mapping[str, np.ndarray], pieces_P2: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(states [P, N, d], which tokens are real), the newest event at the right end."""
-    index_PL = pieces_P2[:, 1:] - np.arange(length, 0, -1)
-    real_PL = index_PL >= pieces_P2[:, :1]
-    ids = {n: torch.from_numpy(np.where(real_PL, log[n][np.maximum(index_PL, 0)], 0)) for n in user.names}
-    place_PL = torch.from_numpy(np.maximum(np.cumsum(real_PL, axis=1) - 1, 0))
-    rows = Sequences(ids, torch.from_numpy(real_PL.astype(np.int64)), place_PL)
-    if user.per_event == 1:  # without conditions an event's item is the input of the place after it
-        rows = rows.one_more()
-    out_PNd = user.states(user.rows({n: v.flatten() for n, v in rows.ids.items()}), rows)
-    return out_PNd.double().numpy(), (rows.segment_RL > 0).repeat_interleave(user.per_event, dim=1).numpy()
 
 
 def counts(log: Mapping[str, np.ndarray], roles: EventFields, rows: LastRows) -> np.ndarray:

@@ -22,10 +22,12 @@ from ctrbench.kernels.attention import visible_pairs
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.lum_answers import UserAnswers
-from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
+from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_card import card
+from ctrbench.models.lum_fields import SidTarget, UserModelConfig, event_fields
 from ctrbench.models.lum_retriever import RETRIEVER
-from ctrbench.models.lum_sid import SidTarget
+from ctrbench.models.lum_rows import questioned
+from ctrbench.models.lum_sid import SidUserModel, sid_flops
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 Use = Literal["both", "direct", "match"]
@@ -66,11 +68,14 @@ class LumConfig(UserModelConfig, SidTarget):
             raise ValueError("objective=joint trains the user model: add frozen=false")
         if not self.condition and self.queries != 1:
             raise ValueError(f"queries={self.queries}: without conditions there is one answer; add queries=1")
+        if self.target == "sid" and (self.objective == "joint" or not self.condition):
+            raise ValueError(f"target=sid: objective={self.objective}, condition={self.condition}: needs task and true")
 
 
 STEP_ONE = (
     "queries", "dim", "width", "layers", "heads", "cond", "similarity", "tau", "logq", "positions", "condition",
     "pretrain_epochs", "pretrain_batch", "pretrain_lr",
+    "target", "sid_method", "sid_levels", "sid_codes", "sid_collision", "sid_standardise",
 )  # fmt: skip
 """Options that decide step 1 and its answers; rankers that agree on them share both (paper section 4.4)."""
 
@@ -140,7 +145,7 @@ class LumRanker(nn.Module):
         }  # fmt: skip
 
     @property
-    def user_model(self) -> UserModel:
+    def user_model(self) -> UserModel | SidUserModel:
         """What step 1 trains."""
         return self.lum.user
 
@@ -174,10 +179,12 @@ def build(config: LumConfig, schema: FeatureSchema, device: str | None = None, *
 def user_flops(config: LumConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None) -> Flops:
     """Steps 1 and 2 of one user: 2L + Q tokens through 24d² a layer, attention, token maps, similarities.
 
-    Without conditions L + 1 tokens: those of the history and one after it.
+    Without conditions L + 1 tokens: those of the history and one after it. On semantic IDs see `sid_flops`.
     """
+    if config.target == "sid":
+        return sid_flops(config, schema, lengths)
     roles = event_fields(schema, config.cond)
-    top = schema.histories[roles.history][0].max_length
+    top = questioned(schema.histories[roles.history][0].max_length)
     d, q = config.width, config.queries
 
     def count(events: int, full: bool) -> float:

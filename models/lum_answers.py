@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.models.blocks import left_pad_index, take_padded
 from ctrbench.models.embedding import dense_parameters
-from ctrbench.models.histories import ordinals
+from ctrbench.models.item_codes import ItemCodes
 from ctrbench.models.lum_backbone import Read, UserModel, event_fields
 from ctrbench.models.lum_joint import joint_loss
 from ctrbench.models.lum_rows import Sequences
+from ctrbench.models.lum_sid import SidUserModel
 
 if TYPE_CHECKING:
     from ctrbench.models.lum import LumConfig
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 class Store:
     """Answers of a frozen user model, computed once for every row that a training will ask for."""
 
-    answers_NQd: np.ndarray
-    """float32, usually a file mapped into memory; only the rows of `spans` hold anything."""
+    answers_NQx: np.ndarray
+    """float32, usually a file mapped into memory; only the rows of `spans` hold anything. x: the d values of an answer,
+    then how well the row's item fits it."""
     spans: tuple[tuple[int, int], ...]
     """Numbers of the rows that were answered, [begin, end)."""
 
     def take(self, row_B: Tensor) -> Tensor:
-        """Answers [B, Q, d].
+        """Answers and matches [B, Q, d + 1].
 
         Raises:
             IndexError: a row that was never answered.
@@ -46,7 +48,21 @@ class Store:
             known_B |= (number_B >= begin) & (number_B < end)
         if not known_B.all():
             raise IndexError(f"row {number_B[~known_B][0]} is outside the stored answers {self.spans}")
-        return torch.from_numpy(self.answers_NQd[number_B])
+        return torch.from_numpy(self.answers_NQx[number_B])
+
+
+def user_model(config: LumConfig, schema: FeatureSchema, device: str) -> UserModel | SidUserModel:
+    """What step 1 trains."""
+    fields = event_fields(schema, config.cond)
+    if config.target == "sid":
+        items = schema[schema[fields.item].table].cardinality
+        return SidUserModel(config, schema, ItemCodes(items, config.sids)).to(device)
+    return UserModel(
+        fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
+        length=schema.histories[fields.history][0].max_length, similarity=config.similarity, tau=config.tau,
+        logq=config.logq, positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
+        condition=config.condition,
+    )  # fmt: skip
 
 
 class UserAnswers(nn.Module):
@@ -54,8 +70,6 @@ class UserAnswers(nn.Module):
 
     def __init__(self, config: LumConfig, schema: FeatureSchema, device: str) -> None:
         super().__init__()
-        if config.target != "item":
-            raise ValueError(f"target={config.target} retrieves and has no answers for a ranker; use target=item")
         self.config, self.schema = config, schema
         self.store: Store | None = None
         """Answers to look up instead of computing them: the same values (a frozen user model only)."""
@@ -65,12 +79,7 @@ class UserAnswers(nn.Module):
         rows = schema[schema[self.fields.cond].table].cardinality
         if config.queries - 1 > rows - FIRST_ID:
             raise ValueError(f"queries={config.queries}: field {self.fields.cond!r} has {rows - FIRST_ID} conditions")
-        self.user = UserModel(
-            self.fields, schema, dim=config.dim, width=config.width, layers=config.layers, heads=config.heads,
-            length=self.length, similarity=config.similarity, tau=config.tau, logq=config.logq,
-            positions=config.positions, tables=replace(config.tables, l2=0.0), device=device,
-            condition=config.condition,
-        )  # fmt: skip
+        self.user = user_model(config, schema, device)
         self.train_user(not config.frozen)
 
     def train_user(self, on: bool) -> None:
@@ -79,18 +88,21 @@ class UserAnswers(nn.Module):
             p.requires_grad_(on)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers [B, Q, d], the target's item token [B, d], similarities [B, Q]."""
+        """Answers [B, Q, d], the target's item token [B, d], how well the target fits each answer [B, Q]."""
         with torch.no_grad() if self.config.frozen else nullcontext():
             item_B = batch.ids[self.fields.item_target].values()
             if self.store is not None and self.config.frozen and batch.row_B is not None:
-                answers_BQd, item_Bd = self.store.take(batch.row_B), self.user.items(item_B)
-            else:
-                sequences = self.sequences(batch)
-                read = self.user.read(sequences, self.conditions(batch), item_B)
-                answers_BQd, item_Bd = read.answers_BQd, read.item_Bd
-                if self.training and self.config.objective == "joint":
-                    self._read = read, sequences, batch
-            return answers_BQd, item_Bd, self.user.score(answers_BQd, item_Bd.unsqueeze(1)).squeeze(2)
+                stored_BQx = self.store.take(batch.row_B)
+                return stored_BQx[:, :, :-1], self.user.items(item_B), stored_BQx[:, :, -1]
+            read, sequences = self.read(batch)
+            if self.training and self.config.objective == "joint":
+                self._read = read, sequences, batch
+            return read.answers_BQd, read.item_Bd, read.match_BQ
+
+    def read(self, batch: Batch) -> tuple[Read, Sequences]:
+        """What the user model makes of a batch: its histories, asked about its targets."""
+        sequences = self.sequences(batch)
+        return self.user.read(sequences, self.conditions(batch), batch.ids[self.fields.item_target].values()), sequences
 
     def joint_loss(self) -> Tensor:
         """Weighted InfoNCE on the histories of the training batch read last.
@@ -100,16 +112,17 @@ class UserAnswers(nn.Module):
         """
         if self._read is None:
             raise RuntimeError("joint objective: run the model's forward in training mode before its extra loss")
+        assert isinstance(self.user, UserModel)
         (read, sequences, batch), self._read = self._read, None
         most = self.config.pretrain_batch
         return self.config.joint_weight * joint_loss(self.user, read, sequences, batch.user_B, batch.time_B, most)
 
     def sequences(self, batch: Batch) -> Sequences:
-        """Every row's history, the newest event at the right end."""
+        """The newest events of every row's history, at the right end."""
         first = batch.ids[self.fields.item]
-        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), self.length)
+        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), self.user.reads)
         ids = {n: take_padded(batch.ids[n].values(), index_BT, mask_BT) for n in self.user.names}
-        return Sequences(ids, mask_BT.long(), ordinals(mask_BT))
+        return self.user.sequences(ids, mask_BT)
 
     def conditions(self, batch: Batch) -> Tensor:
         """Condition ids [B, Q]; vocabularies are sorted by frequency, so the first ids are the most frequent."""

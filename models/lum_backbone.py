@@ -9,39 +9,25 @@ Dims: R rows, L events of a row, N real events of a batch, U different items of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize, pad
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrbench.datasets.schema import FeatureSchema
-from ctrbench.kernels.attention import lower_right
+from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 from ctrbench.models.gpt_block import GptLayer
+from ctrbench.models.histories import ordinals
 from ctrbench.models.lum_fields import EventFields, Positions, Similarity, UserModelConfig, event_fields
-from ctrbench.models.lum_rows import Sequences, Targets, targets_of
+from ctrbench.models.lum_masks import additive, block_mask, query_mask
+from ctrbench.models.lum_rows import Sequences, Targets, questioned, targets_of
 
 __all__ = ["EventFields", "Read", "UserModel", "UserModelConfig", "event_fields"]
-
-
-def block_mask(segment_RL: Tensor, per_event: int = 2) -> Tensor:
-    """bool [R, 1, N, N], N = per_event * L tokens: each sees its own user's up to itself; padding sees only itself."""
-    segment_RN = segment_RL.repeat_interleave(per_event, dim=1)
-    same_RNN = (segment_RN.unsqueeze(2) == segment_RN.unsqueeze(1)) & (segment_RN > 0).unsqueeze(1)
-    n = segment_RN.shape[1]
-    seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)
-    return (seen_RNN | torch.eye(n, dtype=torch.bool, device=segment_RL.device)).unsqueeze(1)
-
-
-def additive(seen: Tensor) -> Tensor:
-    """The mask as floats, built once for all layers."""
-    return torch.where(seen, torch.zeros((), device=seen.device), -math.inf)
 
 
 class Read(NamedTuple):
@@ -50,6 +36,8 @@ class Read(NamedTuple):
     answers_BQd: Tensor
     item_Bd: Tensor
     """Item tokens that were asked for; empty without."""
+    match_BQ: Tensor
+    """How well the item fits each answer; empty without."""
     predicting_BLd: Tensor
     """Output of the position that predicts each event of the history."""
     item_BLx: Tensor
@@ -75,6 +63,7 @@ class UserModel(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.fields, self.similarity, self.tau, self.logq, self.positions = fields, similarity, tau, logq, positions
+        self.reads = questioned(length)
         self.per_event = 2 if condition else 1
         self.names = (fields.item, *((fields.cond,) if condition else ()), *fields.side)
         rows = {schema[n].table: schema[schema[n].table].cardinality for n in self.names}
@@ -96,6 +85,15 @@ class UserModel(nn.Module):
         nn.init.normal_(self.place.weight, std=0.02)
         self.layers = nn.ModuleList(GptLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+
+    @property
+    def catalogue(self) -> int:
+        """V, rows of the item table."""
+        return self.tables.rows[self.tables.table_of[self.fields.item]]
+
+    def sequences(self, ids: Mapping[str, Tensor], real_BL: Tensor) -> Sequences:
+        """Histories as the model reads them, one user a row."""
+        return Sequences({n: ids[n] for n in self.names}, real_BL.long(), ordinals(real_BL))
 
     def rows(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Table rows of flat ids, field by field, in one lookup: name -> [n] gives name -> [n, dim]."""
@@ -143,6 +141,21 @@ class UserModel(nn.Module):
         """Outputs of all tokens, [R, 2L, d] (L without conditions)."""
         x = self.token(rows, sequences.place_RL)
         return self.run(x, additive(block_mask(sequences.segment_RL, self.per_event)))
+
+    @torch.no_grad()
+    def outputs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """(outputs [R, N, d] of all tokens of users' histories, which of them are real [R, N])."""
+        if self.cond_map is None:  # an event's item is the input of the place after it
+            sequences = sequences.one_more()
+        out = self.states(self.rows({n: sequences.ids[n].flatten() for n in self.names}), sequences)
+        return out, (sequences.segment_RL > 0).repeat_interleave(self.per_event, dim=1)
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequences, cond_B: Tensor) -> Tensor:
+        """Similarity [B, V] of the answer to one question a user with every item token; -inf for what is no item."""
+        answer_Bd = self.answers(sequences, cond_B.unsqueeze(1))[0][:, 0]
+        every_Vd = self.items(torch.arange(self.catalogue, device=answer_Bd.device))
+        return pad(self.score(answer_Bd, every_Vd)[:, FIRST_ID:], (FIRST_ID, 0), value=-torch.inf)
 
     def score(self, out: Tensor, item_map: Tensor) -> Tensor:
         """s(o, e) before the temperature: operands ready for a product."""
@@ -205,22 +218,15 @@ class UserModel(nn.Module):
         item_BLx = history[self.fields.item].view(batch, -1, self.tables.width)[:, :length]
         if self.cond_map is None:
             out = self.states(history, sequences)
-            return Read(out[:, -1:], wanted, out[:, :-1], item_BLx)
+            return self._read(out[:, -1:], wanted, out[:, :-1], item_BLx)
         asked = self.cond_map(rows[self.fields.cond][tokens:]).view(batch, queries, -1)
         next_B = (sequences.segment_RL > 0).sum(dim=1)
         place_B = 2 * next_B if self.positions == "token" else next_B
         asked = asked + self.place(place_B).unsqueeze(1)
         x = torch.cat([self.token(history, sequences.place_RL), asked], dim=1)
         out = self.run(x, additive(query_mask(sequences.segment_RL, queries)))
-        return Read(out[:, -queries:], wanted, out[:, :-queries:2], item_BLx)
+        return self._read(out[:, -queries:], wanted, out[:, :-queries:2], item_BLx)
 
-
-def query_mask(segment_BL: Tensor, queries: int, tokens: int = 2) -> Tensor:
-    """bool [B, 1, 2L + Q, 2L + Q]: history as in `block_mask`; a query sees the history and itself, nobody sees it."""
-    history_BNN = block_mask(segment_BL, tokens).squeeze(1)
-    batch, n, _ = history_BNN.shape
-    mask = history_BNN.new_zeros(batch, n + queries, n + queries)
-    mask[:, :n, :n] = history_BNN
-    mask[:, n:, :n] = (segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)
-    mask[:, n:, n:] = torch.eye(queries, dtype=torch.bool, device=segment_BL.device)
-    return mask.unsqueeze(1)
+    def _read(self, answers_BQd: Tensor, item_Bd: Tensor, predicting_BLd: Tensor, item_BLx: Tensor) -> Read:
+        match_BQ = self.score(answers_BQd, item_Bd.unsqueeze(1)).squeeze(2) if len(item_Bd) else answers_BQd[:0, :, 0]
+        return Read(answers_BQd, item_Bd, match_BQ, predicting_BLd, item_BLx)

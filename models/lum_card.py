@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ctrbench.models.cards import fixed, switched
-from ctrbench.models.lum_sid import target_row
 from ctrbench.models.spec import FidelityCard
 
 if TYPE_CHECKING:
@@ -14,6 +13,11 @@ if TYPE_CHECKING:
 NO_CONDITION = (
     "the paper's ablation without it is not described: ours is a learned start, then items alone, each position "
     "predicting the next item; the answer is the output at the newest item, the same for every candidate"
+)
+
+TARGET = (
+    "sid (TaoSID) is our form: codes one by one under the condition, softmax over all codes, no negatives; an answer "
+    "is the state at the condition, a similarity the mean log-probability of the item's codes over that of even ones"
 )
 
 
@@ -35,6 +39,8 @@ def card(config: LumConfig) -> FidelityCard:
             switched(config, "frozen", True, "no gradient into the user model", "4.3", at="faithful"),
             switched(config, "objective", "task", "objective of step 3", "4.3",
                      f"joint, ours: plus step 1's loss on the batch's histories, weight {config.joint_weight}"),
+            fixed("events before a question", "adapted", "n/k", "the newest but the oldest of as many as training rows "
+                  "hold: no training has a condition at the place behind a full row"),
             fixed("store of answers", "faithful" if config.frozen else "adapted", "4.4", "trainings look answers up, "
                   "one store for all hosts; timed and counted steps compute them with the batch; the same values"),
             fixed("conditions", "adapted", "4.1", "public data has no scenario or query: the item's category; step 2 "
@@ -46,7 +52,8 @@ def card(config: LumConfig) -> FidelityCard:
             switched(config, "tau", 0.07, "temperature"),
             switched(config, "logq", False, "correction for item frequency"),
             switched(config, "positions", "token", "positions"),
-            target_row(config),
+            fixed("target of step 1", *(("faithful", "4.1") if config.target == "item" else ("unknown", "n/k")), TARGET,
+                  f"target={config.target}"),
             fixed("sizes and schedule of step 1", "unknown", "n/k", "ours",
                   f"dim={config.dim}, width={config.width}, layers={config.layers}, heads={config.heads}, "
                   f"pretrain_epochs={config.pretrain_epochs}"),

@@ -7,9 +7,11 @@ from typing import Literal
 
 from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.residual_codes import SidOptions
 
 Similarity = Literal["cosine", "dot"]
 Positions = Literal["token", "pair"]
+Target = Literal["item", "sid"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +35,20 @@ class UserModelConfig:
     condition: bool = True
     """A condition token before each item; without, items alone: each predicts the next one (ablation)."""
     tables: TableConfig = field(default_factory=TableConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SidTarget(SidOptions):
+    """What LUM's first step predicts."""
+
+    target: Target = "item"
+    """`sid`: the codes of the item's semantic ID, one by one (models.md section 4.1)."""
+    beams: int = 50
+    """Of a retrieval with `target=sid`; as many as there are items scores all of them."""
+
+    def __post_init__(self) -> None:
+        if self.target not in ("item", "sid") or self.beams < 1:
+            raise ValueError(f"target={self.target!r}: choose item or sid; beams={self.beams}: at least 1")
 
 
 @dataclass(frozen=True, slots=True)

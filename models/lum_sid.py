@@ -1,64 +1,39 @@
 """LUM's user model with semantic IDs as targets (models.md section 4.1; the form is ours, no paper is established).
 
 An event is c, s_1, ..., s_m: its condition, then the codes of its item. Each of c, s_1, ..., s_(m-1) predicts the code
-that follows, by softmax over the whole code vocabulary; there are no negatives.
+that follows, by softmax over the whole code vocabulary; there are no negatives. A question is c_q, s_1, ..., s_(m-1)
+after the history: the output at c_q is the answer, and the codes of the item in question say how well it fits.
 
-Dims: R rows, L events of a row, m codes of an item, K codes of all places together, B users, T padded history length,
-W beams, H heads, N tokens of a history and the question, J codes of a beam until now, d width of a token or a head
+Dims: R rows, L events of a row, m codes of an item, K codes of all places together, B users, Q questions, W beams,
+H heads, N tokens of a history and the question, J codes of a beam until now, d width of a token or a head
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from ctrbench.datasets.schema import FeatureSchema
-from ctrbench.kernels.attention import attention
+from ctrbench.kernels.attention import attention, visible_pairs
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.cards import fixed
 from ctrbench.models.gpt_block import GptLayer
 from ctrbench.models.histories import ordinals
 from ctrbench.models.item_codes import ItemCodes
-from ctrbench.models.lum_backbone import additive, block_mask, event_fields, query_mask
-from ctrbench.models.lum_rows import Sequences
-from ctrbench.models.residual_codes import SidOptions
-from ctrbench.models.retriever import Asked, Catalogue, Histories
-from ctrbench.models.spec import CardRow
+from ctrbench.models.lum_backbone import Read
+from ctrbench.models.lum_fields import event_fields
+from ctrbench.models.lum_masks import additive, block_mask, query_mask
+from ctrbench.models.lum_rows import Sequences, questioned
+from ctrbench.models.semantic_ids import vocabulary_of
+from ctrbench.models.spec import Flops
 
 if TYPE_CHECKING:
     from ctrbench.models.lum import LumConfig
-
-
-Target = Literal["item", "sid"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SidTarget(SidOptions):
-    """What LUM's first step predicts."""
-
-    target: Target = "item"
-    """`sid`: the codes of the item's semantic ID; such a user model retrieves, and has no answers for a ranker."""
-    beams: int = 50
-    """Of a retrieval with `target=sid`; as many as there are items scores all of them."""
-
-    def __post_init__(self) -> None:
-        if self.target not in ("item", "sid") or self.beams < 1:
-            raise ValueError(f"target={self.target!r}: choose item or sid; beams={self.beams}: at least 1")
-
-
-def target_row(config: SidTarget) -> CardRow:
-    """The card's row of the target."""
-    note = "sid (TaoSID) is our form: codes one by one under the condition, softmax over all codes, no negatives"
-    known = config.target == "item"
-    return fixed("target of step 1", "faithful" if known else "unknown", "4.1" if known else "n/k", note,
-                 f"target={config.target}")  # fmt: skip
 
 
 class SidUserModel(nn.Module):
@@ -76,9 +51,12 @@ class SidUserModel(nn.Module):
     def __init__(self, config: LumConfig, schema: FeatureSchema, codes: ItemCodes) -> None:
         super().__init__()
         self.fields, self.codes, self.positions = event_fields(schema, config.cond), codes, config.positions
+        self.names = (self.fields.item, self.fields.cond, *self.fields.side)
         self.length = schema.histories[self.fields.history][0].max_length
+        self.reads = questioned(self.length)
         self.places = len(codes.vocabulary)
         """m."""
+        self.per_event = 1 + self.places
         self.starts = tuple(accumulate(codes.vocabulary[:-1], initial=0))
         self.starts_m: Tensor
         self.register_buffer("starts_m", torch.tensor(self.starts), persistent=False)
@@ -107,19 +85,75 @@ class SidUserModel(nn.Module):
         placed = [part + self.at(sequences.place_RL, token) for token, part in enumerate(parts)]
         return torch.stack(placed, dim=2).flatten(1, 2), code_RLm
 
+    @property
+    def catalogue(self) -> int:
+        """V, rows of the item table."""
+        return len(self.codes.known_V)
+
+    def sequences(self, ids: Mapping[str, Tensor], real_BL: Tensor) -> Sequences:
+        """Histories as the model reads them, one user a row; events of items without an ID are left out."""
+        known_BL = real_BL & self.codes.known_V[ids[self.fields.item]]
+        return Sequences({n: ids[n] for n in self.names}, known_BL.long(), ordinals(known_BL))
+
+    def run(self, x_RNd: Tensor, seen: Tensor) -> Tensor:
+        """Decoder layers and final norm under a mask of bool."""
+        mask = additive(seen)
+        for layer in self.layers:
+            x_RNd = layer(x_RNd, mask)
+        return self.norm(x_RNd)
+
+    @torch.no_grad()
+    def outputs(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """(outputs [R, N, d] of all tokens of users' histories, which of them are real [R, N])."""
+        out_RNd = self.run(self.tokens(sequences)[0], block_mask(sequences.segment_RL, self.per_event))
+        return out_RNd, (sequences.segment_RL > 0).repeat_interleave(self.per_event, dim=1)
+
     def loss(self, sequences: Sequences) -> Tensor:
         """Mean cross-entropy over the predicting tokens of all real events."""
         x_RNd, code_RLm = self.tokens(sequences)
-        # A mask of another type than the queries is misread by the CPU's fused attention, without an error.
-        mask = additive(block_mask(sequences.segment_RL, 1 + self.places)).to(x_RNd.dtype)
-        for layer in self.layers:
-            x_RNd = layer(x_RNd, mask)
         real_RL = sequences.segment_RL > 0
-        state_RLd = x_RNd.unflatten(1, (-1, 1 + self.places))[:, :, : self.places][real_RL]
-        return cross_entropy(self.head(self.norm(state_RLd)).flatten(0, 1), code_RLm[real_RL].flatten())
+        out_RNd = self.run(x_RNd, block_mask(sequences.segment_RL, self.per_event))
+        state_RLd = out_RNd.unflatten(1, (-1, self.per_event))[:, :, : self.places][real_RL]
+        return cross_entropy(self.head(state_RLd).flatten(0, 1), code_RLm[real_RL].flatten())
 
-    def answers(self, sequences: Sequences, cond_B: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
-        """Step 2: one question a user, after the newest event at the right end.
+    def items(self, item_N: Tensor) -> Tensor:
+        """Item tokens [N, d]: the sum of an item's code vectors, 0 without an ID."""
+        codes_Nm = self.codes.codes_VL[item_N] + self.starts_m
+        return self.code(codes_Nm).sum(dim=1) * self.codes.known_V[item_N].unsqueeze(1)
+
+    def read(self, sequences: Sequences, cond_BQ: Tensor, item_B: Tensor) -> Read:
+        """Step 2: Q questions about one item a user, after one shared history; a question sees it and itself.
+
+        The match of an item with an answer is the mean over its codes of log-probability, less that of codes drawn
+        evenly: 0 for an item without an ID. What a loss on the histories would need is left empty.
+
+        Args:
+            sequences: one user a row, the newest event at the right end.
+            cond_BQ: condition ids; every question stands at the place after the last event.
+            item_B: the item.
+        """
+        queries, m = cond_BQ.shape[1], self.places
+        next_B1 = (sequences.segment_RL > 0).sum(dim=1, keepdim=True)
+        code_Bm = self.codes.codes_VL[item_B] + self.starts_m
+        asked_BQd = self.cond(cond_BQ) + self.at(next_B1, 0)
+        told = [(self.code(code_Bm[:, j - 1 : j]) + self.at(next_B1, j)).expand_as(asked_BQd) for j in range(1, m)]
+        own_BNd = torch.stack([asked_BQd, *told], dim=2).flatten(1, 2)
+        x_BNd = torch.cat([self.tokens(sequences)[0], own_BNd], dim=1)
+        out_BNd = self.run(x_BNd, query_mask(sequences.segment_RL, queries, self.per_event, m))
+        out_BQmd = out_BNd[:, -queries * m :].unflatten(1, (queries, m))
+        log_BQm = self.head(out_BQmd).log_softmax(dim=3).gather(3, code_Bm[:, None, :, None].expand(-1, queries, -1, 1))
+        even = sum(math.log(k) for k in self.codes.vocabulary) / m
+        match_BQ = (log_BQm.squeeze(3).mean(dim=2) + even) * self.codes.known_V[item_B].unsqueeze(1)
+        none = out_BNd[:0, :0]
+        return Read(out_BQmd[:, :, 0], self.items(item_B), match_BQ, none, none)
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequences, cond_B: Tensor, beams: int = 0) -> Tensor:
+        """Log-probability [B, V] of the items that so many beams end at, -inf for the rest; 0 scores all items."""
+        return self.codes.scores(self.search(sequences, cond_B, beams or self.catalogue))
+
+    def ask(self, sequences: Sequences, cond_B: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+        """One question a user, after the newest event at the right end, with what a search goes on from.
 
         Returns:
             hidden states [B, d] at the asked condition, keys and values [B, H, N, d] of each layer, and the mask
@@ -128,7 +162,7 @@ class SidUserModel(nn.Module):
         next_B = (sequences.segment_RL > 0).sum(dim=1)
         asked_B1d = (self.cond(cond_B) + self.at(next_B, 0)).unsqueeze(1)
         x_BNd = torch.cat([self.tokens(sequences)[0], asked_B1d], dim=1)
-        mask = additive(query_mask(sequences.segment_RL, 1, 1 + self.places)).to(x_BNd.dtype)
+        mask = additive(query_mask(sequences.segment_RL, 1, self.per_event))
         kept = []
         for layer in self._stack():
             q_BHNd, k_BHNd, v_BHNd = layer.parts(x_BNd)
@@ -139,7 +173,7 @@ class SidUserModel(nn.Module):
     @torch.no_grad()
     def search(self, sequences: Sequences, cond_B: Tensor, beams: int) -> tuple[Tensor, Tensor]:
         """(log-probability [B, W], item [B, W]) of the best items under a condition; see `Trie.search`."""
-        answer_Bd, kept, mask = self.answers(sequences, cond_B)
+        answer_Bd, kept, mask = self.ask(sequences, cond_B)
         next_B1 = (sequences.segment_RL > 0).sum(dim=1, keepdim=True)
         past: list[tuple[Tensor, Tensor]] = []
 
@@ -183,45 +217,16 @@ def _beams(own_BHWJd: Tensor, parent_BW: Tensor) -> Tensor:
     return own_BHWJd.gather(2, at)
 
 
-class SidRetriever(nn.Module):
-    """The user model on semantic IDs, asked under the condition of the event looked for."""
+def sid_flops(config: LumConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None) -> Flops:
+    """Steps 1 and 2 of one user: L(1 + m) + Qm tokens through 24d² a layer, attention, 2dK for each of a question's."""
+    roles, sizes = event_fields(schema, config.cond), vocabulary_of(config.sids)
+    longest = questioned(schema.histories[roles.history][0].max_length)
+    m, d, q = len(sizes), config.width, config.queries
 
-    def __init__(
-        self, config: LumConfig, schema: FeatureSchema, catalogue: Catalogue, device: str | None = None
-    ) -> None:
-        super().__init__()
-        codes = ItemCodes(catalogue, config.sids)
-        self.beams, self.facts = config.beams, codes.facts
-        with torch.device(device) if device else nullcontext():
-            self.user = SidUserModel(config, schema, codes)
-        codes.to(self.user.head.weight.device)
+    def count(events: int, full: bool) -> float:
+        history = events * (1 + m)
+        tokens = history + q * m
+        pairs = tokens**2 if full else visible_pairs(history, history) + q * (m * history + visible_pairs(m, m))
+        return config.layers * (24.0 * d * d * tokens + 4.0 * d * pairs) + 2.0 * d * sum(sizes) * q * m
 
-    def sequences(self, histories: Histories) -> Sequences:
-        """The events as the user model reads them, cut into rows that it has positions for, the newest at the end.
-
-        Events of items without an ID are left out. Rows that hold no event at all stay, so that users keep their place:
-        rows [B * pieces, L], the newest piece of every user first.
-        """
-        length = self.user.length
-        pieces = max(1, -(-histories.real_BT.shape[1] // length))
-        short = pieces * length - histories.real_BT.shape[1]
-        real_BT = histories.real_BT & self.user.codes.known_V[histories.ids[self.user.fields.item]]
-
-        def cut(t_BT: Tensor) -> Tensor:
-            return pad(t_BT, (short, 0)).unflatten(1, (pieces, length)).flip(1).transpose(0, 1).flatten(0, 1)
-
-        real_RL = cut(real_BT)
-        names = (self.user.fields.item, self.user.fields.cond, *self.user.fields.side)
-        return Sequences({n: cut(histories.ids[n]) for n in names}, real_RL.long(), ordinals(real_RL))
-
-    def loss(self, histories: Histories) -> Tensor:
-        """Mean cross-entropy of the codes of every event under its condition."""
-        rows = self.sequences(histories)
-        return self.user.loss(rows.take((rows.segment_RL > 0).any(dim=1)))
-
-    @torch.no_grad()
-    def scores(self, histories: Histories, asked: Asked) -> Tensor:
-        """Log-probability [B, V] of the items that the beams end at, -inf for the rest."""
-        users = len(asked.cond_B)
-        newest = self.sequences(histories).take(torch.arange(users, device=asked.cond_B.device))
-        return self.user.codes.scores(self.user.search(newest, asked.cond_B, self.beams))
+    return Flops(count(longest, True), count(min(longest, (lengths or {}).get(roles.history, longest)), False))

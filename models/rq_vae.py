@@ -66,8 +66,9 @@ def train_rq_vae(x_IC: Tensor, config: SidConfig, *, steps: int, batch: int, lr:
 
     Codes that no item has start anew every `config.restart` steps; the last so many steps are left to settle.
     """
-    torch.manual_seed(seed)
-    model, g = RqVae(x_IC.shape[1], config), torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():  # the caller's draws are its own
+        torch.manual_seed(seed)
+        model, g = RqVae(x_IC.shape[1], config), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
     for step in range(steps):
         rows_IC = x_IC[torch.randint(len(x_IC), (min(batch, len(x_IC)),), generator=g)]

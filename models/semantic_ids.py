@@ -74,17 +74,22 @@ def semantic_ids(
     collided = _repeats(codes_IL)
     if config.collision == "spill_knn" and books is not None:
         codes_IL = _spilled(codes_IL, x_IC, books)
-    vocabulary = (config.codes,) * config.levels
+    vocabulary = vocabulary_of(config)
     if config.collision == "append":
         extra_I = torch.tensor(_numbers(codes_IL))
         codes_IL = torch.cat([codes_IL, extra_I.unsqueeze(1)], dim=1)
-        vocabulary = (*vocabulary, int(extra_I.max()) + 1)
+        vocabulary = (*vocabulary[:-1], max(vocabulary[-1], int(extra_I.max()) + 1))
     return SemanticIds(
         codes_IL=codes_IL, vocabulary=vocabulary, used_L=tuple((counts_LK > 0).double().mean(dim=1).tolist()),
         entropy_L=tuple(torch.special.entr(counts_LK / len(x_IC)).sum(dim=1).tolist()),
         mean_square=float(x_IC.square().sum(dim=1).mean()), mean_square_L=() if left is None else tuple(left.tolist()),
         collisions=collided, unresolved=_repeats(codes_IL),
     )  # fmt: skip
+
+
+def vocabulary_of(config: SidConfig) -> tuple[int, ...]:
+    """Codes of each place. An appended one has as many as a level, as in TIGER; collisions may need more."""
+    return (config.codes,) * (config.levels + (config.collision == "append"))
 
 
 def _repeats(codes_IL: Tensor) -> int:

@@ -44,7 +44,7 @@ class TigerRetriever(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.item = config, event_fields(schema).item
-        self.codes = ItemCodes(catalogue, config.sids)
+        self.codes = ItemCodes(catalogue.items, config.sids).take(catalogue, grow=True)
         self.facts = self.codes.facts
         with torch.device(device) if device else nullcontext():
             self.net = Tiger(config, self.codes.vocabulary)

@@ -354,3 +354,26 @@ def test_pre_training_learns_what_popularity_cannot(sequence_schema: FeatureSche
     assert found.users == 400
     assert found.recall["model"] > 2 * max(found.recall["popularity"], found.recall["popularity_in_condition"])
     assert all(not p.requires_grad for p in user.parameters() if p.dtype.is_floating_point and p.dim() > 1)
+
+
+@pytest.mark.parametrize("target", ["item", "sid"])
+@pytest.mark.parametrize("positions", ["token", "pair"])
+def test_a_question_stands_at_a_place_that_training_has(
+    sequence_schema: FeatureSchema, target: str, positions: str
+) -> None:
+    """Training rows of as many events as fit move the place of a question behind as many events as are shown."""
+    model = ranker(sequence_schema, target=target, positions=positions, sid_codes=4)
+    user, batch = model.user_model, synthetic_batch(sequence_schema, 4)
+    real = torch.ones(3, LENGTH, dtype=torch.bool)
+    full = user.sequences({n: torch.randint(FIRST_ID, 5, real.shape) for n in user.names}, real)
+    for p in user.parameters():
+        p.requires_grad_(True)
+    user.loss(full).backward()
+    shown = model.lum.sequences(batch)
+    assert int((shown.segment_RL > 0).sum(dim=1).max()) == LENGTH - 1, (
+        "histories are full, the oldest event is left out"
+    )
+    assert user.place.weight.grad is not None
+    place = (LENGTH - 1) * (user.per_event if positions == "token" else 1)
+    assert user.place.weight.grad[place].any()
+    assert not user.place.weight.grad[place + (user.per_event if positions == "token" else 1) :].any()

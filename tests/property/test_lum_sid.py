@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from ctrbench.bench.registry import model_spec
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
 from ctrbench.models.lum import LumConfig
+from ctrbench.models.lum_retriever import SidRetriever
 from ctrbench.models.lum_rows import Sequences
-from ctrbench.models.lum_sid import SidRetriever
 from ctrbench.models.retriever import Asked, Catalogue, Histories
 
 ITEMS, KNOWN, LENGTH = 50, 40, 6  # 6: the longest history of the small schema
@@ -226,8 +226,9 @@ def test_it_learns_its_users(sequence_schema: FeatureSchema) -> None:
 def test_what_the_target_cannot_do_is_refused(sequence_schema: FeatureSchema) -> None:
     with pytest.raises(ValueError, match="choose item or sid"):
         LumConfig(target="token")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no answers for a ranker"):
-        SPEC.build(LumConfig(target="sid"), sequence_schema)
+    for wrong in ({"frozen": False, "objective": "joint"}, {"condition": False, "queries": 1}):
+        with pytest.raises(ValueError, match="target=sid: objective"):
+            LumConfig(target="sid", **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="resolve collisions"):
         SPEC.retriever.build(
             LumConfig(target="sid", sid_codes=4, sid_levels=1, sid_collision="none"), sequence_schema, catalogue(True)

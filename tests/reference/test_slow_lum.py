@@ -186,7 +186,8 @@ def test_user_model_of_lum_on_semantic_ids(
     g = torch.Generator().manual_seed(seed)
     content = torch.randn(12, 3, generator=g)
     content[:3] = 0.0
-    codes = ItemCodes(Catalogue(12, torch.zeros(12).long(), content, "random"), SidConfig(levels=levels, codes=3))
+    codes = ItemCodes(12, SidConfig(levels=levels, codes=3))
+    codes.take(Catalogue(12, torch.zeros(12).long(), content, "random"), grow=True)
     config = LumConfig(target="sid", width=heads * head_width, layers=layers, heads=heads, positions=positions)
     model: Any = randomised(SidUserModel(config, schema, codes), seed)
     segment, place = torch.zeros(2, len(spans), length, dtype=torch.long)

@@ -14,6 +14,7 @@ from ctrbench.bench import probe
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.jobs import JOBS
 from ctrbench.bench.last_rows import event_log, last_rows
+from ctrbench.bench.pretrain import newest
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.specs import Ready, probe_spec, suite_specs
 from ctrbench.datasets.prepare import prepare
@@ -91,9 +92,9 @@ def one_user(user: UserModel, log: dict[str, np.ndarray], begin: int, end: int, 
     states = []
     for stop in range(end, begin, -length):
         part = np.array([[max(begin, stop - length), stop]])
-        out, real = probe._states(user, log, part, int(part[0, 1] - part[0, 0]))
+        out, real = user.outputs(newest(user, log, part, int(part[0, 1] - part[0, 0])))
         assert real.all()
-        states.append(out[0])
+        states.append(out[0].double().numpy())
     return np.concatenate([np.concatenate(states).mean(axis=0), states[0][-1]])
 
 

@@ -58,16 +58,26 @@ def test_numbers_of_rows_run_through_the_splits(prepared: Prepared) -> None:
     assert part == list(range(prepared.first_row("test") - 10, prepared.first_row("test")))
 
 
-def test_stored_answers_give_the_computed_logits(prepared: Prepared, tmp_path: Path) -> None:
-    spec = pretrain_spec(prepared)
+@pytest.mark.parametrize("target", ["item", "sid"])
+def test_stored_answers_give_the_computed_logits(prepared: Prepared, tmp_path: Path, target: str) -> None:
+    config = {"queries": 2, "target": target, "sid_codes": 16}
+    spec = pretrain_spec(prepared, config=config)
     folder = tmp_path / spec.key
     folder.mkdir()
-    JOBS["pretrain"](spec, folder)
+    record = JOBS["pretrain"](spec, folder)
     lum = registry.model_spec("lum")
-    model = lum.build(lum.config(host="fat", queries=2), prepared.schema_for(8))
+    model = lum.build(lum.config(host="fat", **config), prepared.schema_for(8))
     assert isinstance(model, LumRanker)
     load_step_one(model.lum, folder)
     model.eval()
+    if target == "sid":  # the codes come with the weights: those of the content, not the digits of a new model
+        facts, codes = record.extra["semantic_ids"], model.user_model.codes
+        assert facts["items"] == int(codes.known_V.sum())
+        assert facts["unresolved"] == 0
+        assert len(torch.unique(codes.codes_VL[codes.known_V], dim=0)) == facts["items"]
+        assert not torch.equal(
+            codes.codes_VL, lum.build(lum.config(**config), prepared.schema_for(8)).user_model.codes.codes_VL
+        )
     batches = list(Loader(prepared, "train", 50, rows=300, shuffle_seed=1, history_length=8))
     batches += list(Loader(prepared, "test", 50, history_length=8))
     assert model.lum.store is not None
