@@ -33,7 +33,8 @@ CROSS = (
     "tests/reference/test_peers.py",
 )
 _BLOCKS, _PAIRS, _FIELDS = "models/field_blocks.py", "kernels/pair_attention.py", "kernels/field_linear.py"
-_LAYERS, _MIXED, _BACKBONE = "models/onetrans_blocks.py", "kernels/mixed_linear.py", "models/lum_backbone.py"
+_LAYERS, _MIXED = "models/onetrans_blocks.py", "kernels/mixed_linear.py"
+_BACKBONE, _MASKS = "models/lum_backbone.py", "models/lum_masks.py"
 _INTEREST, _UNIT = "legacy_baselines/interest.py", "kernels/din_attention.py"
 _DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kernels/cross_mixture.py"
 
@@ -86,17 +87,17 @@ PLANTED = (
     # ------------------------------------------------------------------ LUM
     Mistake("lum", "loss on item positions", _BACKBONE, "self.states(rows, sequences)[:, :: self.per_event]",
             "self.states(rows, sequences)[:, 1 :: self.per_event]", LUM),
-    Mistake("lum", "users of a packed row see each other", _BACKBONE,
+    Mistake("lum", "users of a packed row see each other", _MASKS,
             "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
             "seen_RNN = lower_right(n, n, segment_RL.device) & (segment_RN > 0).unsqueeze(1)", LUM),
-    Mistake("lum", "tokens see the future", _BACKBONE, "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
+    Mistake("lum", "tokens see the future", _MASKS, "seen_RNN = same_RNN & lower_right(n, n, segment_RL.device)",
             "seen_RNN = same_RNN", LUM),
     Mistake("lum", "the item before its condition", _BACKBONE, "torch.stack([cond, item], dim=1)",
             "torch.stack([item, cond], dim=1)", LUM),
     Mistake("lum", "without conditions an event predicts itself", _BACKBONE, ".roll(1, dims=1)", "", LUM),
-    Mistake("lum", "queries see each other", _BACKBONE, "mask[:, n:, n:] = torch.eye(queries, dtype",
-            "mask[:, n:, n:] = torch.ones(queries, queries, dtype", LUM),
-    Mistake("lum", "queries see padding", _BACKBONE, "(segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)",
+    Mistake("lum", "queries see each other", _MASKS, "blocks = torch.eye(queries, dtype",
+            "blocks = torch.ones(queries, queries, dtype", LUM),
+    Mistake("lum", "queries see padding", _MASKS, "(segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)",
             "(segment_BL >= 0).repeat_interleave(tokens, dim=1).unsqueeze(1)", LUM),
     Mistake("lum", "temperature left out", _BACKBONE, "candidates_Ud) / self.tau", "candidates_Ud)", LUM),
     Mistake("lum", "frequency correction with the wrong sign", _BACKBONE, "logits_NU = logits_NU - torch.log",
@@ -104,6 +105,8 @@ PLANTED = (
     Mistake("lum", "a query at the place of the last event", _BACKBONE,
             'place_B = 2 * next_B if self.positions == "token"',
             'place_B = 2 * next_B - 1 if self.positions == "token"', LUM),
+    Mistake("lum", "a question at a place that no training row has", "models/lum_rows.py", "return max(1, length - 1)",
+            "return length", LUM),
     Mistake("lum", "joint loss on a user's oldest row", "models/lum_joint.py", "descending=True",
             "descending=False", JOINT),
     Mistake("lum", "joint loss without its weight", "models/lum_answers.py", "self.config.joint_weight * joint_loss",

@@ -131,7 +131,7 @@ def test_lum_scores_are_the_answer_to_the_asked_condition(length: int, users: in
         shown.time_BT, torch.nn.functional.pad(shown.real_BT, (0, 1), value=True), shown.user_B,
     )  # fmt: skip
     with torch.no_grad():
-        sequences = model.sequences(longer)
+        sequences = model.user.sequences(longer.ids, longer.real_BT)
         rows = model.user.rows({n: sequences.ids[n].flatten() for n in model.user.names})
         states = model.user.states(rows, sequences)[:, -2]  # of the condition token of the event looked for
         items = model.user.items(torch.arange(FIRST_ID, ITEMS))
