@@ -51,6 +51,14 @@ def ordinals(mask_BT: Tensor) -> Tensor:
     return (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
 
 
+def questioned(length: int) -> int:
+    """Most events to show a model that has learned to predict the next one from rows of `length` events.
+
+    Such a row asks for its last event after the others; behind a full row no answer was ever trained.
+    """
+    return max(1, length - 1)
+
+
 def gap_buckets(times_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """floor(log2(1 + seconds since the event before)) under `TIME_BUCKETS`; the first event has a bucket of its own."""
     gap_BT = (times_BT[:, 1:] - times_BT[:, :-1]).clamp(min=0)

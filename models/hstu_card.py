@@ -30,6 +30,8 @@ def card(config: Any) -> FidelityCard:
             fixed("retrieval: next item at every place, sampled softmax on unit vectors, temperature .05", "faithful",
                   code, "a job of its own without actions and user; 128 uniform negatives, drawn once a user and not "
                   "once a place; trained by Adam, the item table too"),
+            fixed("retrieval: events before a question", "adapted", "n/k", "the newest but the oldest of as many as "
+                  "training rows hold: behind a full row no answer is trained"),
             fixed("user's fields", "adapted", "n/k", "one token before the events, which sees all of them"),
             fixed("ragged kernels", "adapted", "3.2", "left-padded and masked; padding changes no result"),
             fixed("other fields of the candidate", "adapted", "n/k", "added to its token"),

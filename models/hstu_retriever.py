@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
-from ctrbench.models.histories import ordinals
+from ctrbench.models.histories import ordinals, questioned
 from ctrbench.models.hstu_layers import HstuLayer, Places
 from ctrbench.models.lum_backbone import event_fields
 from ctrbench.models.retriever import Asked, Catalogue, Histories, RetrieverSpec
@@ -47,6 +47,7 @@ class HstuRetriever(nn.Module):
         roles = event_fields(schema)
         self.item, self.negatives = roles.item, negatives
         longest = schema.histories[roles.history][0].max_length
+        self.reads = questioned(longest)
         with torch.device(device) if device else nullcontext():
             # Dense, under the optimizer of all weights, as in the public code. The rankers' tables (row-wise Adagrad)
             # learn faster in the first two epochs (docs/retrieval.md); beyond them they were not compared.
@@ -101,8 +102,11 @@ class HstuRetriever(nn.Module):
 
     @torch.no_grad()
     def scores(self, histories: Histories, asked: Asked) -> Tensor:
-        """Cosine of the newest event's answer, at the time that is asked for, with every item: [B, V]."""
-        answer_BD = self.encode(histories, asked.time_B)[:, -1]
+        """Cosine of the newest event's answer, at the time that is asked for, with every item: [B, V].
+
+        The newest events are shown, as many as an answer of training has before it.
+        """
+        answer_BD = self.encode(histories.newest(self.reads), asked.time_B)[:, -1]
         scores_BV = answer_BD @ normalize(self.vectors.weight, dim=1).T
         return pad(scores_BV[:, FIRST_ID:], (FIRST_ID, 0), value=-torch.inf)
 

@@ -21,12 +21,12 @@ from ctrbench.datasets.schema import Batch, FeatureSchema, Field
 from ctrbench.kernels.attention import visible_pairs
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
+from ctrbench.models.histories import questioned
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_card import card
 from ctrbench.models.lum_fields import SidTarget, UserModelConfig, event_fields
 from ctrbench.models.lum_retriever import RETRIEVER
-from ctrbench.models.lum_rows import questioned
 from ctrbench.models.lum_sid import SidUserModel, sid_flops
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 

@@ -22,10 +22,10 @@ from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 from ctrbench.models.gpt_block import GptLayer
-from ctrbench.models.histories import ordinals
+from ctrbench.models.histories import ordinals, questioned
 from ctrbench.models.lum_fields import EventFields, Positions, Similarity, UserModelConfig, event_fields
 from ctrbench.models.lum_masks import additive, block_mask, query_mask
-from ctrbench.models.lum_rows import Sequences, Targets, questioned, targets_of
+from ctrbench.models.lum_rows import Sequences, Targets, targets_of
 
 __all__ = ["EventFields", "Read", "UserModel", "UserModelConfig", "event_fields"]
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 def shown(user: UserModel | SidUserModel, histories: Histories) -> Sequences:
     """The newest events, as many as a question may have before it."""
-    ids = {n: histories.ids[n][:, -user.reads :] for n in user.names}
-    return user.sequences(ids, histories.real_BT[:, -user.reads :])
+    newest = histories.newest(user.reads)
+    return user.sequences(newest.ids, newest.real_BT)
 
 
 class LumRetriever(nn.Module):

@@ -13,12 +13,6 @@ import torch
 from torch import Tensor
 
 
-def questioned(length: int) -> int:
-    """Most events before a question: training rows of `length` events ask for the last one after the others, and a
-    place that no row has is a vector that nothing has trained."""
-    return max(1, length - 1)
-
-
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """Rows for step 1; several users may share a row (packing)."""

@@ -23,12 +23,12 @@ from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.kernels.attention import attention, visible_pairs
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.gpt_block import GptLayer
-from ctrbench.models.histories import ordinals
+from ctrbench.models.histories import ordinals, questioned
 from ctrbench.models.item_codes import ItemCodes
 from ctrbench.models.lum_backbone import Read
 from ctrbench.models.lum_fields import event_fields
 from ctrbench.models.lum_masks import additive, block_mask, query_mask
-from ctrbench.models.lum_rows import Sequences, questioned
+from ctrbench.models.lum_rows import Sequences
 from ctrbench.models.semantic_ids import vocabulary_of
 from ctrbench.models.spec import Flops
 

@@ -25,6 +25,11 @@ class Histories:
     user_B: Tensor
     """int64 user ids."""
 
+    def newest(self, events: int) -> Histories:
+        """At most so many of the newest events of every user."""
+        ids = {n: ids_BT[:, -events:] for n, ids_BT in self.ids.items()}
+        return Histories(ids, self.time_BT[:, -events:], self.real_BT[:, -events:], self.user_B)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:

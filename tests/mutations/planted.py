@@ -105,7 +105,7 @@ PLANTED = (
     Mistake("lum", "a query at the place of the last event", _BACKBONE,
             'place_B = 2 * next_B if self.positions == "token"',
             'place_B = 2 * next_B - 1 if self.positions == "token"', LUM),
-    Mistake("lum", "a question at a place that no training row has", "models/lum_rows.py", "return max(1, length - 1)",
+    Mistake("lum", "a question at a place that no training row has", "models/histories.py", "return max(1, length - 1)",
             "return length", LUM),
     Mistake("lum", "joint loss on a user's oldest row", "models/lum_joint.py", "descending=True",
             "descending=False", JOINT),

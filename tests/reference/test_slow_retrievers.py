@@ -96,16 +96,28 @@ def test_hstu_loss(length: int, spare: int, users: int, seed: int, **options: An
 @SETTINGS
 @given(length=st.integers(1, 5), users=st.integers(1, 3), seed=st.integers(0, 999))
 def test_hstu_scores(length: int, users: int, seed: int) -> None:
-    config = HstuConfig(width=4, qk=2, v=2)
-    model: Any = randomised(HstuRetriever(config, schema_of(length), catalogue()), seed)
+    config, longest = HstuConfig(width=4, qk=2, v=2), length + 1
+    model: Any = randomised(HstuRetriever(config, schema_of(longest), catalogue()), seed)
     shown = histories(users, length, seed)
     asked = Asked(torch.zeros(users, dtype=torch.long), shown.time_BT[:, -1] + 500)
     found = model.scores(shown, asked)
     assert not found.requires_grad
     assert (found[:, :FIRST_ID] == -torch.inf).all()
-    for b, made in enumerate(answers(model, config, length, shown, asked.time_B)):
+    for b, made in enumerate(answers(model, config, longest, shown, asked.time_B)):
         wanted = torch.stack([made[-1] @ unit(row) for row in model.vectors.weight[FIRST_ID:]])
         torch.testing.assert_close(found[b, FIRST_ID:], wanted.detach())
+
+
+def test_hstu_answers_where_training_has_answers() -> None:
+    """Behind a full row no answer is trained: the oldest event is left out, and the place of the newest has learned."""
+    model: Any = randomised(HstuRetriever(HstuConfig(width=4, qk=2, v=2), schema_of(4), catalogue()), 0)
+    full = histories(3, 4, 0)
+    full.real_BT[:] = True
+    asked = Asked(torch.zeros(3, dtype=torch.long), full.time_BT[:, -1] + 500)
+    torch.testing.assert_close(model.scores(full, asked), model.scores(full.newest(3), asked))
+    model.train().loss(full).backward()
+    assert model.places.weight.grad[2].any()
+    assert not model.places.weight.grad[3].any()
 
 
 def test_hstu_negatives_are_items_and_differ_between_users() -> None:
