@@ -28,7 +28,7 @@ def test_make_targets_exist_and_parse(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # two minutes alone, many times that beside other work
 def test_our_commands_run_in_order(tmp_path):
     """In an empty folder with an empty cache: what README prints is enough."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
