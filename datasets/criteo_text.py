@@ -16,7 +16,7 @@ import polars as pl
 
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.numbers import Number, number, wrong_number
-from ctrbench.datasets.textfile import CHUNK, Lines, read_lines
+from ctrbench.datasets.textfile import CHUNK, Lines, read_lines, split_cells
 
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
@@ -143,12 +143,7 @@ def _parse(lines: Lines, layout: Layout, columns: tuple[str, ...], account: Acco
     """The fast reader of a chunk; only bad lines are looked at one by one."""
     ends = lines.bounds()
     whole = lines.delimiters(layout.delimiter, ends) == len(columns) - 1
-    schema = dict.fromkeys(columns, pl.String)
-    table = pl.DataFrame(schema=schema)
-    if whole.any():
-        table = pl.read_csv(
-            lines.only(ends, whole), has_header=False, separator=layout.delimiter, quote_char=None, schema=schema
-        )
+    table = split_cells(lines.only(ends, whole), layout.delimiter, columns)
     numbers = layout.numbers
     table = table.with_columns(number(pl.col(name), kind).alias(f"{name}_number") for name, kind in numbers.items())
     good = table.select(

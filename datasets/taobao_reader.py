@@ -16,7 +16,7 @@ import polars as pl
 
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.schema import FIRST_ID
-from ctrbench.datasets.textfile import CHUNK, Lines, read_lines
+from ctrbench.datasets.textfile import CHUNK, Lines, read_lines, split_cells
 
 COLUMNS = ("user", "item", "category", "behaviour", "time")
 ACTIONS = {"pv": FIRST_ID, "cart": FIRST_ID + 1, "fav": FIRST_ID + 2, "buy": FIRST_ID + 3}
@@ -85,10 +85,7 @@ def _parse(lines: Lines, account: Account) -> pl.DataFrame:
     if lines.first == 1:
         _refuse_header(_line(lines, ends, 0).decode("utf-8"), account)
     whole = lines.delimiters(",", ends) == len(COLUMNS) - 1
-    text = lines.text if whole.all() else b"".join(_line(lines, ends, int(i)) + b"\n" for i in np.flatnonzero(whole))
-    table = pl.DataFrame(schema=dict.fromkeys(COLUMNS, pl.String))
-    if text:
-        table = pl.read_csv(text, has_header=False, separator=",", quote_char=None, schema=table.schema)
+    table = split_cells(lines.only(ends, whole), ",", COLUMNS)
     at = np.flatnonzero(whole)
     numbers = [c for c in COLUMNS if c != "behaviour"]
     parsed = table.select(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from ctrbench.datasets.account import Account
 
@@ -90,6 +91,16 @@ def lines_of(text: bytes, account: Account, file: str) -> Lines:
     if not text.removeprefix(_BOM):
         account.fail(1, "empty file", remedy="give a file with rows", file=file)
     return _clean(text.removeprefix(_BOM), len(text) - len(text.removeprefix(_BOM)), account, file)
+
+
+def split_cells(text: bytes, delimiter: str, columns: Iterable[str]) -> pl.DataFrame:
+    """The cells of lines as text; every line has as many as there are columns, and no cell is quoted."""
+    schema = dict.fromkeys(columns, pl.String)
+    if not text:
+        return pl.DataFrame(schema=schema)
+    # Polars takes a byte order mark away wherever a buffer begins with one; in a later chunk it is part of a cell.
+    whole = _BOM + text if text.startswith(_BOM) else text
+    return pl.read_csv(whole, has_header=False, separator=delimiter, quote_char=None, schema=schema)
 
 
 def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int, most: int) -> Iterator[Lines]:
