@@ -57,7 +57,8 @@ def bca_from_draws(value: float, draws_D: Array, influence_U: Array, level: floa
     Args:
         value: the statistic of the data as they are.
         draws_D: the statistic of each resampling, e.g. `statistics.auc_draws`.
-        influence_U: what each unit adds to the statistic's deviation (infinitesimal jackknife), e.g. `delong.auc_covariance`.
+        influence_U: what each unit adds to the statistic's deviation (infinitesimal jackknife), e.g. of
+            `delong.auc_covariance`.
         level: of confidence.
     """
     draws_D = np.asarray(draws_D, dtype=np.float64)

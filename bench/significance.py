@@ -99,12 +99,10 @@ def decidable(smallest_M: Sequence[float], alpha: float = ALPHA) -> list[bool]:
     """Which tests can be decided together: the largest family whose every member can pass Holm's first step.
 
     It looks at the numbers of processes only, before any value: a test that could never be called costs the others
-    nothing.
+    nothing. Tests with equal numbers are in or out together.
     """
-    order = np.argsort(smallest_M, kind="stable")
-    kept = next((k for k in range(len(order), 0, -1) if smallest_M[order[k - 1]] <= alpha / k), 0)
-    chosen = {int(i) for i in order[:kept]}
-    return [i in chosen for i in range(len(smallest_M))]
+    bounds = sorted({p for p in smallest_M if p <= alpha / sum(q <= p for q in smallest_M)})
+    return [bool(bounds) and p <= bounds[-1] for p in smallest_M]
 
 
 def ratio_interval(

@@ -142,7 +142,7 @@ def test_looking_stops_for_width_or_at_the_maximum_alone() -> None:
 
 def test_planned_looks_keep_the_error_of_equal_sides() -> None:
     """Stop at the first look whose interval is narrow; what is called there stays within alpha."""
-    rule, rng, trials, called = StoppingRule(looks=(5, 8, 12), width=0.03), np.random.default_rng(5), 300, 0
+    rule, rng, trials, called = StoppingRule(looks=(5, 8, 12), width=0.03), np.random.default_rng(5), 150, 0
     for _ in range(trials):
         base, new = np.exp(0.03 * rng.standard_normal((2, 12)))
         for n in rule.looks:
