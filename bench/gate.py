@@ -211,7 +211,7 @@ def time_test(start: Verdict, base: Group, new: Group, threshold: float) -> Draf
     if start.metric == "step_time":
         _check_machine(base, new)
     notes = [*start.notes, *(_doubts(base, new) if start.metric == "step_time" else ())]
-    values = [[_process_value(b, start.metric) for b in g.bodies.values()] for g in (base, new)]
+    values = [[process_value(b, start.metric) for b in g.bodies.values()] for g in (base, new)]
     return ratio_test(replace(start, notes=tuple(notes)), values[0], values[1], threshold)
 
 
@@ -229,7 +229,8 @@ def ratio_test(start: Verdict, base: Sequence[float], new: Sequence[float], thre
     )  # fmt: skip
 
 
-def _process_value(body: Mapping[str, Any], metric: str) -> float:
+def process_value(body: Mapping[str, Any], metric: str) -> float:
+    """The one value of a timed process: the median of its steps, or its peak memory."""
     extra = body["extra"]
     return float(extra["rss_peak"]) if metric == "rss_peak" else percentiles(extra["samples"]["step"])["p50"]
 
@@ -277,7 +278,7 @@ def auc_test(start: Verdict, base: Side, new: Side, olds: Group, news: Group) ->
         )
     label_N, user_N = rows
     b_SN, a_SN = (
-        np.stack([_scores(side, k[seed], len(label_N)) for seed in seeds])
+        np.stack([scores_of(side, k[seed], len(label_N)) for seed in seeds])
         for side, k in zip((base, new), keys, strict=True)
     )
     return scored(replace(start, notes=(*start.notes, *_unpaired(keys, seeds))), label_N, a_SN, b_SN, user_N)
@@ -311,7 +312,8 @@ def _auc_doubt(table: pd.DataFrame, s: Subject) -> str:
     return ""
 
 
-def _scores(side: Side, key: str, rows: int) -> np.ndarray:
+def scores_of(side: Side, key: str, rows: int) -> np.ndarray:
+    """Test scores of one training."""
     path = side.folder / "records" / key / SCORES
     try:
         with np.load(path) as arrays:
