@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     gate.add_argument("base", metavar="BASE", help="run directory or name of a stored baseline")
     gate.add_argument("new", metavar="NEW", help="the same; it is judged")
+    gate.add_argument("--model", metavar="A,B", help="judge these alone: fewer tests, fewer processes needed")
     gate.add_argument("-o", "--out", metavar="FILE", help="page of the differences, e.g. diff.html")
     gate.add_argument("--junit", metavar="FILE", help="one test case a verdict, as JUnit XML")
     gate.add_argument("--summary", metavar="FILE", help="append Markdown, e.g. to $GITHUB_STEP_SUMMARY")
@@ -288,7 +289,7 @@ def _compare(options: argparse.Namespace) -> int:
     outputs = {name: Path(file) for name in ("out", "junit", "summary") if (file := getattr(options, name))}
     return run_compare(
         options.base, options.new, Path(options.baselines), outputs, json=options.json, alpha=options.alpha,
-        threshold=options.threshold,
+        threshold=options.threshold, models=options.model.split(",") if options.model else [],
     )  # fmt: skip
 
 

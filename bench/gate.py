@@ -38,7 +38,7 @@ from ctrbench.bench.significance import (
 )
 from ctrbench.bench.stability import judge
 from ctrbench.bench.statistics import POWER_80, Z_95, percentiles
-from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.reports.comparison import Comparison, Described, Subject, Verdict
 from ctrbench.reports.measures import MEASURES, measure
 
@@ -72,8 +72,8 @@ class Draft:
 
 
 def compare(
-    base: Side, new: Side, *, alpha: float = ALPHA, threshold: float = THRESHOLD
-) -> Comparison:  # fmt: skip
+    base: Side, new: Side, *, alpha: float = ALPHA, threshold: float = THRESHOLD, models: Sequence[str] = ()
+) -> Comparison:
     """Verdicts of every model that either side has.
 
     Args:
@@ -81,13 +81,19 @@ def compare(
         new: what is judged.
         alpha: chance that equal code is called anything at all.
         threshold: relative change of times and memory that nobody cares about.
+        models: only these are judged, so that Holm runs over fewer tests; empty judges all.
 
     Raises:
         BadInput: alpha or threshold is no share.
+        UnknownName: neither side has such a model.
     """
     if not 0 < alpha < 1 or not 0 <= threshold < 1:
         raise BadInput(f"--alpha {alpha}, --threshold {threshold}: give shares, e.g. 0.05 and 0.03")
-    subjects = dict.fromkeys((*base.groups, *new.groups))
+    subjects = list(dict.fromkeys((*base.groups, *new.groups)))
+    names = {s.model for s, _ in subjects}
+    if unknown := [m for m in models if m not in names]:
+        raise UnknownName(f"--model {nearest(unknown[0], names)}")
+    subjects = [(s, kind) for s, kind in subjects if not models or s.model in models]
     tested = [
         _prepare(subject, metric, base, new, threshold)
         for metric, wanted in PRIMARY.items() for subject, kind in subjects if kind == wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ctrbench.bench.gate import compare
@@ -14,8 +14,9 @@ from ctrbench.reports.comparison_page import build_comparison
 
 
 def run_compare(
-    base: str, new: str, baselines: Path, outputs: Mapping[str, Path], *, json: bool, alpha: float, threshold: float
-) -> int:
+    base: str, new: str, baselines: Path, outputs: Mapping[str, Path], *, json: bool, alpha: float, threshold: float,
+    models: Sequence[str],
+) -> int:  # fmt: skip
     """Judges NEW against BASE.
 
     Args:
@@ -23,7 +24,7 @@ def run_compare(
         baselines: where baselines are kept.
         outputs: files to write: `out` (HTML), `junit`, `summary` (Markdown, appended).
         json: print JSON instead of text.
-        alpha, threshold: as `gate.compare`.
+        alpha, threshold, models: as `gate.compare`.
 
     Returns:
         0 all equal or better, 1 something is worse or failed in NEW alone, 2 nothing is comparable.
@@ -31,7 +32,8 @@ def run_compare(
     Raises:
         BadInput, UnknownName: as `gate_sides.load_side`; an output cannot be written.
     """
-    found = compare(load_side(base, baselines), load_side(new, baselines), alpha=alpha, threshold=threshold)
+    sides = load_side(base, baselines), load_side(new, baselines)
+    found = compare(*sides, alpha=alpha, threshold=threshold, models=models)
     print(jsonlib.dumps(as_json(found), indent=1, ensure_ascii=False) if json else text(found))
     try:
         if "out" in outputs:

@@ -155,6 +155,20 @@ def test_an_unfair_pair_is_refused_with_the_reason(
     assert f"Nothing is comparable: different {reason}" in capsys.readouterr().out
 
 
+def test_fewer_models_need_fewer_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sides = [tmp_path / "base", tmp_path / "new"]
+    for side, factor in zip(sides, (1.0, 1.3), strict=True):
+        for model in ("din", "fat", "dlrm", "bst"):
+            times(side, [factor * t for t in TIMES], model=model)
+    call = ["compare", *map(str, sides)]
+    assert main(call) == 0  # eight tests ask for six processes
+    assert "Nothing is worse (8 undecided)" in capsys.readouterr().out
+    assert main([*call, "--model", "fat,din"]) == 1
+    assert "Worse: Step time of din on d (s)" in capsys.readouterr().out
+    assert main([*call, "--model", "fast"]) == 2
+    assert "did you mean 'fat'" in capsys.readouterr().err
+
+
 def test_another_preset_is_another_model(tmp_path: Path) -> None:
     base, new = times(tmp_path / "base"), times(tmp_path / "new", preset="large")
     assert [v.reason for v in judged(base, new)[0].verdicts] == ["not in NEW"] * 2 + ["not in BASE"] * 2

@@ -12,8 +12,8 @@ import pytest
 
 from ctrbench.bench import gate_pairs, gate_trials
 from ctrbench.bench.delong import auc_covariance
-from ctrbench.bench.gate_trials import Pool, Rate, degraded, draw, drops, false_alarms, pools, slowdowns
 from ctrbench.bench.gate_sides import load_side
+from ctrbench.bench.gate_trials import Pool, Rate, degraded, draw, drops, false_alarms, pools, slowdowns
 from ctrbench.bench.quality import auc
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.stopping import StoppingRule
