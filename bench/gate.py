@@ -27,6 +27,7 @@ from ctrbench.bench.delong import paired_auc_test
 from ctrbench.bench.gate_sides import SCORES, Group, Side
 from ctrbench.bench.power import THRESHOLD, Design, scatter
 from ctrbench.bench.quality import auc
+from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.significance import (
     ALPHA,
     decidable,
@@ -152,7 +153,7 @@ def _detectable(t: Draft, alpha: float, tests: int) -> str:
     size = None if not cv else slowdown(n, round(cv, 3) or 0.001, tests, alpha, t.outside)
     if size is None:
         return "what could have been found is not known: the processes do not scatter, or too much"
-    return f"a slowdown from {size - 1:.0%} on would most likely have been called"
+    return f"an increase from {size - 1:.0%} on would most likely have been called"
 
 
 @cache
@@ -192,7 +193,10 @@ class _Incomparable(Exception):
 
 
 def _values(group: Group, part: str, names: Sequence[str]) -> dict[str, set[str]]:
-    return {n: {str(b.get(part, {}).get(n)) for b in group.bodies.values()} for n in names}
+    """Name -> what the records say; an option that an older record does not know had its default."""
+    bodies = group.bodies.values()
+    said = [RunSpec.from_json(b["spec"]).to_json() if part == "spec" else b.get(part, {}) for b in bodies]
+    return {n: {str(one.get(n)) for one in said} for n in names}
 
 
 def _unequal(base: Group, new: Group) -> list[str]:

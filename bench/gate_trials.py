@@ -198,7 +198,8 @@ def drops(pool: Pool, gates: int, processes: int, seed: int = 0) -> Iterator[tup
 
     for what, size in (("of the AUC", of_auc), ("of the paired difference", of_pair)):
         worse_SN = degraded(pool, size, DROP, seed)
-        text = f"{pool.subject.text}: AUC drop of {alone * of_auc(worse_SN):.4f}, {DROP:g} standard errors {what}"
+        drop = f"AUC drop of {alone * of_auc(worse_SN):.4f}, {size(worse_SN):.2g} standard errors {what}"
+        text = f"{pool.subject.text}: {drop}"
 
         def drafts(g: int, worse_SN: np.ndarray = worse_SN) -> list[Draft]:
             return draw(pool, np.random.default_rng([seed, 3, g]), processes, worse_SN=worse_SN)

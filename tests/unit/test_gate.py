@@ -77,7 +77,7 @@ def test_equal_runs_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found.decided == 3
     assert found.needed == 5
     assert by["step_time"].p == 1
-    assert "a slowdown from" in by["step_time"].reason
+    assert "an increase from" in by["step_time"].reason
     assert "would be found" in by["auc"].reason
     assert by["step_time"].change == 0
     assert main(["compare", str(base), str(new)]) == 0
@@ -172,6 +172,15 @@ def test_fewer_models_need_fewer_processes(tmp_path: Path, capsys: pytest.Captur
 def test_another_preset_is_another_model(tmp_path: Path) -> None:
     base, new = times(tmp_path / "base"), times(tmp_path / "new", preset="large")
     assert [v.reason for v in judged(base, new)[0].verdicts] == ["not in NEW"] * 2 + ["not in BASE"] * 2
+
+
+def test_a_record_of_an_older_version_had_the_defaults(tmp_path: Path) -> None:
+    base, new = times(tmp_path / "base"), times(tmp_path / "new")
+    for path in (base / "records").glob("*/record.json"):
+        body = json.loads(path.read_text())
+        del body["spec"]["flops_budget"]
+        path.write_text(json.dumps(body))
+    assert judged(base, new)[0].exit_code == 0
 
 
 def test_what_a_change_is_about_is_said_and_compared(tmp_path: Path) -> None:
@@ -280,9 +289,9 @@ def test_holm_runs_over_all_that_the_gate_decides() -> None:
 
 
 def test_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "<script>alert(1)</script>{{x}}\u202e|`\x07"
-    base = times(times(tmp_path / "base"), variant=name)
-    new = times(times(tmp_path / "new", [1.3 * t for t in TIMES]), variant=name)
+    name = "<script>alert(1)<script>{{x}}\u202e|`\x07"
+    base = times(tmp_path / "base", variant=name)
+    new = times(tmp_path / "new", [1.3 * t for t in TIMES], variant=name)
     fail(new, kind="quality")
     files = {n: tmp_path / "out" / n for n in ("diff.html", "junit.xml", "summary.md")}
     call = ["compare", str(base), str(new), "--json", "-o", str(files["diff.html"]), "--junit",
