@@ -184,11 +184,11 @@ def _prepare(subject: Subject, metric: str, base: Side, new: Side, threshold: fl
         if metric == "auc":
             return auc_test(start, base, new, olds, news)
         return time_test(start, olds, news, threshold)
-    except _Incomparable as error:
+    except Incomparable as error:
         return Draft(verdict=replace(start, call="not comparable", reason=str(error)))
 
 
-class _Incomparable(Exception):
+class Incomparable(BadInput):
     """Why two sides cannot be compared after all."""
 
 
@@ -256,7 +256,7 @@ def _check_machine(base: Group, new: Group) -> None:
             continue
         moved = median(middle[1]) / median(middle[0]) - 1
         if abs(moved) > MACHINE_MOVED:
-            raise _Incomparable(
+            raise Incomparable(
                 f"the machine itself moved: {name} {moved:+.0%} between the runs; run both again in turns"
             )
 
@@ -275,15 +275,15 @@ def _doubts(base: Group, new: Group) -> Iterator[str]:
 def auc_test(start: Verdict, base: Side, new: Side, olds: Group, news: Group) -> Draft:
     """Test AUC, paired over the seeds that both sides finished."""
     if doubt := next((r for s in (base, new) if (r := _auc_doubt(s.table, start.subject))), ""):
-        raise _Incomparable(doubt)
+        raise Incomparable(doubt)
     keys = [{int(b["spec"].get("seed", 0)): k for k, b in g.bodies.items()} for g in (olds, news)]
     seeds = sorted(set(keys[0]) & set(keys[1]))
     if not seeds:
-        raise _Incomparable(f"no seed in common: {sorted(keys[0])} against {sorted(keys[1])}")
+        raise Incomparable(f"no seed in common: {sorted(keys[0])} against {sorted(keys[1])}")
     specs = [next(iter(g.bodies.values()))["spec"] for g in (olds, news)]
     rows = base.rows_of(specs[0]) or new.rows_of(specs[1])
     if rows is None:
-        raise _Incomparable(
+        raise Incomparable(
             f"the labels of the test rows are gone: prepare {specs[0]['data']} again, or compare with a stored baseline"
         )
     label_N, user_N = rows
@@ -329,11 +329,9 @@ def scores_of(side: Side, key: str, rows: int) -> np.ndarray:
         with np.load(path) as arrays:
             score_N = np.asarray(arrays["score"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _Incomparable(
-            f"test scores of {side.name} cannot be read: {path.parent.name}/{SCORES}: {error}"
-        ) from None
+        raise Incomparable(f"test scores of {side.name} cannot be read: {path.parent.name}/{SCORES}: {error}") from None
     if score_N.shape != (rows,):
-        raise _Incomparable(f"{key} of {side.name} has {score_N.shape} scores for {rows} test rows")
+        raise Incomparable(f"{key} of {side.name} has {score_N.shape} scores for {rows} test rows")
     return score_N
 
 

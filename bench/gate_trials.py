@@ -30,7 +30,7 @@ from ctrbench.bench.significance import ALPHA, processes_needed
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.reports.comparison import Subject, Verdict
 
-TESTS, SEEDS, USERS = 3, 3, 800
+TESTS, SEEDS, USERS = 3, 3, 300
 LEAST_GATES, LEAST_FOUND, DROP = 200, 0.90, 3.0
 """Trials a rate is taken from, the share of planted regressions to find, and the planted drop in standard errors."""
 NULL_P = 0.05
@@ -68,8 +68,10 @@ class Rate:
         return float(binom.sf(self.hits - 1, self.trials, alpha))
 
 
-def pools(side: Side, users: int = USERS, seed: int = 0) -> list[Pool]:
+def pools(side: Side, models: Sequence[str] = (), users: int = USERS, seed: int = 0) -> list[Pool]:
     """Models of a run with two timed processes and two trainings or more; of at most `users` users of the test rows.
+
+    `models` takes some of them, empty all.
 
     Raises:
         BadInput: there is none.
@@ -78,7 +80,8 @@ def pools(side: Side, users: int = USERS, seed: int = 0) -> list[Pool]:
     for subject in dict.fromkeys(s for s, _ in side.groups):
         timed, trained = (side.groups.get((subject, kind), Group({})).bodies for kind in ("time", "quality"))
         rows = side.rows_of(next(iter(trained.values()))["spec"]) if trained else None
-        if len(timed) < 2 or len(trained) < 2 or rows is None:
+        left_out = bool(models) and subject.model not in models
+        if left_out or len(timed) < 2 or len(trained) < 2 or rows is None:
             continue
         label_N, user_N = rows
         score_SN = np.stack([scores_of(side, key, len(label_N)) for key in trained])
@@ -90,7 +93,7 @@ def pools(side: Side, users: int = USERS, seed: int = 0) -> list[Pool]:
         out.append(Pool(subject, values[0], values[1], label_N, user_N, score_SN))
     if not out:
         raise BadInput(
-            f"{side.name}: no model has two timed processes, two trainings and its test rows; run suite=standard"
+            f"{side.name}: no model that was asked for has two timed processes, two trainings and its test rows; run suite=standard"
         )
     return out
 
@@ -207,19 +210,20 @@ def drops(pool: Pool, gates: int, processes: int, seed: int = 0) -> Iterator[tup
         yield what, found_rate(text, "auc", gates, drafts)
 
 
-def simulate(run: str, gates: int, processes: int, seed: int) -> int:
+def simulate(run: str, models: Sequence[str], gates: int, processes: int, seed: int) -> int:
     """Prints false alarms and finds; 0 if both are as promised."""
-    found = pools(load_side(run))
+    found = pools(load_side(run), models)
     equal = false_alarms(found, gates, processes, seed)
     p = equal.alarm_p(ALPHA)
-    print(f"equal sides: {equal.hits} of {gates} gates call a change ({equal.share:.1%}); one-sided binomial p {p:.3f}")
+    print(f"equal sides: {equal.hits} of {gates} gates call a change ({equal.share:.1%}); one-sided binomial p {p:.3f}",
+          flush=True)  # fmt: skip
     kept = p > NULL_P
     for text, rate in slowdowns(found, gates, processes, seed):
-        print(text + (f": found in {rate.share:.1%} of {gates}" if rate else ""))
+        print(text + (f": found in {rate.share:.1%} of {gates}" if rate else ""), flush=True)
         kept &= rate is None or rate.share >= LEAST_FOUND
     for pool in found:
         for what, rate in drops(pool, gates, processes, seed):
-            print(f"{rate.name}: found in {rate.share:.1%} of {gates}")
+            print(f"{rate.name}: found in {rate.share:.1%} of {gates}", flush=True)
             # Beside two other tests, three errors of the paired difference are found in about 73 %: no promise.
             kept &= what != "of the AUC" or rate.share >= LEAST_FOUND
     return int(not kept)
@@ -231,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     modes = parser.add_subparsers(dest="mode", required=True)
     one = modes.add_parser("simulate", help="gates drawn from a run's stored values")
     one.add_argument("run", metavar="RUN_DIR")
+    one.add_argument("--model", metavar="A,B", help="draw from these models alone")
     one.add_argument("--gates", type=int, default=LEAST_GATES)
     one.add_argument("--processes", type=int, default=processes_needed(TESTS), help="a side")
     one.add_argument("--seed", type=int, default=0)
@@ -244,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         if options.mode == "simulate":
-            return simulate(options.run, options.gates, options.processes, options.seed)
+            models = options.model.split(",") if options.model else []
+            return simulate(options.run, models, options.gates, options.processes, options.seed)
         from ctrbench.bench import gate_pairs
 
         if options.mode == "fresh":

@@ -101,6 +101,7 @@ def test_a_run_is_simulated_from_its_records(tmp_path: Path, capsys: pytest.Capt
     assert len(np.unique(read.user_N)) == 40
     assert read.score_SN.shape == (3, 200)
     assert sorted(read.seconds) == pytest.approx(sorted(one.seconds[:5]))
+    assert gate_trials.main(["simulate", str(tmp_path), "--model", "x"]) == 2
     assert gate_trials.main(["simulate", str(tmp_path), "--gates", "20"]) in (0, 1)
     out = capsys.readouterr().out
     assert "of 20 gates call a change" in out
