@@ -93,7 +93,8 @@ def pools(side: Side, models: Sequence[str] = (), users: int = USERS, seed: int 
         out.append(Pool(subject, values[0], values[1], label_N, user_N, score_SN))
     if not out:
         raise BadInput(
-            f"{side.name}: no model that was asked for has two timed processes, two trainings and its test rows; run suite=standard"
+            f"{side.name}: no model that was asked for has two timed processes, two trainings and its test rows; "
+            "run suite=standard"
         )
     return out
 
