@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -302,7 +303,7 @@ def test_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {v["call"] for v in body["verdicts"]} == {"worse", "same", "not comparable"}
     page, summary = files["diff.html"].read_text(), files["summary.md"].read_text()
     assert "<script" not in page
-    assert "default-src 'none'" in page
+    assert "default-src 'none'" in html.unescape(page)
     assert "&lt;script&gt;" in page
     assert "{{x}}" in page
     for text in (page, summary, files["junit.xml"].read_text()):

@@ -141,9 +141,9 @@ def test_pairs_in_a_file_are_judged(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_rules_and_models_of_fresh_pairs() -> None:
     assert gate_pairs.rule_of(None).looks == (5,)
-    assert gate_pairs.rule_of(9).looks == (6, 9)
-    with pytest.raises(BadInput, match="need 6"):
-        gate_pairs.rule_of(5)
+    assert gate_pairs.rule_of(9).looks == (5, 9)
+    with pytest.raises(BadInput, match="need 5"):
+        gate_pairs.rule_of(4)
     with pytest.raises(LookupError, match="deepfm"):
         gate_pairs.tiny("deepfn")
 
