@@ -50,7 +50,7 @@ def test_planted_slowdowns_of_the_detectable_size_are_found() -> None:
 
 
 def test_planted_drops_are_as_large_as_said_and_found() -> None:
-    one = pool()
+    one = pool(users=800)
     before = auc_covariance(one.label_N, one.score_SN, one.user_N)
     alone = np.sqrt(np.full(3, 1 / 3) @ before.covariance_KK @ np.full(3, 1 / 3))
 
@@ -60,7 +60,7 @@ def test_planted_drops_are_as_large_as_said_and_found() -> None:
 
     worse = degraded(one, lambda s: drop(s) / alone, 3.0)
     assert drop(worse) == pytest.approx(3 * alone, rel=0.05)
-    rates = dict(drops(one, 60, processes=5))
+    rates = dict(drops(one, 40, processes=5))
     assert rates["of the AUC"].share >= 0.9
     assert 0.5 < rates["of the paired difference"].share <= rates["of the AUC"].share
     said = re.search(r"AUC drop of (\d\.\d+), 3 standard errors of the AUC", rates["of the AUC"].name)
