@@ -74,7 +74,7 @@ def tiny(model: str, **changes: Any) -> RunSpec:
     data = "random_tabular"
     spec = RunSpec(
         kind="time", model=model, data=data, split=random_batches.SPLIT, fingerprint=random_batches.fingerprint(data),
-        history_length=1, batch=128, lr=1e-3, warmup=10, steps=50, level="smoke", timeout_s=600,
+        history_length=1, batch=128, lr=1e-3, warmup=10, steps=50, level="smoke",
     )  # fmt: skip
     return replace(spec, **changes)
 

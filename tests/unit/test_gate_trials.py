@@ -162,19 +162,19 @@ def test_a_neighbour_ends_with_its_block() -> None:
         assert {p.pid for p in psutil.Process().children()} == before
 
 
-def test_a_fresh_pair_runs_and_the_file_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pairs of real processes, two a side: too few for any call, which is what the gate says."""
-    file = tmp_path / "pairs.jsonl"
+@pytest.mark.timeout(1800)
+def test_a_fresh_pair_runs_and_the_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes, two a side, as the second pair of a file: the one beside a neighbour."""
+    file, whole = tmp_path / "pairs.jsonl", gate_pairs.tiny
+    write(file, [line(0)])
     rule = StoppingRule(looks=(2,), width=0.5, tests=1, alpha=0.9)
     monkeypatch.setattr(gate_pairs, "rule_of", lambda most: rule)
-    whole = gate_pairs.tiny
     monkeypatch.setattr(gate_pairs, "tiny", lambda model: whole(model, steps=24, warmup=1, batch=16))
-    for _ in range(2):  # the second call is the noisy pair
-        assert gate_trials.main(["fresh", str(file)]) == 0
-    pairs = gate_pairs.pairs_in(file)
-    assert [(p["pair"], p["noisy"]) for p in pairs] == [(0, False), (1, True)]
-    for p in pairs:
-        assert set(p["calls"]) == {"step_time", "rss_peak"}
-        assert p["stopped"]
-        assert {len(v) for side in p["values"].values() for v in side.values()} == {2}
-        assert min(p["values"]["A"]["step_time"]) > 0
+    assert gate_trials.main(["fresh", str(file)]) == 0
+    old, new = gate_pairs.pairs_in(file)
+    assert old == line(0)
+    assert (new["pair"], new["noisy"]) == (1, True)
+    assert set(new["calls"]) == {"step_time", "rss_peak"}
+    assert new["stopped"]
+    assert {len(v) for side in new["values"].values() for v in side.values()} == {2}
+    assert min(new["values"]["A"]["step_time"]) > 0
