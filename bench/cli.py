@@ -1,6 +1,6 @@
-"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, score, hardware, list.
+"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, compare, baseline, score, hardware, list.
 
-Exit 0 done, 1 some run failed or recorded nothing, 2 wrong input.
+Exit 0 done, 1 some run failed or recorded nothing or the gate found something worse, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -104,6 +104,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN_DIR")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
+    gate = commands.add_parser(
+        "compare", help="may NEW replace BASE? exit 1 if something is worse, 2 if no pair is fair"
+    )
+    gate.add_argument("base", metavar="BASE", help="run directory or name of a stored baseline")
+    gate.add_argument("new", metavar="NEW", help="the same; it is judged")
+    gate.add_argument("--model", metavar="A,B", help="judge these alone: fewer tests, fewer processes needed")
+    gate.add_argument("-o", "--out", metavar="FILE", help="page of the differences, e.g. diff.html")
+    gate.add_argument("--junit", metavar="FILE", help="one test case a verdict, as JUnit XML")
+    gate.add_argument("--summary", metavar="FILE", help="append Markdown, e.g. to $GITHUB_STEP_SUMMARY")
+    gate.add_argument("--json", action="store_true", help="verdicts as JSON")
+    gate.add_argument("--alpha", type=float, default=0.05, help="chance that equal code is called worse or better")
+    gate.add_argument("--threshold", type=float, default=0.03, help="change of time and memory that nobody cares about")
+    stored = commands.add_parser("baseline", help="runs kept by name").add_subparsers(dest="action", required=True)
+    saved = stored.add_parser("save", help="copy of what the gate reads of a run, with its provenance")
+    saved.add_argument("name")
+    saved.add_argument("run", metavar="RUN_DIR")
+    for parts in (gate, saved, stored.add_parser("list")):
+        parts.add_argument("--baselines", default="runs/baselines", metavar="DIR", help="where baselines are kept")
     scored = commands.add_parser(
         "score", help="records of the GPU kit against the predictions; exit 1 on a broken bound"
     )
@@ -244,7 +262,7 @@ def _report(options: argparse.Namespace) -> int:
     for folder in options.runs:
         try:
             table, found = records.load(Path(folder))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, records.DamagedRecord) as error:
             raise BadInput(str(error)) from None
         tables.append(table)
         bodies.update(found)
@@ -262,6 +280,27 @@ def _report(options: argparse.Namespace) -> int:
         raise BadInput(f"--section: {out} is the whole page; name a file in .md for a part of it")
     else:
         print(build_report(table, bodies, out, kernels))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ctrbench.bench.gate_output import run_compare
+
+    outputs = {name: Path(file) for name in ("out", "junit", "summary") if (file := getattr(options, name))}
+    return run_compare(
+        options.base, options.new, Path(options.baselines), outputs, json=options.json, alpha=options.alpha,
+        threshold=options.threshold, models=options.model.split(",") if options.model else [],
+    )  # fmt: skip
+
+
+def _baseline(options: argparse.Namespace) -> int:
+    from ctrbench.bench import gate_sides
+
+    if options.action == "save":
+        print(gate_sides.save_baseline(options.name, Path(options.run), Path(options.baselines)))
+        return 0
+    for card in gate_sides.listed(Path(options.baselines)):
+        print("\t".join(str(card[k]) for k in ("name", "saved", "from", "commit", "CPU", "fingerprint", "level")))
     return 0
 
 
@@ -296,7 +335,8 @@ def _list(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
-    "report": _report, "score": _score, "hardware": _hardware, "list": _list,
+    "report": _report, "compare": _compare, "baseline": _baseline, "score": _score, "hardware": _hardware,
+    "list": _list,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ctrbench.bench import controls, proc
+from ctrbench.bench import controls, proc, stability
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.joint import retrieve_after
@@ -233,6 +233,7 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     seconds: list[float] = []
     waits: list[float] = []
     cpu = {"data": 0.0, "all": 0.0}
+    clocks, began = stability.read_clocks(), time.perf_counter()
     for count in halves:
         data_before, all_before = loader.cpu_seconds, proc.cpu_seconds()
         total, wait = _timed_steps(step, batches, count)
@@ -241,11 +242,12 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
         seconds += total
         waits += wait
         ceilings.append(_ceilings(spec.threads))
+    found = stability.hints(clocks, stability.read_clocks(), time.perf_counter() - began)
     infer = _timed_inference(model, batches, spec)
     return as_record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
         "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
-        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), **_batch_note(spec, model_spec),
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), "hints": found, **_batch_note(spec, model_spec),
     })  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class PairedDifference:
     """The interval includes 0."""
 
 
-def _units(user_N: Array) -> tuple[npt.NDArray[np.intp], int]:
+def units_of(user_N: Array) -> tuple[npt.NDArray[np.intp], int]:
     """Resampling unit of each row: the user, or the row itself where the user is -1; and how many there are."""
     user_N = np.asarray(user_N)
     known_N = user_N >= 0
@@ -95,7 +95,7 @@ def auc_draws(label_N: Array, score_N: Array, user_N: Array, *, draws: int = 400
     """
     positive_N = checked_labels(label_N, score_N)
     score_N = np.asarray(score_N)
-    unit_N, units = _units(user_N)
+    unit_N, units = units_of(user_N)
     order_N = np.argsort(score_N, kind="stable")
     up = order_N[positive_N[order_N]]
     down = order_N[~positive_N[order_N]]

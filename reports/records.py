@@ -70,6 +70,10 @@ class Measurement:
             raise ValueError(f"{self.metric} of {self.model}: an abstained number has no value")
 
 
+class DamagedRecord(ValueError):
+    """A file of a record that cannot be read."""
+
+
 COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Measurement))
 
 
@@ -129,11 +133,17 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
 
     Raises:
         FileNotFoundError: if there is no finished record.
+        DamagedRecord: if a file cannot be read; it names the file and the remedy.
     """
     bodies, tables = {}, []
     for path in sorted((runs_dir / "records").glob("*/record.json")):
-        bodies[path.parent.name] = json.loads(path.read_text())
-        tables.append(pd.read_parquet(path.parent / "measurements.parquet"))
+        try:
+            bodies[path.parent.name] = json.loads(path.read_text())
+            tables.append(pd.read_parquet(path.parent / "measurements.parquet"))
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            raise DamagedRecord(
+                f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true"
+            ) from None
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
     return _typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies

@@ -38,7 +38,7 @@ def test_draws_equal_row_replication(levels: int, kind: str) -> None:
     label, user, logit = clustered(rng, 40)
     user = {"users": user, "no users": np.full(len(user), -1), "both": np.where(user % 3 == 0, -1, user)}[kind]
     score = np.round(logit * levels) if levels else logit
-    unit, units = statistics._units(user)
+    unit, units = statistics.units_of(user)
     assert units == (np.unique(user[user >= 0]).size + int((user < 0).sum()))
     got = auc_draws(label, score, user, draws=25, seed=11)
     for value, weight_U in zip(got, statistics._weights(unit, units, label == 1, 25, 11), strict=True):

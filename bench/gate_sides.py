@@ -1,0 +1,196 @@
+"""One side of `ctrbench compare`: a run directory, or a baseline that was stored by name.
+
+A baseline is a copy of what the gate reads: records, test scores, and the labels and users of the test rows, so that it
+outlives the run directory and the prepared data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ctrbench.datasets.errors import BadInput, UnknownName, nearest
+from ctrbench.reports import records
+from ctrbench.reports.comparison import Provenance, Subject
+
+BASELINES = Path("runs/baselines")
+CARD, ROWS, SCORES = "baseline.json", "rows", "scores.npz"
+KEPT = ("record.json", "measurements.parquet", "failure.json", SCORES)
+"""Files of a record that a baseline keeps."""
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes of one model: record.json by key, and why others left none."""
+
+    bodies: Mapping[str, Body]
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """Everything that is compared."""
+
+    name: str
+    folder: Path
+    table: pd.DataFrame
+    bodies: Mapping[str, Body]
+    groups: Mapping[tuple[Subject, str], Group] = field(default_factory=dict)
+    """(whose, kind of process: time or quality) -> processes."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Of a stored baseline."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """Commit, machine, data: all that its records say, joined where they differ."""
+
+        def said(part: str, name: str) -> str:
+            found = (str(body.get(part, {}).get(name) or "") for body in self.bodies.values())
+            return ", ".join(dict.fromkeys(filter(None, found))) or "not recorded"
+
+        changed = any(body.get("environment", {}).get("dirty") for body in self.bodies.values())
+        facts = {
+            "commit": said("environment", "commit") + (" (with changes)" if changed else ""),
+            "CPU": said("environment", "cpu"), "usable CPUs": said("environment", "usable_cpus"),
+            "GPU": said("environment", "gpu"), "system": said("environment", "os"),
+            "python": said("environment", "python"), "torch": said("environment", "torch"),
+            "data": said("spec", "data"), "fingerprint": said("spec", "fingerprint"), "level": said("spec", "level"),
+            **{f"baseline {k}": str(v) for k, v in self.card.items()},
+        }  # fmt: skip
+        return Provenance(name=self.name, facts=tuple(facts.items()))
+
+    def rows_of(self, spec: Body) -> tuple[np.ndarray, np.ndarray] | None:
+        """(label, user) of the test rows that a training was scored on; None if they are nowhere to be had."""
+        kept = self.folder / ROWS / f"{spec['fingerprint']}.npz"
+        if kept.is_file():
+            with np.load(kept) as arrays:
+                return arrays["label"], arrays["user"]
+        from ctrbench.datasets.prepared import Prepared  # brings torch; a baseline needs none
+
+        try:
+            prepared = Prepared.open(Path(str(spec["prepared"])))
+        except (OSError, ValueError):
+            return None
+        if prepared.fingerprint != spec["fingerprint"]:
+            return None
+        frame = prepared.frame("test", columns=["label", "user_id"])
+        return frame["label"].to_numpy(), frame["user_id"].to_numpy()
+
+
+def load_side(name: str, baselines: Path = BASELINES) -> Side:
+    """A run directory, else the baseline of that name.
+
+    Raises:
+        UnknownName: neither a directory nor a stored baseline.
+        BadInput: no finished record there, or a damaged one.
+    """
+    folder, card = Path(name), {}
+    if not folder.is_dir():
+        stored = [str(c["name"]) for c in listed(baselines)]
+        if name not in stored:
+            raise UnknownName(f"{name}: no run directory, and no baseline in {baselines}: {nearest(name, stored)}")
+        folder = baselines / name
+    if (folder / CARD).is_file():
+        card = _card(folder / CARD)
+    try:
+        table, bodies = records.load(folder)
+    except (FileNotFoundError, records.DamagedRecord) as error:
+        raise BadInput(str(error)) from None
+    return Side(name=name, folder=folder, table=table, bodies=bodies, groups=_groups(folder, bodies), card=card)
+
+
+def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str], Group]:
+    found: dict[tuple[Subject, str], dict[str, Body]] = defaultdict(dict)
+    lost: dict[tuple[Subject, str], list[str]] = defaultdict(list)
+    for key, body in bodies.items():
+        if (who := _who(body)) is not None:
+            found[who][key] = body
+    for path in sorted((folder / "records").glob("*/failure.json")):
+        if path.parent.name in bodies:  # it went well in the end
+            continue
+        try:
+            body = json.loads(path.read_text())
+        except ValueError as error:
+            raise BadInput(f"{path}: damaged: {error}; delete its folder and run with run.resume=true") from None
+        if (who := _who(body)) is not None:
+            lost[who].append(f"{body['status']}: {body['reason']}")
+    return {who: Group(found[who], tuple(lost[who])) for who in dict.fromkeys((*found, *lost))}
+
+
+def _who(body: Body) -> tuple[Subject, str] | None:
+    spec = body.get("spec", {})
+    if spec.get("kind") not in ("time", "quality"):
+        return None
+    names = {k: str(spec.get(k, "")) for k in ("data", "split", "model", "variant", "preset")}
+    return Subject(**names), str(spec["kind"])
+
+
+def save_baseline(name: str, run_dir: Path, baselines: Path = BASELINES) -> Path:
+    """Stores a run under a name.
+
+    Raises:
+        BadInput: the name is no file name or taken, or the run has no finished record or a damaged one.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise BadInput(f"{name!r}: a baseline's name is letters, digits, dots, dashes and underscores")
+    target = baselines / name
+    if target.exists():
+        raise BadInput(f"{target} exists: choose another name, or delete that folder")
+    if not run_dir.is_dir():
+        raise BadInput(f"{run_dir}: no run directory")
+    side, partial = load_side(str(run_dir)), baselines / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in sorted((run_dir / "records").iterdir()):
+        for file in KEPT:
+            if (folder / file).is_file():
+                (partial / "records" / folder.name).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / file, partial / "records" / folder.name / file)
+    missing = _keep_rows(side, partial / ROWS)
+    facts = dict(side.provenance.facts)
+    card = {
+        "name": name, "saved": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), "from": run_dir.resolve().name,
+        **{k: facts[k] for k in ("commit", "CPU", "fingerprint", "level")}, "without test rows of": missing,
+    }  # fmt: skip
+    records.write_atomic(partial / CARD, json.dumps(card, indent=1).encode())
+    partial.replace(target)
+    return target
+
+
+def _keep_rows(side: Side, folder: Path) -> list[str]:
+    """Labels and users of every test split that a training was scored on; names of the data whose rows are gone."""
+    missing = []
+    specs = {
+        str(b["spec"]["fingerprint"]): b["spec"] for b in side.bodies.values() if b["spec"].get("kind") == "quality"
+    }
+    for fingerprint, spec in specs.items():
+        rows = side.rows_of(spec)
+        if rows is None:
+            missing.append(str(spec["data"]))
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{fingerprint}.npz", label=rows[0].astype(np.int8), user=rows[1])
+    return missing
+
+
+def listed(baselines: Path = BASELINES) -> list[dict[str, Any]]:
+    """The cards of the stored baselines, oldest first."""
+    cards: Iterator[dict[str, Any]] = (_card(path) for path in baselines.glob(f"*/{CARD}"))
+    return sorted(cards, key=lambda card: (str(card["saved"]), str(card["name"])))
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        return {**json.loads(path.read_text()), "name": path.parent.name}
+    except ValueError as error:
+        raise BadInput(f"{path}: damaged: {error}; delete its folder and save the baseline again") from None
