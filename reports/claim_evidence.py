@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from ctrbench.reports.cells import KNOWN, Cell, pick, where
@@ -141,14 +142,14 @@ class Evidence:
     def published(self, metric: str, models: Iterable[str] = (), family: str = "", phase: str = "") -> pd.DataFrame:
         """Known rows of published sizes; the controls are no model of a family."""
         rows = self.rows(metric)
-        keep = rows["preset"].str.startswith("published")
+        keep = rows["preset"].str.startswith("published").to_numpy(dtype=bool)
         if models := tuple(models):
-            keep &= rows["model"].isin(models)
+            keep = keep & rows["model"].isin(models).to_numpy(dtype=bool)
         rows = where(rows[keep], phase=phase or None)
         if not family:
             return rows
         camps = self.context.names.camp
-        return rows[[camps(m) == family for m in rows["model"]]]
+        return rows[np.array([camps(m) == family for m in rows["model"]], dtype=bool)]
 
     def title(self, model: str, preset: str = "", variant: str = "") -> str:
         """Title with the published size behind it."""

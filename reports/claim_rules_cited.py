@@ -47,23 +47,17 @@ def peak_growth(e: Evidence, claim: Claim) -> Verdict:
     """Peak of the new GPU over the old one's at the dtypes of the claim, and the bandwidths; like with like beside."""
     options = claim.options
     old, new = (_row(e, "gpu", options[k]) for k in ("old", "new"))
-    need = [
-        (old, options["old_dtype"]),
-        (new, options["new_dtype"]),
-        (old, "gbs"),
-        (new, "gbs"),
-        (new, options["old_dtype"]),
-    ]
-    if any(key not in row for row, key in need):
+    then, now = (f"{options[k]}_tflops" for k in ("old_dtype", "new_dtype"))
+    if any(key not in row for row, key in ((old, then), (new, now), (new, then), (old, "gbs"), (new, "gbs"))):
         return untestable(f"peaks and bandwidths of {options['old']} and {options['new']} in reports/cited.toml")
-    peak = new[options["new_dtype"]] / old[options["old_dtype"]]
-    bandwidth, alike = new["gbs"] / old["gbs"], new[options["old_dtype"]] / old[options["old_dtype"]]
+    peak, alike, bandwidth = new[now] / old[then], new[then] / old[then], new["gbs"] / old["gbs"]
     numbers = (
-        _figure(f"{options['old']}, {options['old_dtype']}", old[options["old_dtype"]], "peak_tflops", old["source"]),
-        _figure(f"{options['new']}, {options['new_dtype']}", new[options["new_dtype"]], "peak_tflops", new["source"]),
-        _ratio("peak, times", peak), _ratio(f"peak at {options['old_dtype']} on both, times", alike),
+        _figure(f"{options['old']}, {options['old_dtype']}, TFLOP/s", old[then], "peak_tflops", old["source"]),
+        _figure(f"{options['new']}, {options['new_dtype']}, TFLOP/s", new[now], "peak_tflops", new["source"]),
+        _ratio("peak, times", peak),
+        _ratio(f"peak at {options['old_dtype']} on both, times", alike),
         _ratio("bandwidth, times", bandwidth),
-    )  # fmt: skip
+    )
     calls = [_side(peak, options["peak"]), abs(bandwidth / options["bandwidth"] - 1) < 2 * ROUNDING]
     said = (
         f"The peak rose {peak:.0f} times and the bandwidth {bandwidth:.1f} times; at one precision "

@@ -140,7 +140,9 @@ def serving_launches(e: Evidence, claim: Claim) -> Verdict:
         return Verdict(word=REFUTED, reason=f"{said} That is not far fewer (limit {share:g}).", numbers=tuple(numbers))
     data, deltas = _same_auc(e, name, other)
     if few is None or not deltas:
-        why = "" if deltas else f" No record pairs the AUC of {e.title(name)} with {e.title(other)} on observed labels."
+        why = " The bands leave it open whether that is far fewer."
+        if few is not None:
+            why = f" No record pairs the AUC of {e.title(name)} with {e.title(other)} on observed labels."
         return Verdict(word=OPEN, reason=f"{said}{why}", numbers=tuple(numbers))
     numbers += [
         Number(f"AUC of {e.title(name)} minus {e.title(other)} on {d}", c) for d, c in zip(data, deltas, strict=True)

@@ -39,6 +39,8 @@ class Point:
     use: Cell | None
     """MFU as run on a GPU."""
     bound: Cell | None
+    bounds: tuple[float, ...] = ()
+    """Of every traced batch and GPU."""
 
     def side(self, limit: float) -> str:
         """below | above | open: where the use lies, as far as use or bound say."""
@@ -60,7 +62,7 @@ class Point:
 
 def on_gpu(rows: pd.DataFrame) -> pd.DataFrame:
     """Without what a CPU did."""
-    return rows[~rows["device"].str.startswith("cpu")]
+    return rows[~rows["device"].str.startswith("cpu").to_numpy(dtype=bool)]
 
 
 def points(e: Evidence, claim: Claim, models: Iterable[str] = ()) -> list[Point]:
@@ -76,7 +78,7 @@ def points(e: Evidence, claim: Claim, models: Iterable[str] = ()) -> list[Point]
         parts = {}
         for metric in ("mfu", "mfu_bound"):
             rows = on_gpu(e.published(metric, chosen, family, phase))
-            rows = rows if gpu == "any" else rows[rows["scope"].str.startswith(gpu)]
+            rows = rows if gpu == "any" else rows[rows["scope"].str.startswith(gpu).to_numpy(dtype=bool)]
             parts[metric] = {
                 key: part
                 for key, part in by_size(rows).items()
@@ -85,7 +87,8 @@ def points(e: Evidence, claim: Claim, models: Iterable[str] = ()) -> list[Point]
         for model, variant, preset in dict.fromkeys([*parts["mfu"], *parts["mfu_bound"]]):
             key = model, variant, preset
             use, bound = (highest(parts[m][key]) if key in parts[m] else None for m in ("mfu", "mfu_bound"))
-            found.append(Point(f"{e.title(model, preset, variant)} ({phase})", use, bound))
+            traced = tuple(parts["mfu_bound"][key]["value"]) if bound is not None else ()
+            found.append(Point(f"{e.title(model, preset, variant)} ({phase})", use, bound, traced))
     return found
 
 
@@ -98,16 +101,18 @@ def _shown(found: list[Point], limit: float) -> tuple[Number, ...]:
 
 
 def _say(found: list[Point], limit: float) -> str:
-    sides = [p.side(limit) for p in found]
-    parts = [
-        f"{sides.count(side)} of {len(found)} sizes {text} {100 * limit:.4g} % "
-            f"({listed(p.name for p in found if p.side(limit) == side)})"
-        for side, text in (("above", "reach"), ("below", "stay below"), ("open", "may lie on either side of"))
-        if side in sides
-    ]  # fmt: skip
-    bounded = sum(p.use is None for p in found)
-    by = "by the upper bound alone" if bounded == len(found) else f"{bounded} by the upper bound alone"
-    return f"At the best batch {'; '.join(parts)}" + (f"; {by}" if bounded else "") + "."
+    words = (("above", "reach"), ("below", "stay below"), ("open", "may lie on either side of"))
+    parts = []
+    for side, text in words:
+        names = [p.name for p in found if p.side(limit) == side]
+        if names:
+            parts.append(f"{len(names)} of {len(found)} sizes {text} {100 * limit:.4g} % ({listed(names, 3)})")
+    traced = [b for p in found for b in p.bounds]
+    below = sum(b < limit for b in traced)
+    said = f"At the best batch {'; '.join(parts)}."
+    if traced:
+        said += f" The upper bound alone puts {below} of {len(traced)} traced points (size, batch, GPU) below it."
+    return said + (" A timed step on a GPU would decide." if any(p.side(limit) == "open" for p in found) else "")
 
 
 def mfu_below(e: Evidence, claim: Claim) -> Verdict:

@@ -29,6 +29,9 @@ from ctrbench.reports.tables import HISTORY_FLOOR, is_reference
 from ctrbench.reports.user_models import training_of
 
 UNTUNED = "defaults against defaults"
+NO_ORDER = (
+    "Where both ran with their defaults no order is a verdict: tuning has turned such orders (`suite=standard` tunes)."
+)
 SMALL = "size trained here, not the paper's"
 
 
@@ -85,6 +88,8 @@ def call(cells: Iterable[Cell], margin: float = 0.0) -> Word:
     With a margin, a difference that lies within it on every data set refutes as well: it is too small to matter.
     """
     found = list(cells)
+    if not found:
+        return OPEN
     above = [c for c in found if c.low is not None and c.low > 0]
     below = [c for c in found if c.high is not None and c.high < 0]
     same = [c for c in found if c.low is not None and c.high is not None and -margin <= c.low <= c.high <= margin]
@@ -111,13 +116,15 @@ def auc_above(e: Evidence, claim: Claim) -> Verdict:
             f"({options['made_by']})"
         )
     cells = {data: cell for data, (cell, _) in found.items()}
+    tuned = [cell for cell, is_tuned in found.values() if is_tuned]
     numbers = [Number(f"ΔAUC of {name} minus {other} on {d}", c) for d, c in cells.items()]
     if "printed" in options:
         printed = Cell(float(options["printed"]), "auc_delta", "cited", signed=True)
         numbers.append(Number("the gain as printed", printed, beside=True))
-    caps = (*e.caps(cells), SMALL, *((UNTUNED,) if not all(t for _, t in found.values()) else ()))
     said = f"{name} minus {other}: {'; '.join(_spoken(d, c) for d, c in cells.items())}."
-    return Verdict(word=call(cells.values()), reason=said, numbers=tuple(numbers), caps=caps)
+    if len(tuned) < len(cells):
+        said += f" {NO_ORDER}"
+    return Verdict(word=call(tuned), reason=said, numbers=tuple(numbers), caps=(*e.caps(cells), SMALL))
 
 
 def fields_control(e: Evidence, claim: Claim) -> Verdict:
@@ -150,9 +157,10 @@ def both_parts(e: Evidence, claim: Claim) -> Verdict:
     options = claim.options
     alone = differences(e, claim, options["host"])
     usual = {}
-    for _, data in e.logs:
-        cell = difference(e, data, options["model"], options["variant"], options["model"], options["usual"])
-        if cell:
+    for data, (_, tuned) in alone.items():
+        group = "tuned," if tuned else ""
+        mine, theirs = group + options["variant"], group + options["usual"]
+        if cell := difference(e, data, options["model"], mine, options["model"], theirs):
             usual[data] = cell
     name, host = e.title(options["model"], variant=options["variant"]), e.title(options["host"])
     other = e.title(options["model"], variant=options["usual"])
@@ -161,13 +169,16 @@ def both_parts(e: Evidence, claim: Claim) -> Verdict:
         return untestable(
             f"ΔAUC of {name} against {host} and against {other} on the same observed rows ({options['made_by']})"
         )
-    calls = [call([alone[d][0] for d in data]), call([usual[d] for d in data])]
+    tuned = [d for d in data if alone[d][1]]
+    calls = [call([alone[d][0] for d in tuned]), call([usual[d] for d in tuned])]
     word: Word = REFUTED if REFUTED in calls else SUPPORTED if set(calls) == {SUPPORTED} else OPEN
     numbers = [Number(f"ΔAUC of {name} minus {what} on {d}", c) for d in data
                for what, c in ((host, alone[d][0]), (other, usual[d]))]  # fmt: skip
     said = " ".join(
         f"{name} minus {host}: {_spoken(d, alone[d][0])}; minus {other}: {_spoken(d, usual[d])}." for d in data
     )
+    if len(tuned) < len(data):
+        said += f" {NO_ORDER}"
     return Verdict(word=word, reason=said, numbers=tuple(numbers), caps=(*e.caps(data), SMALL))
 
 

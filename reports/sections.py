@@ -347,8 +347,8 @@ def pairing(c: Context) -> Section | None:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, claims.section, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section,
-    roofline, gain, speed, step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
-    options.section, pairing, tuning.tuning, bands.section,
+    roofline, gain, speed, step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining,
+    retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
 
 
