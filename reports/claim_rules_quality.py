@@ -98,10 +98,10 @@ def call(cells: Iterable[Cell], margin: float = 0.0) -> Word:
     return REFUTED if (below and not above) or (same and len(same) == len(found)) else OPEN
 
 
-def _spoken(data: str, cell: Cell) -> str:
+def _spoken(data: str, cell: Cell, tuned: bool = False) -> str:
     verdict = call([cell])
     word = {SUPPORTED: "above 0", REFUTED: "below 0"}.get(verdict, "no difference resolved")
-    return f"{cell.text} {cell.band} on {data} ({word})"
+    return f"{cell.text} {cell.band} on {data} ({'both tuned, ' if tuned else ''}{word})"
 
 
 def auc_above(e: Evidence, claim: Claim) -> Verdict:
@@ -121,7 +121,7 @@ def auc_above(e: Evidence, claim: Claim) -> Verdict:
     if "printed" in options:
         printed = Cell(float(options["printed"]), "auc_delta", "cited", signed=True)
         numbers.append(Number("the gain as printed", printed, beside=True))
-    said = f"{name} minus {other}: {'; '.join(_spoken(d, c) for d, c in cells.items())}."
+    said = f"{name} minus {other}: {'; '.join(_spoken(d, c, t) for d, (c, t) in found.items())}."
     if len(tuned) < len(cells):
         said += f" {NO_ORDER}"
     return Verdict(word=call(tuned), reason=said, numbers=tuple(numbers), caps=(*e.caps(cells), SMALL))
