@@ -22,6 +22,7 @@ from ctrbench.reports.claim_evidence import (
     Word,
     listed,
     minus,
+    negated,
     untestable,
 )
 from ctrbench.reports.names import REFERENCES
@@ -211,16 +212,12 @@ def option_costs(e: Evidence, claim: Claim) -> Verdict:
             "(`suite=ablation`)"
         )
     margin = float(options["margin"])
-    inside = [
-        c for c in found.values() if c.low is not None and c.high is not None and -margin <= c.low <= c.high <= margin
-    ]
-    losses = [Cell(-c.value, c.metric, c.origin, -c.high, -c.low, c.n) for c in found.values()
-              if c.value is not None and c.low is not None and c.high is not None]  # fmt: skip
     if options["worth"] == "nothing":
-        worse = any(c.low is not None and c.low > 0 for c in losses)
-        word: Word = REFUTED if worse else SUPPORTED if len(inside) == len(found) else OPEN
+        kept = all(c.high is not None and c.high <= margin for c in found.values())
+        rises = any(c.low is not None and c.low > 0 for c in found.values())
+        word: Word = SUPPORTED if kept else REFUTED if rises else OPEN
     else:
-        word = call(losses, margin)
+        word = call([negated(c) for c in found.values()], margin)
     said = f"{e.title(options['model'])} without it: {'; '.join(_spoken(d, c) for d, c in found.items())}."
     numbers = tuple(Number(f"ΔAUC without it on {d}", c) for d, c in found.items())
     return Verdict(word=word, reason=said, numbers=numbers,

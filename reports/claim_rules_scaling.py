@@ -24,6 +24,7 @@ from ctrbench.reports.claim_evidence import (
     by_size,
     listed,
     minus,
+    negated,
     untestable,
 )
 from ctrbench.reports.claim_rules_mfu import divided, on_gpu
@@ -177,7 +178,7 @@ def module_costs(e: Evidence, claim: Claim) -> Verdict:
 
 def _gain(one: Trick) -> Cell:
     """ΔAUC of the side that ranks better: a variant may add a module or leave one out."""
-    return _signed(one.delta, 1 if _value(one.delta) >= 0 else -1)
+    return one.delta if _value(one.delta) >= 0 else negated(one.delta)
 
 
 def _use_ratio(e: Evidence, one: Trick) -> Cell | None:
@@ -249,8 +250,7 @@ def _resolved(cell: Cell) -> bool:
 
 def _fate(small: Cell, large: Cell, margin: float) -> tuple[str, Cell]:
     """fades | stays | open, and the gain that was lost; the gain is the one that helps at the smallest size."""
-    sign = 1 if _value(small) > 0 else -1
-    a, b = (_signed(c, sign) for c in (small, large))
+    a, b = (small, large) if _value(small) > 0 else (negated(small), negated(large))
     lost = minus(a, b, "auc_delta")
     assert b.low is not None
     assert b.high is not None
@@ -258,11 +258,3 @@ def _fate(small: Cell, large: Cell, margin: float) -> tuple[str, Cell]:
     if lost.low > 0 and -margin <= b.low <= b.high <= margin:
         return "fades", lost
     return ("stays" if b.low > margin else "open"), lost
-
-
-def _signed(c: Cell, sign: int) -> Cell:
-    if sign > 0:
-        return c
-    assert c.low is not None
-    assert c.high is not None
-    return Cell(-_value(c), c.metric, c.origin, -c.high, -c.low, c.n, signed=True)

@@ -57,7 +57,7 @@ def base(model: str, **kw: Any) -> dict[str, Any]:
     return {"run": "synthetic", "model": model, "family": family(model), "phase": "train", **kw}
 
 
-def traced(model: str, metric: str, value: float, preset: str = "x", **kw: Any) -> Measurement:
+def traced(model: str, metric: str, value: float, *, preset: str = "x", **kw: Any) -> Measurement:
     """A row of a published size."""
     where = {"device": "meta", "dtype": "bf16", "batch": 256, "preset": f"published:{preset}"}
     return make(base(model), metric, value, kw.pop("origin", "derived"), **(where | kw))
@@ -90,7 +90,7 @@ def trained(
 
 def _mfu(o: Mapping[str, Any], use: float | None, bound: float | None) -> Case:
     models = o.get("models") or (("dcn_v2", "din") if o.get("family") == "legacy" else ("fat", "onetrans"))
-    at = {"phase": o.get("phases", ("train",))[0], "scope": H100, "preset": f"published:{o.get('presets', ('x',))[0]}"}
+    at = {"phase": o.get("phases", ("train",))[0], "scope": H100, "preset": o.get("presets", ("x",))[0]}
     rows = []
     for model in models:
         if use is not None:
@@ -138,7 +138,8 @@ def kernels_of(model: str, duration_ns: int, count: int = 4000, steps: int = 1) 
     """Kernels of a recorded step, all of one length, and the body of the record."""
     n = count
     text = {"run": "rec", "model": model, "variant": "", "data": DATA, "split": "s", "kind": kernel_rows.KERNEL,
-            "device": "gpu", "stage": "dense", "block": "", "family": "", "name": "k", "lane": "", "origin": "imported"}  # fmt: skip
+            "device": "gpu", "stage": "dense", "block": "", "family": "", "name": "k", "lane": "",
+            "origin": "imported"}  # fmt: skip
     events = pd.DataFrame([text]).loc[np.zeros(n, dtype=int)].reset_index(drop=True)
     events = kernel_rows.frame({**{k: events[k] for k in events}, "view": "step", "step": 0, "steps": steps,
                                 "start_ns": range(n), "duration_ns": duration_ns, "launches": 1})  # fmt: skip
@@ -217,7 +218,8 @@ def fields_control(c: Claim) -> Cases:
     def at(d: float) -> Case:
         model, other = c.options["model"], c.options["other"]
         return Case((
-            ran(model, "", "auc_delta", d, scope="vs:composite"), ran(other, "", "auc_delta", 0.0, scope="vs:composite"),
+            ran(model, "", "auc_delta", d, scope="vs:composite"),
+            ran(other, "", "auc_delta", 0.0, scope="vs:composite"),
             ran(model, "", "auc_delta", 0.01, scope="vs:lightgbm_history"),
         ))  # fmt: skip
 

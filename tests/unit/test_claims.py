@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ctrbench.reports import claims
-from ctrbench.reports.cells import Cell
+from ctrbench.reports.cells import Cell, tidy
 from ctrbench.reports.claim_evidence import (
     LEVELS,
     OPEN,
@@ -27,7 +27,9 @@ from ctrbench.reports.claim_evidence import (
 )
 from ctrbench.reports.claim_rules_quality import difference
 from ctrbench.reports.claim_rules_scaling import holm
+from ctrbench.reports.exhibits import Context
 from ctrbench.reports.measures import make
+from ctrbench.reports.names import names_of
 from ctrbench.reports.page import make_report, render
 from ctrbench.reports.records import frame
 
@@ -264,7 +266,8 @@ def test_confidence_is_that_of_the_weakest_number() -> None:
 
 def test_the_sentence_counts_the_verdicts() -> None:
     rows, bodies = synthetic_records(0)
-    section = next(s for s in make_report(rows, bodies).sections if s.id == "claims")
+    plain = tidy(rows)
+    section = claims.section(Context(plain, bodies, names_of(plain, bodies), ()))
     table = section.exhibits[0].table
     assert section.sentence.startswith(f"Of {len(ALL)} claims ")
     for word, count in table["Verdict"].value_counts().items():
