@@ -134,17 +134,15 @@ def mfu_ratio(c: Claim) -> Cases:
 # counts
 
 
-def kernels_of(model: str, duration_ns: int, count: int = 4000, steps: int = 1) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Kernels of a recorded step, all of one length, and the body of the record."""
-    n = count
+def kernels_of(model: str, duration_ns: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """4,000 kernels of one recorded step, all of one length, and the body of the record."""
     text = {"run": "rec", "model": model, "variant": "", "data": DATA, "split": "s", "kind": kernel_rows.KERNEL,
             "device": "gpu", "stage": "dense", "block": "", "family": "", "name": "k", "lane": "",
             "origin": "imported"}  # fmt: skip
-    events = pd.DataFrame([text]).loc[np.zeros(n, dtype=int)].reset_index(drop=True)
-    events = kernel_rows.frame({**{k: events[k] for k in events}, "view": "step", "step": 0, "steps": steps,
-                                "start_ns": range(n), "duration_ns": duration_ns, "launches": 1})  # fmt: skip
-    body = {"spec": {"model": model, "tracer": "nsys"}, "extra": {"kernels": {"device": "H100", "steps": steps}}}
-    return kernel_rows.totals(events, steps), {"rec": body}
+    numbers = {"step": 0, "steps": 1, "start_ns": 0, "duration_ns": duration_ns, "launches": 4000}
+    event = pd.DataFrame([text | {"view": "step"} | numbers])
+    body = {"spec": {"model": model, "tracer": "nsys"}, "extra": {"kernels": {"device": "H100", "steps": 1}}}
+    return kernel_rows.totals(kernel_rows.frame({str(k): event[k] for k in event}), 1), {"rec": body}
 
 
 def _launched(*counts: float) -> tuple[Measurement, ...]:

@@ -15,13 +15,14 @@ from ctrbench.reports.claim_evidence import UNTESTABLE, WORDS
 
 _cases = runpy.run_path(str(Path(__file__).parents[1] / "data" / "claim_cases.py"))
 cases = _cases["cases"]
-DECIDED = [(c, w) for c in claims.claims() for w in cases(c)]
+CASES = {c.id: cases(c) for c in claims.claims()}
+DECIDED = [(c, w) for c in claims.claims() for w in CASES[c.id]]
 
 
 @pytest.mark.parametrize(("claim", "word"), DECIDED, ids=[f"{c.id}-{w}" for c, w in DECIDED])
 def test_without_the_rows_that_a_rule_needs_it_is_not_testable(claim: claims.Claim, word: str) -> None:
     """One kind of evidence at a time goes: what the verdict rests on takes the verdict with it."""
-    case = cases(claim)[word]
+    case = CASES[claim.id][word]
     assert claims.judge(claim, case.evidence()).word == word
     gone = replace(case, rows=(), bodies={}, kernels=kernel_rows.empty(), sheet={})
     assert claims.judge(claim, gone.evidence()).word == UNTESTABLE
@@ -34,12 +35,12 @@ def test_without_the_rows_that_a_rule_needs_it_is_not_testable(claim: claims.Cla
         assert claims.judge(claim, replace(case, sheet={}).evidence()).word == UNTESTABLE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_part_of_the_records_gives_a_verdict_of_that_part(data: st.DataObject) -> None:
     """Rows deleted at random: no error, and every number of the verdict is one of what is left."""
     claim, word = data.draw(st.sampled_from(DECIDED))
-    case = cases(claim)[word]
+    case = CASES[claim.id][word]
     rows = tuple(r for r in case.rows if data.draw(st.booleans()))
     found = claims.judge(claim, replace(case, rows=rows).evidence())
     assert found.word in WORDS

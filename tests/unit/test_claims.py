@@ -40,6 +40,7 @@ cases, Case, ran, traced, trained, kernels_of = (
 )
 synthetic_records = runpy.run_path(str(DATA / "synthetic_report.py"))["synthetic_records"]
 ALL = {c.id: c for c in claims.claims()}
+CASES = {name: cases(claim) for name, claim in ALL.items()}
 NEVER = {"hold": SUPPORTED, "fall": REFUTED, "open": OPEN}
 QUALITY = {"auc_above", "fields_control", "both_parts", "option_costs", "joint", "weights_agree", "grows",
            "module_costs", "fades"}  # fmt: skip
@@ -59,7 +60,7 @@ def test_every_verdict_that_a_rule_can_give(name: str, word: str) -> None:
         assert found.reason.startswith("Missing: ")
         assert (found.confidence, found.numbers) == ("none", ())
         return
-    case = cases(claim).get(word)
+    case = CASES[claim.id].get(word)
     if case is None:
         (key,) = (k for k, w in NEVER.items() if w == word)
         assert claim.cannot[key]  # the file says why
@@ -77,7 +78,7 @@ def test_every_verdict_that_a_rule_can_give(name: str, word: str) -> None:
 def test_a_verdict_that_the_file_excludes_has_no_case() -> None:
     for claim in ALL.values():
         assert set(claim.cannot) <= set(NEVER)
-        assert {NEVER[k] for k in claim.cannot} == set(WORDS[:3]) - set(cases(claim)), claim.id
+        assert {NEVER[k] for k in claim.cannot} == set(WORDS[:3]) - set(CASES[claim.id]), claim.id
 
 
 def test_every_claim_has_a_rule_and_a_case_and_every_rule_a_claim() -> None:
@@ -96,14 +97,14 @@ def test_no_verdict_is_typed_in_the_file() -> None:
 @pytest.mark.parametrize("name", [n for n, c in ALL.items() if c.rule in QUALITY])
 @pytest.mark.parametrize("word", [SUPPORTED, REFUTED])
 def test_generated_labels_decide_no_claim_about_quality(name: str, word: str) -> None:
-    case = cases(ALL[name])[word]
+    case = CASES[name][word]
     assert judged(ALL[name], case.on("taobao_synthetic")).word == UNTESTABLE
     assert judged(ALL[name], case.on("random_sequence")).word == UNTESTABLE
 
 
 @pytest.mark.parametrize("name", [n for n, c in ALL.items() if c.rule in QUALITY])
 def test_ratings_lower_the_confidence(name: str) -> None:
-    case = cases(ALL[name])[SUPPORTED]
+    case = CASES[name][SUPPORTED]
     assert RATINGS in judged(ALL[name], case).caps
     assert judged(ALL[name], case).confidence.startswith("low: ")
     if "data" not in ALL[name].options:
@@ -112,7 +113,7 @@ def test_ratings_lower_the_confidence(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["S1", "S2", "S3", "S8", "S20", "RankMixer-mfu", "OneTrans-mfu"])
 def test_a_cpu_decides_nothing_about_gpus(name: str) -> None:
-    case = cases(ALL[name])[SUPPORTED]
+    case = CASES[name][SUPPORTED]
     used = [r for r in case.rows if r.metric == "mfu"] or [
         traced("dcn_v2", "mfu", 0.9, origin="imported", scope="H100 SXM")
     ]
@@ -123,30 +124,30 @@ def test_a_cpu_decides_nothing_about_gpus(name: str) -> None:
 
 def test_a_bound_can_exclude_and_never_shows_a_use() -> None:
     s1, s3 = ALL["S1"], ALL["S3"]
-    assert judged(s1, cases(s1)[OPEN]).word == OPEN  # a bound of 100 % is no use of 10 %
-    high = tuple(replace(r, value=0.99) for r in cases(s3)[REFUTED].rows)
+    assert judged(s1, CASES[s1.id][OPEN]).word == OPEN  # a bound of 100 % is no use of 10 %
+    high = tuple(replace(r, value=0.99) for r in CASES[s3.id][REFUTED].rows)
     assert judged(s3, Case(high)).word == OPEN
-    said = judged(s1, cases(s1)[SUPPORTED])
+    said = judged(s1, CASES[s1.id][SUPPORTED])
     assert said.confidence == "good: an upper bound from counts and datasheet peaks"
     assert "puts 4 of 4 traced points" in said.reason
 
 
 def test_the_best_batch_decides_a_bound() -> None:
     s3 = ALL["S3"]
-    rows = tuple(replace(r, value=0.9) if r.batch == 1024 else r for r in cases(s3)[REFUTED].rows)
+    rows = tuple(replace(r, value=0.9) if r.batch == 1024 else r for r in CASES[s3.id][REFUTED].rows)
     assert judged(s3, Case(rows)).word == OPEN
 
 
 def test_an_interval_across_the_limit_is_open() -> None:
     s8 = ALL["S8"]
-    (row, *_) = cases(s8)[SUPPORTED].rows
+    (row, *_) = CASES[s8.id][SUPPORTED].rows
     assert judged(s8, Case((replace(row, ci_low=0.29, ci_high=0.4),))).word == OPEN
     assert judged(s8, Case((replace(row, ci_low=0.31, ci_high=0.4),))).word == SUPPORTED
 
 
 def test_the_ratio_needs_one_gpu_and_one_precision() -> None:
     s2 = ALL["S2"]
-    rows = cases(s2)[SUPPORTED].rows
+    rows = CASES[s2.id][SUPPORTED].rows
     assert judged(s2, Case((replace(rows[0], dtype="fp8"), *rows[1:]))).word == OPEN
     assert judged(s2, Case((rows[0], *(replace(r, value=0.1) for r in rows[1:])))).word == REFUTED
     wide = tuple(replace(r, ci_low=0.9 * r.value, ci_high=1.2 * r.value) for r in rows)
@@ -156,7 +157,7 @@ def test_the_ratio_needs_one_gpu_and_one_precision() -> None:
 def test_long_kernels_refute_whatever_their_number() -> None:
     s4 = ALL["S4"]
     rows, bodies = kernels_of("dcn_v2", 200_000)
-    found = judged(s4, Case(cases(s4)[OPEN].rows, bodies, rows))
+    found = judged(s4, Case(CASES[s4.id][OPEN].rows, bodies, rows))
     assert found.word == REFUTED
     assert "Launches of at most 10 µs: 0 %" in found.reason
 
@@ -169,7 +170,7 @@ def test_kernels_of_a_transformer_say_nothing_of_legacy() -> None:
 
 def test_fewer_kernels_at_a_lower_auc_are_no_like_for_like() -> None:
     s17 = ALL["S17"]
-    case = cases(s17)[SUPPORTED]
+    case = CASES[s17.id][SUPPORTED]
     rows = tuple(
         replace(r, value=-0.02, ci_low=-0.03, ci_high=-0.01) if r.metric == "auc_delta" else r for r in case.rows
     )
@@ -180,24 +181,24 @@ def test_fewer_kernels_at_a_lower_auc_are_no_like_for_like() -> None:
 
 def test_defaults_against_defaults_are_no_verdict() -> None:
     claim = ALL["OneTrans-auc"]
-    rows = tuple(replace(r, variant="") for r in cases(claim)[SUPPORTED].rows)
+    rows = tuple(replace(r, variant="") for r in CASES[claim.id][SUPPORTED].rows)
     found = judged(claim, Case(rows))
     assert found.word == OPEN
     assert "no order is a verdict" in found.reason
-    both = judged(claim, Case((*rows, *cases(claim)[REFUTED].rows)))
+    both = judged(claim, Case((*rows, *CASES[claim.id][REFUTED].rows)))
     assert both.word == REFUTED  # the tuned pair wins over the defaults
     assert "both tuned, below 0" in both.reason
 
 
 def test_data_sets_that_disagree_are_open() -> None:
     claim = ALL["OneTrans-auc"]
-    up, down = cases(claim)[SUPPORTED], cases(claim)[REFUTED].on("a_log")
+    up, down = CASES[claim.id][SUPPORTED], CASES[claim.id][REFUTED].on("a_log")
     assert judged(claim, Case((*up.rows, *down.rows))).word == OPEN
 
 
 @pytest.mark.parametrize("name", ["OneTrans-auc", "OneTrans-mixed", "S21", "HSTU-SASRec"])
 def test_two_seeds_are_too_few(name: str) -> None:
-    case = cases(ALL[name])[SUPPORTED]
+    case = CASES[name][SUPPORTED]
     assert judged(ALL[name], replace(case, rows=tuple(replace(r, n=2) for r in case.rows))).word == UNTESTABLE
 
 
@@ -213,7 +214,7 @@ def test_models_paired_with_a_third_get_the_widest_interval() -> None:
 def test_a_control_that_ranks_worse_proves_nothing_where_fat_fails() -> None:
     s18 = ALL["S18"]
     rows = tuple(replace(r, value=-0.02, ci_low=-0.03, ci_high=-0.01) if r.scope == "vs:lightgbm_history" else r
-                 for r in cases(s18)[SUPPORTED].rows)  # fmt: skip
+                 for r in CASES[s18.id][SUPPORTED].rows)  # fmt: skip
     found = judged(s18, Case(rows))
     assert found.word == OPEN
     assert "no place where it works" in found.reason
@@ -222,13 +223,13 @@ def test_a_control_that_ranks_worse_proves_nothing_where_fat_fails() -> None:
 def test_as_good_within_the_margin_refutes() -> None:
     s18 = ALL["S18"]
     rows = tuple(replace(r, value=0.0, ci_low=-0.0004, ci_high=0.0004) if r.scope == "vs:composite" else r
-                 for r in cases(s18)[OPEN].rows)  # fmt: skip
+                 for r in CASES[s18.id][OPEN].rows)  # fmt: skip
     assert judged(s18, Case(rows)).word == REFUTED
 
 
 def test_variants_that_differ_in_more_than_size_are_no_sizes() -> None:
     claim = ALL["FAT-law"]
-    case = cases(claim)[SUPPORTED]
+    case = CASES[claim.id][SUPPORTED]
     odd = {k: {**b, "spec": {**b["spec"], "config": {**b["spec"]["config"], "pairs": i % 2 == 0}}}
            for i, (k, b) in enumerate(case.bodies.items())}  # fmt: skip
     assert judged(claim, replace(case, bodies=odd)).word == UNTESTABLE
@@ -236,7 +237,7 @@ def test_variants_that_differ_in_more_than_size_are_no_sizes() -> None:
 
 def test_a_legacy_gain_that_grows_refutes() -> None:
     s6 = ALL["S6"]
-    case = cases(s6)[SUPPORTED]
+    case = CASES[s6.id][SUPPORTED]
     rows, bodies = _cases["sizes_of"]("din", (0.001, 0.002, 0.004))
     assert judged(s6, replace(case, rows=(*case.rows, *rows), bodies={**case.bodies, **bodies})).word == REFUTED
 
@@ -302,6 +303,6 @@ def test_a_row_without_a_key_of_a_claim_is_refused() -> None:
 
 
 def test_no_row_is_read_that_was_withheld() -> None:
-    case = cases(ALL["S1"])[SUPPORTED]
+    case = CASES["S1"][SUPPORTED]
     rows = [replace(r, value=None, origin="abstained", status="skipped", reason="coverage_low") for r in case.rows]
     assert judged(ALL["S1"], Case(tuple(rows))).word == UNTESTABLE
