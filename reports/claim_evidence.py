@@ -164,7 +164,7 @@ class Evidence:
 def by_size(rows: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     """(model, variant, preset) -> its rows, in the order of the rows."""
     groups_ = rows.groupby(["model", "variant", "preset"], sort=False)
-    return {(str(m), str(v), str(p)): part for (m, v, p), part in groups_}  # type: ignore[misc]
+    return {(str(m), str(v), str(p)): part for (m, v, p), part in groups_}
 
 
 def highest(rows: pd.DataFrame) -> Cell:

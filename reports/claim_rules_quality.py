@@ -158,29 +158,29 @@ def both_parts(e: Evidence, claim: Claim) -> Verdict:
     options = claim.options
     alone = differences(e, claim, options["host"])
     usual = {}
-    for data, (_, tuned) in alone.items():
-        group = "tuned," if tuned else ""
+    for log, (_, is_tuned) in alone.items():
+        group = "tuned," if is_tuned else ""
         mine, theirs = group + options["variant"], group + options["usual"]
-        if cell := difference(e, data, options["model"], mine, options["model"], theirs):
-            usual[data] = cell
+        if cell := difference(e, log, options["model"], mine, options["model"], theirs):
+            usual[log] = cell
     name, host = e.title(options["model"], variant=options["variant"]), e.title(options["host"])
     other = e.title(options["model"], variant=options["usual"])
-    data = [d for d in alone if d in usual]
-    if not data:
+    shared = [d for d in alone if d in usual]
+    if not shared:
         return untestable(
             f"ΔAUC of {name} against {host} and against {other} on the same observed rows ({options['made_by']})"
         )
-    tuned = [d for d in data if alone[d][1]]
+    tuned = [d for d in shared if alone[d][1]]
     calls = [call([alone[d][0] for d in tuned]), call([usual[d] for d in tuned])]
     word: Word = REFUTED if REFUTED in calls else SUPPORTED if set(calls) == {SUPPORTED} else OPEN
-    numbers = [Number(f"ΔAUC of {name} minus {what} on {d}", c) for d in data
+    numbers = [Number(f"ΔAUC of {name} minus {what} on {d}", c) for d in shared
                for what, c in ((host, alone[d][0]), (other, usual[d]))]  # fmt: skip
     said = " ".join(
-        f"{name} minus {host}: {_spoken(d, alone[d][0])}; minus {other}: {_spoken(d, usual[d])}." for d in data
+        f"{name} minus {host}: {_spoken(d, alone[d][0])}; minus {other}: {_spoken(d, usual[d])}." for d in shared
     )
-    if len(tuned) < len(data):
+    if len(tuned) < len(shared):
         said += f" {NO_ORDER}"
-    return Verdict(word=word, reason=said, numbers=tuple(numbers), caps=(*e.caps(data), SMALL))
+    return Verdict(word=word, reason=said, numbers=tuple(numbers), caps=(*e.caps(shared), SMALL))
 
 
 def option_of(bodies: Mapping[str, Mapping[str, Any]], model: str, variant: str) -> Mapping[str, Any]:
@@ -250,8 +250,8 @@ def joint(e: Evidence, claim: Claim) -> Verdict:
     numbers = [Number(f"{s} of {n} minus separate", c) for n in sorted(shown) for s, c in found[n].items()]
     said = "; ".join(f"{n}: " + ", ".join(f"{s} {c.text} {c.band}" for s, c in found[n].items()) for n in found)
     margin = ", ".join(f"{m:g} of {s}" for s, m in margins.items())
-    data = [d for _, d in e.logs if any(n.endswith(d) for n in shown)]
-    return Verdict(word=word, numbers=tuple(numbers), caps=(*e.caps(data), SMALL, UNTUNED),
+    logs = [d for _, d in e.logs if any(n.endswith(d) for n in shown)]
+    return Verdict(word=word, numbers=tuple(numbers), caps=(*e.caps(logs), SMALL, UNTUNED),
                    reason=f"Against separate models, {said}; a loss of up to {margin} counts as none.")  # fmt: skip
 
 
