@@ -85,9 +85,6 @@ def trained(
     return {f"{model}-{variant}-{seed}": {"spec": spec, "extra": dict(extra or {})}}
 
 
-# MFU
-
-
 def _mfu(o: Mapping[str, Any], use: float | None, bound: float | None) -> Case:
     models = o.get("models") or (("dcn_v2", "din") if o.get("family") == "legacy" else ("fat", "onetrans"))
     at = {"phase": o.get("phases", ("train",))[0], "scope": H100, "preset": o.get("presets", ("x",))[0]}
@@ -129,9 +126,6 @@ def mfu_ratio(c: Claim) -> Cases:
         REFUTED: _mfu({"models": [name]}, None, 0.1),
         OPEN: _mfu({"models": [name]}, None, 1.0),
     }
-
-
-# counts
 
 
 def kernels_of(model: str, duration_ns: int) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -194,9 +188,6 @@ def tokens(c: Claim) -> Cases:
         return Case(bodies={"ids": {"spec": {"model": "tiger", "data": DATA}, "extra": {"semantic_ids": ids}}})
 
     return {SUPPORTED: at(10**9, [10**4]), REFUTED: at(10**9, [256, 256, 256]), OPEN: at(10**4, [100])}
-
-
-# quality
 
 
 def three(make_case: Callable[[float], Case]) -> Cases:
@@ -290,9 +281,6 @@ def recall_reaches(c: Claim) -> Cases:
     return {SUPPORTED: at(c.options["printed"] + 0.01), OPEN: at(c.options["printed"] - 0.1)}
 
 
-# size
-
-
 def sizes_of(model: str, gains: Iterable[float], noise: float = 0.0) -> tuple[list[Measurement], dict[str, Any]]:
     """Four sizes or more that differ in width alone, three seeds each; `gains` are AUC per doubling."""
     rows, bodies, auc = [], {}, 0.7
@@ -342,9 +330,6 @@ def fades(c: Claim) -> Cases:
         return Case(tuple(rows), bodies)
 
     return {SUPPORTED: at(0.0), REFUTED: at(0.01), OPEN: at(0.0, 0.004)}
-
-
-# cited figures
 
 
 def _sheet(**kinds: Any) -> Case:
