@@ -235,21 +235,3 @@ def _batch(mine: pd.DataFrame) -> str:
     """The batch that `pick` reports the latency at."""
     batches = where(mine, metric="infer_latency")["batch"].dropna()
     return f"{batches.max():,.0f}" if len(batches) else "—"
-
-
-def cited_auc() -> pd.DataFrame:
-    """BARS, Criteo_x1, means of five seeds."""
-    rows = [
-        {"Model": a["model"], "AUC": Cell(a["auc"], "auc", "cited"), "sd over 5 seeds": Cell(a["sd"], "sd", "cited"),
-         "Log loss": Cell(a["logloss"], "logloss", "cited")} for a in cited()["auc"]
-    ]  # fmt: skip
-    return pd.DataFrame(rows, index=[r["Model"] for r in rows])
-
-
-def cited_mfu() -> pd.DataFrame:
-    """Published utilisation of ranking systems."""
-    rows = [
-        {"System": m["system"], "Hardware": m["hardware"], "MFU": Cell(m["mfu"], "mfu", "cited"),
-         "Source": m["source"], "Grade": m["grade"]} for m in cited()["mfu"]
-    ]  # fmt: skip
-    return pd.DataFrame(rows, index=[r["System"] for r in rows])

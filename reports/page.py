@@ -32,7 +32,7 @@ INLINE_REASON = 22
 LONG_HEADS = frozenset(
     {
         "Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Each shuffle",
-        "Mechanism",
+        "Mechanism", "Claim", "Numbers", "Confidence", "Difference", "Confirmed where", "Refuted where",
     }
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ctrbench.reports import (
     bands,
+    claims,
     controls,
     costs,
     drawing,
@@ -344,24 +345,10 @@ def pairing(c: Context) -> Section | None:
     )
 
 
-def anchors(c: Context) -> Section:
-    """Numbers of others, for scale."""
-    return Section(
-        id="anchors",
-        title="Published numbers, for scale",
-        sentence="None of these is ours, and none was checked by this run.",
-        exhibits=exhibit(costs.cited_auc(), title="Criteo_x1, BARS: means of five seeds", open=True)
-        + exhibit(costs.cited_mfu(), title="MFU of ranking systems, as published", open=True),
-        caveat="Criteo_x1 has 33 M training rows and its own split: no AUC on other rows compares. Papers "
-        "count FLOPs by different "
-        "rules and use different precisions; grade A was read in the source, B in a detailed account.",
-    )
-
-
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
-    summary, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section, roofline, gain, speed,
-    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
-    options.section, pairing, tuning.tuning, bands.section, anchors,
+    summary, claims.section, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section,
+    roofline, gain, speed, step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining,
+    retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
 
 

@@ -56,6 +56,9 @@ def test_sections_asked_for_and_unknown_ones(
     out = tmp_path / "r.md"
     assert main(["report", str(synthetic_run), "-o", str(out), "--section", "quality"]) == 0
     assert out.read_text().count("\n## ") == 1
+    assert main(["report", str(synthetic_run), "-o", str(out), "--section", "claims"]) == 0
+    assert "\n## Claims on trial\n" in out.read_text()
+    assert "| Id | Claim | Verdict |" in out.read_text()
     assert main(["report", str(synthetic_run), "-o", str(out), "--section", "qualty"]) == 2
     assert "quality" in capsys.readouterr().err
     assert main(["report", str(synthetic_run), "-o", str(tmp_path / "r.html"), "--section", "quality"]) == 2

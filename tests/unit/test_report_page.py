@@ -107,8 +107,8 @@ def test_an_exhibit_without_data_table_is_refused() -> None:
 
 def test_sections_of_the_issue_are_there(whole: tuple[str, Page]) -> None:
     want = {
-        "limits", "summary", "quality", "floors", "launches", "mfu-bound", "roofline", "gain", "speed", "split",
-        "memory", "pairing", "anchors", "cards", "environment", "lost", "measures",
+        "limits", "summary", "claims", "quality", "floors", "launches", "mfu-bound", "roofline", "gain", "speed",
+        "split", "memory", "pairing", "cards", "environment", "lost", "measures",
     }  # fmt: skip
     assert want <= set(whole[1].ids)
 
