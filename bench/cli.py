@@ -19,6 +19,8 @@ from ctrbench.bench.trace.commands import TOOLS
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 
 if TYPE_CHECKING:  # commands that read no data start without torch
+    import pandas as pd
+
     from ctrbench.datasets.prepared import Prepared
 
 CONTROL_ROWS = 200_000
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--pool-users", type=int, help="users of the pool (default: four times --users)")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
-    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or file of pytest --benchmark-json")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
     scored = commands.add_parser(
@@ -236,23 +238,16 @@ def _judge_pool(prepared: Prepared) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from ctrbench.reports import kernel_rows, records
     from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
     tables, bodies = [], {}
-    for folder in options.runs:
-        try:
-            table, found = records.load(Path(folder))
-        except FileNotFoundError as error:
-            raise BadInput(str(error)) from None
+    for run in options.runs:
+        table, found = _loaded(Path(run))
         tables.append(table)
         bodies.update(found)
     table, out = pd.concat(tables, ignore_index=True), Path(options.out)
-    try:
-        kernels = kernel_rows.load([Path(folder) for folder in options.runs])
-    except kernel_rows.BadKernels as error:
-        raise BadInput(str(error)) from None
+    kernels = _kernels([Path(run) for run in options.runs])
     if out.suffix == ".md":
         try:
             print(build_markdown(table, bodies, out, options.section, kernels))
@@ -263,6 +258,31 @@ def _report(options: argparse.Namespace) -> int:
     else:
         print(build_report(table, bodies, out, kernels))
     return 0
+
+
+def _loaded(run: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Rows and bodies of a run directory, or of a file of pytest-benchmark."""
+    from ctrbench.reports import benchmark_json, records
+
+    try:
+        if not run.is_file():
+            return records.load(run)
+        table, bodies = benchmark_json.load_benchmark_json(run)
+    except (FileNotFoundError, benchmark_json.BadBenchmarks) as error:
+        raise BadInput(str(error)) from None
+    for name in table.loc[table["reason"] == benchmark_json.FOREIGN, "model"]:
+        print(f"note: {run}: {name}: {benchmark_json.FOREIGN}", file=sys.stderr)
+    return table, bodies
+
+
+def _kernels(runs: Sequence[Path]) -> pd.DataFrame:
+    """Kernels of the run directories among these."""
+    from ctrbench.reports import kernel_rows
+
+    try:
+        return kernel_rows.load(runs)
+    except kernel_rows.BadKernels as error:
+        raise BadInput(str(error)) from None
 
 
 def _score(options: argparse.Namespace) -> int:
