@@ -258,7 +258,8 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     run, name = plan.run, asked.model
     track, model_spec = random_batches.TRACKS[asked.data], registry.model_spec(name)
     if track not in model_spec.tracks:
-        raise BadInput((model_spec.skip_reason or {}).get(track, f"{name} does not run on {track} data"))
+        why = (model_spec.skip_reason or {}).get(track, f"it does not run on {track} data")
+        raise BadInput(f"{name} on {asked.data}: {why}")
     typed = plan.model_options.get(name, {})
     tables = table_options(run)
     config = {**typed, **({"tables": {f: v for f, (_, v) in tables.items()}} if tables else {})}
@@ -273,5 +274,5 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
             schema = random_batches.random_schema(timed.data, timed.history_length)
             model_spec.build(model_config(timed, lookup(timed)), schema)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{name}: {error}") from None
+        raise BadInput(f"{name} on {asked.data}: {error}") from None
     return timed, replace(timed, kind="count", threads=1)
