@@ -1,4 +1,4 @@
-"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, score, hardware, list.
+"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, export, score, hardware, list.
 
 Exit 0 done, 1 some run failed or recorded nothing, 2 wrong input.
 """
@@ -19,8 +19,6 @@ from ctrbench.bench.trace.commands import TOOLS
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 
 if TYPE_CHECKING:  # commands that read no data start without torch
-    import pandas as pd
-
     from ctrbench.datasets.prepared import Prepared
 
 CONTROL_ROWS = 200_000
@@ -106,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or file of pytest --benchmark-json")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
+    export = commands.add_parser("export", help="records for other programs; needs no torch")
+    export.add_argument(
+        "run", metavar="RUN", help="run directory or file of pytest --benchmark-json; of perfetto also a recording"
+    )
+    export.add_argument("--format", required=True, choices=["json", "parquet", "markdown", "perfetto"])
+    export.add_argument("-o", "--out", required=True, metavar="FILE")
     scored = commands.add_parser(
         "score", help="records of the GPU kit against the predictions; exit 1 on a broken bound"
     )
@@ -238,16 +242,18 @@ def _judge_pool(prepared: Prepared) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     import pandas as pd
 
+    from ctrbench.bench.exports import kernels_of, loaded
     from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
+    runs = [Path(run) for run in options.runs]
     tables, bodies = [], {}
-    for run in options.runs:
-        table, found = _loaded(Path(run))
+    for run in runs:
+        table, found = loaded(run)
         tables.append(table)
         bodies.update(found)
     table, out = pd.concat(tables, ignore_index=True), Path(options.out)
-    kernels = _kernels([Path(run) for run in options.runs])
+    kernels = kernels_of(runs)
     if out.suffix == ".md":
         try:
             print(build_markdown(table, bodies, out, options.section, kernels))
@@ -260,29 +266,11 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _loaded(run: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Rows and bodies of a run directory, or of a file of pytest-benchmark."""
-    from ctrbench.reports import benchmark_json, records
+def _export(options: argparse.Namespace) -> int:
+    from ctrbench.bench.exports import run_export
 
-    try:
-        if not run.is_file():
-            return records.load(run)
-        table, bodies = benchmark_json.load_benchmark_json(run)
-    except (FileNotFoundError, benchmark_json.BadBenchmarks) as error:
-        raise BadInput(str(error)) from None
-    for name in table.loc[table["reason"] == benchmark_json.FOREIGN, "model"]:
-        print(f"note: {run}: {name}: {benchmark_json.FOREIGN}", file=sys.stderr)
-    return table, bodies
-
-
-def _kernels(runs: Sequence[Path]) -> pd.DataFrame:
-    """Kernels of the run directories among these."""
-    from ctrbench.reports import kernel_rows
-
-    try:
-        return kernel_rows.load(runs)
-    except kernel_rows.BadKernels as error:
-        raise BadInput(str(error)) from None
+    print(run_export(Path(options.run), options.format, Path(options.out)))
+    return 0
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -316,7 +304,7 @@ def _list(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
-    "report": _report, "score": _score, "hardware": _hardware, "list": _list,
+    "report": _report, "export": _export, "score": _score, "hardware": _hardware, "list": _list,
 }  # fmt: skip
 
 
