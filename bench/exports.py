@@ -13,15 +13,13 @@ from ctrbench.datasets.errors import BadInput
 from ctrbench.reports import benchmark_json, export, kernel_rows, perfetto, records
 from ctrbench.reports.markdown import build_markdown
 
-FORMATS = ("json", "parquet", "markdown", "perfetto")
-
 
 def run_export(run: Path, form: str, out: Path) -> Path:
     """Writes a run in another form; returns the file.
 
     Args:
         run: run directory, or file of `pytest --benchmark-json`; of `perfetto` also a recording.
-        form: one of `FORMATS`.
+        form: json | parquet | markdown | perfetto.
         out: file to write; whole or not at all.
 
     Raises:
