@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctrbench.bench.benchmarks import Request, specs_of
+from ctrbench.bench.cli import main
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.reports.benchmark_json import FOREIGN, KEY, load_benchmark_json
 from ctrbench.reports.measures import MEASURES
@@ -145,6 +146,42 @@ def test_a_benchmark_that_is_not_ours_stands_apart(done):
     assert list(foreign["model"]) == ["test_tiny.py::test_foreign"]
     assert foreign["value"].isna().all()
     assert not any("foreign" in key for key in bodies)
+
+
+def test_the_report_takes_the_file_and_names_what_is_not_ours(done, tmp_path, capsys):
+    assert main(["report", str(done[1]), "-o", str(tmp_path / "r.md")]) == 0
+    assert "test_tiny.py::test_foreign" in capsys.readouterr().err
+    text = (tmp_path / "r.md").read_text()
+    summary, _, lost = text.partition("## What is not there")
+    assert "DeepFM · dim=4,mlp=[8]" in summary
+    assert "test_foreign" not in summary
+    assert "test_foreign" in lost
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda b: b["stats"].update(data=[1.0, 2.0, 3.0]), "is not the median of its rounds"),
+    (lambda b: b["extra_info"][KEY].update(schema_version=99), "schema 99, this version reads 1"),
+    (lambda b: b["extra_info"][KEY].pop("spec"), "lacks 'spec'"),
+    (lambda b: b["extra_info"]["step_time"].update(unit="ms"), "step_time is in ms, the catalogue has it in s"),
+    (lambda b: b["extra_info"]["throughput"].update(origin="guessed"), "origin 'guessed'"),
+    (lambda b: b["extra_info"]["throughput"].update(value=None), "needs a value"),
+])  # fmt: skip
+def test_files_that_were_changed_are_refused(done, tmp_path, capsys, spoil, said):
+    body = json.loads(done[1].read_text())
+    spoil(next(b for b in body["benchmarks"] if b["name"] == "test_train"))
+    (tmp_path / "x.json").write_text(json.dumps(body))
+    assert main(["report", str(tmp_path / "x.json"), "-o", str(tmp_path / "r.md")]) == 2
+    found = capsys.readouterr().err
+    assert f"{tmp_path / 'x.json'}: test_tiny.py::test_train: " in found
+    assert said in found
+    assert "run the benchmark again" in found
+
+
+def test_two_files_of_one_test_are_two_processes(done, tmp_path):
+    (tmp_path / "again.json").write_text(done[1].read_text() + " ")
+    one, two = load_benchmark_json(done[1])[1], load_benchmark_json(tmp_path / "again.json")[1]
+    assert not set(one) & set(two)
+    assert [b["spec"] for b in one.values()] == [b["spec"] for b in two.values()]
 
 
 def test_plugin_imports_nothing_heavy():
