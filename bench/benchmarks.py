@@ -34,7 +34,7 @@ from ctrbench.bench.statistics import percentiles
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.suite import prepare_jobs
 from ctrbench.datasets import random_batches
-from ctrbench.datasets.errors import BadInput, UnknownName, nearest
+from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 from ctrbench.datasets.schema import Batch
 from ctrbench.models.spec import random_batch
@@ -72,6 +72,10 @@ class Counted:
     train: tuple[Measurement, ...]
     infer: tuple[Measurement, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, phase: str) -> tuple[Measurement, ...]:
+        """Rows of one of `PHASES`."""
+        return self.train if phase == "train" else self.infer
 
 
 def count(spec: RunSpec) -> Counted:
@@ -135,11 +139,11 @@ def run_benchmark(
     if asked.phase not in PHASES:
         raise UnknownName(f"unknown phase {nearest(str(asked.phase), PHASES)}")
     timed, counted = specs_of(asked)
+    counts = counting(counted)  # before the first step: nothing else runs beside it
     if benchmark.disabled:
         with thread_count(timed.threads):
             benchmark.pedantic(_call(timed, asked.phase))
-        return {}
-    counts = counting(counted)  # before the first step: nothing else runs beside it
+        return entries(counts.of(asked.phase))
     keep_freed_memory()
     with thread_count(timed.threads):
         call = _call(timed, asked.phase)
@@ -183,7 +187,7 @@ def _rows(
     spec: RunSpec, phase: str, seconds: list[float], ceilings: tuple[Ceilings, Ceilings], counts: Counted
 ) -> list[Measurement]:
     """Every measure of one benchmark. One process has percentiles and no interval."""
-    counted = counts.train if phase == "train" else counts.infer
+    counted = counts.of(phase)
     first = counted[0]
     base = base_columns(spec, first.family, first.track)
     moved, shaky = drift(*ceilings), dict[str, Any]()
@@ -244,7 +248,7 @@ def _settings(asked: Request, random: bool) -> list[str]:
 def _prepared(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     ready, _, skipped = prepare_jobs(plan, Console(quiet=True))
     if skipped:
-        raise BadInput(skipped[0])
+        raise DataUnavailable(skipped[0])
     specs, unsupported = suite_specs(plan, ready)
     timed = next((s for s in specs if s.kind == "time"), None)
     counted = next((s for s in specs if s.kind == "count"), None)

@@ -34,7 +34,7 @@ class CtrBenchmark(Protocol):
             rounds: steps that are timed after the warm-up; those of the suites if not given.
 
         Returns:
-            measure -> {value, unit, origin, ...}, as in `extra_info`; empty with `--benchmark-disable`.
+            measure -> {value, unit, origin, ...}, as in `extra_info`; those counted alone with `--benchmark-disable`.
 
         Raises:
             pytest.UsageError: a name or value that is not valid, with the nearest valid one.

@@ -8,14 +8,18 @@ import sys
 import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ctrbench.bench.benchmarks import Request, specs_of
+from ctrbench.bench.benchmarks import Counted, Request, run_benchmark, specs_of
 from ctrbench.bench.cli import main
-from ctrbench.datasets.errors import BadInput, UnknownName
+from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName
 from ctrbench.reports.benchmark_json import FOREIGN, KEY, load_benchmark_json
-from ctrbench.reports.measures import MEASURES
+from ctrbench.reports.cells import tidy
+from ctrbench.reports.limits import limits
+from ctrbench.reports.measures import MEASURES, make
 from ctrbench.reports.records import ORIGINS, STATUSES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +160,8 @@ def test_the_report_takes_the_file_and_names_what_is_not_ours(done, tmp_path, ca
     assert "DeepFM · dim=4,mlp=[8]" in summary
     assert "test_foreign" not in summary
     assert "test_foreign" in lost
+    table, bodies = load_benchmark_json(done[1])
+    assert "the benchmarks of a pytest file in one process" in limits(tidy(table), bodies).can[0]
 
 
 @pytest.mark.parametrize(("spoil", "said"), [
@@ -175,6 +181,32 @@ def test_files_that_were_changed_are_refused(done, tmp_path, capsys, spoil, said
     assert f"{tmp_path / 'x.json'}: test_tiny.py::test_train: " in found
     assert said in found
     assert "run the benchmark again" in found
+
+
+def test_without_timing_a_test_still_gets_its_counts():
+    calls, steps = [], []
+    row = make({"run": "r", "model": "deepfm", "phase": "train"}, "ops_per_step", 70.0, "counted")
+
+    def counting(spec):
+        calls.append(spec.kind)
+        return Counted(train=(row,), infer=())
+
+    def pedantic(step):
+        steps.append(step())
+
+    disabled = SimpleNamespace(disabled=True, pedantic=pedantic, extra_info={})
+    asked = Request(model="deepfm", data="random_tabular", batch=8, options={"dim": 2, "mlp": [4], "run.threads": 1})
+    found = run_benchmark(disabled, counting, asked)
+    assert found == {"ops_per_step": {"value": 70.0, "unit": "ops", "origin": "counted", "phase": "train"}}
+    assert calls == ["count"]
+    assert torch.isfinite(steps[0])
+    assert disabled.extra_info == {}
+
+
+def test_data_that_cannot_be_had_is_not_the_tests_fault(monkeypatch):
+    monkeypatch.setattr("ctrbench.bench.benchmarks.prepare_jobs", lambda *_: ([], [], ["movielens_1m: no network"]))
+    with pytest.raises(DataUnavailable, match="no network"):
+        specs_of(Request(model="din", data="movielens_1m"))
 
 
 def test_two_files_of_one_test_are_two_processes(done, tmp_path):
