@@ -23,6 +23,7 @@ from ctrbench.reports.measures import MEASURES, make
 from ctrbench.reports.records import ORIGINS, STATUSES
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(1800)  # pytest in pytest starts two processes that import torch
 PLUGIN = "ctrbench.bench.pytest_plugin"
 TESTS = """
 SMALL = {"batch": 16, "rounds": 3}
