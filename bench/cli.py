@@ -1,4 +1,4 @@
-"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, compare, baseline, score, hardware, list.
+"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, export, compare, baseline, score, hardware, list.
 
 Exit 0 done, 1 some run failed or recorded nothing or the gate found something worse, 2 wrong input.
 """
@@ -101,9 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--pool-users", type=int, help="users of the pool (default: four times --users)")
     generate.add_argument("--out", required=True)
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
-    report.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or file of pytest --benchmark-json")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
+    export = commands.add_parser("export", help="records for other programs; needs no torch")
+    export.add_argument(
+        "run", metavar="RUN", help="run directory or file of pytest --benchmark-json; of perfetto also a recording"
+    )
+    export.add_argument("--format", required=True, choices=["json", "parquet", "markdown", "perfetto"])
+    export.add_argument("-o", "--out", required=True, metavar="FILE")
     gate = commands.add_parser(
         "compare", help="may NEW replace BASE? exit 1 if something is worse, 2 if no pair is fair"
     )
@@ -254,23 +260,18 @@ def _judge_pool(prepared: Prepared) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from ctrbench.reports import kernel_rows, records
+    from ctrbench.bench.exports import kernels_of, loaded
     from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
+    runs = [Path(run) for run in options.runs]
     tables, bodies = [], {}
-    for folder in options.runs:
-        try:
-            table, found = records.load(Path(folder))
-        except (FileNotFoundError, records.DamagedRecord) as error:
-            raise BadInput(str(error)) from None
+    for run in runs:
+        table, found = loaded(run)
         tables.append(table)
         bodies.update(found)
     table, out = pd.concat(tables, ignore_index=True), Path(options.out)
-    try:
-        kernels = kernel_rows.load([Path(folder) for folder in options.runs])
-    except kernel_rows.BadKernels as error:
-        raise BadInput(str(error)) from None
+    kernels = kernels_of(runs)
     if out.suffix == ".md":
         try:
             print(build_markdown(table, bodies, out, options.section, kernels))
@@ -301,6 +302,13 @@ def _baseline(options: argparse.Namespace) -> int:
         return 0
     for card in gate_sides.listed(Path(options.baselines)):
         print("\t".join(str(card[k]) for k in ("name", "saved", "from", "commit", "CPU", "fingerprint", "level")))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ctrbench.bench.exports import run_export
+
+    print(run_export(Path(options.run), options.format, Path(options.out)))
     return 0
 
 
@@ -335,8 +343,8 @@ def _list(options: argparse.Namespace) -> int:
 
 _COMMANDS = {
     "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
-    "report": _report, "compare": _compare, "baseline": _baseline, "score": _score, "hardware": _hardware,
-    "list": _list,
+    "report": _report, "export": _export, "compare": _compare, "baseline": _baseline, "score": _score,
+    "hardware": _hardware, "list": _list,
 }  # fmt: skip
 
 

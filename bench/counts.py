@@ -106,7 +106,7 @@ def count_rows(
     distinct, lookups = unique_rows(batch, schema)
     compulsory = compulsory_bytes(model, batch, distinct)
     rows = _flop_rows(base, train, model_flops, batch.size, analytic, reason)
-    rows += _launch_rows(base, train, on_meta, batch.size)
+    rows += launch_rows(base, train, on_meta, batch.size)
     rows += [
         make(base, "bytes_operands", train.bytes_operands(), "counted", phase="train"),
         make(base, "bytes_compulsory", compulsory, "counted", phase="train"),
@@ -170,7 +170,7 @@ def _flop_rows(
     return rows
 
 
-def _launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) -> list[Measurement]:
+def launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) -> list[Measurement]:
     rows = [
         make(base, "ops_per_step", train.ops, "counted", phase="train"),
         make(base, "ops_per_sample", train.ops / size, "counted", phase="train"),

@@ -74,7 +74,10 @@ def _origins(known: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> li
     counts = known["origin"].value_counts()
     out = []
     if counts.get("measured"):
-        out.append(f"{counts['measured']:,} numbers are measured, on {cpu_name(bodies)}, each in its own process "
+        shared = any("benchmark" in body.get("extra", {}) for body in bodies.values())
+        each = "the benchmarks of a pytest file in one process, all others each in its own," if shared else \
+            "each in its own process"  # fmt: skip
+        out.append(f"{counts['measured']:,} numbers are measured, on {cpu_name(bodies)}, {each} "
                    "without a tracer or counter, except the time split, which is traced.")  # fmt: skip
     if counts.get("counted"):
         out.append(f"{counts['counted']:,} are counted from the operators and shapes that really execute.")

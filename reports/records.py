@@ -113,7 +113,7 @@ def save(record: RunRecord, runs_dir: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "measurements.parquet"
     partial = table.with_name("measurements.parquet.partial")
-    _typed(frame(record.rows)).to_parquet(partial, index=False)
+    typed(frame(record.rows)).to_parquet(partial, index=False)
     partial.replace(table)
     body = {
         "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
@@ -146,10 +146,10 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
             ) from None
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
-    return _typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies
+    return typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies
 
 
-def _typed(table: pd.DataFrame) -> pd.DataFrame:
+def typed(table: pd.DataFrame) -> pd.DataFrame:
     """Nullable, fixed column types, so that files with and without values agree."""
     numbers = {"value", "sd", "p10", "p50", "p90", "p99", "ci_low", "ci_high"}
     whole = {"seed", "threads", "batch", "n"}

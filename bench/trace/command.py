@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pandas as pd
 import polars as pl
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from rich.table import Table
 from ctrbench.bench.hardware import HardwareUnknown, find
 from ctrbench.bench.trace.columns import BadRecording
 from ctrbench.bench.trace.figures import sizes
+from ctrbench.bench.trace.kernel_rows import counted_kernels, recorded_kernels
 from ctrbench.bench.trace.kineto import looks_like_kineto, read_kineto
 from ctrbench.bench.trace.ncu import looks_like_ncu, read_ncu
 from ctrbench.bench.trace.ncu_table import NcuReport
@@ -110,6 +112,24 @@ def run_trace(
         TABLES[table.suffix](pl.concat(rows, how="diagonal"), content)
         write_atomic(table, content.getvalue())
     return code
+
+
+def step_of(path: Path) -> tuple[str, pd.DataFrame, dict[str, Any]]:
+    """The events of one step of a recording made elsewhere, for `reports.perfetto`: (name, rows, facts).
+
+    Raises:
+        BadRecording: as `read`.
+    """
+    recording = read(path)
+    if isinstance(recording, NcuReport):
+        kernels = counted_kernels({}, {"": recording})
+    else:
+        try:
+            split = split_of(recording)
+        except ValueError:
+            split = None
+        kernels = recorded_kernels({}, recording, split, "imported")
+    return path.name, kernels.table, kernels.facts
 
 
 TABLES: dict[str, Callable[[pl.DataFrame, BytesIO], object]] = {
