@@ -19,7 +19,8 @@ from ctrbench.reports.drawing import (
     blank,
     camp_legend,
     dots,
-    error_of,
+    errors_of,
+    facets,
     hover,
     known,
     label,
@@ -27,6 +28,7 @@ from ctrbench.reports.drawing import (
     log_axis,
     marker_of,
     origins,
+    point_facets,
     safe,
     series,
 )
@@ -83,6 +85,7 @@ def kernels(table: pd.DataFrame, names: Names) -> go.Figure | None:
                 hovertemplate=[
                     hover(r, ["Preset", "Batch", "CUDA kernels / step", "FLOPs / kernel"]) for _, r in part.iterrows()
                 ],
+                meta=facets(str(part["Model"].iloc[0]), *part["CUDA kernels / step"], *part["FLOPs / kernel"]),
             )
         )
     return fig
@@ -115,6 +118,7 @@ def intensity(table: pd.DataFrame, names: Names) -> go.Figure | None:
                 line={"color": names.colour(str(model)), "width": 2},
                 marker={**marker, "symbol": [names.symbol(str(model)), "line-ns-open"][: len(ends)]},
                 hovertemplate=hover(row, ["Batch", *columns]),
+                meta=facets(str(row["Model"]), *row[columns]),
             )
         )
     camp_legend(fig, rows)
@@ -156,6 +160,7 @@ def bound_of(table: pd.DataFrame, gpu: str, names: Names) -> go.Figure | None:
                 marker=marker_of(names, model, 8),
                 line={"color": names.colour(model), "dash": DASHES[i]},
                 hovertemplate=[hover(r, ["Preset", "Batch", gpu]) for _, r in part.iterrows()],
+                meta=facets(str(part["Model"].iloc[0]), *part[gpu]),
             )
         )
     return fig
@@ -205,6 +210,7 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
                     name=safe(names.short(str(model)) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
                     marker={**marker_of(names, str(model), 12 - 3 * number), "opacity": 1 - 0.3 * number},
                     hovertemplate=hover(row, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"]),
+                    meta=facets(str(row["Model"]), row["Intensity (operands)"], row["Achieved GFLOP/s"]),
                 )
             )
     return fig
@@ -243,6 +249,7 @@ def gpu_roofline(table: pd.DataFrame, peak: float, bandwidth: float, names: Name
                     "line": {"width": 2.5, "color": names.colour(model)},
                 },
                 hovertemplate=hover(row, ["Preset", "Batch", f"Intensity ({kind})", f"Roof by {kind} bytes, TFLOP/s"]),
+                meta=facets(str(row["Model"]), row[f"Intensity ({kind})"], row[f"Roof by {kind} bytes, TFLOP/s"]),
             )
         )
     return fig
@@ -265,8 +272,9 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
                 mode="markers",
                 name=safe(str(row["Model"])),
                 marker=marker_of(names, str(model), 12),
-                error_y=error_of(row[column]),
+                error_y=errors_of([row[column]]),
                 hovertemplate=hover(row, ["Forward FLOPs / sample", column, "ΔAUC / extra GFLOP"]),
+                meta=facets(str(row["Model"]), row["Forward FLOPs / sample"], row[column]),
             )
         )
     return fig
@@ -293,6 +301,7 @@ def split(table: pd.DataFrame, names: Names) -> go.Figure | None:
                     "line": {"width": 0.5, "color": "rgba(255,255,255,0.8)"},
                 },
                 hovertemplate="%{y}: " + safe(stage) + " %{x:.1f} %<extra></extra>",
+                meta=point_facets(rows["Model"], rows[stage]),
             )
         )
     fig.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})
@@ -324,6 +333,7 @@ def byte_dots(table: pd.DataFrame, columns: Sequence[str], heading: str = "Model
                 name=safe(column),
                 marker={"color": colour, "symbol": symbol, "size": 10},
                 hovertemplate="%{y}: " + safe(column) + " %{x:.4g} MB<extra></extra>",
+                meta=point_facets(table[heading], table[column]) if heading == "Model" else None,
             )
         )
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1])
