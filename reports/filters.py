@@ -82,7 +82,8 @@ def facets_of(
         for title in (names.title(model), names.title(model, variant)):
             models.setdefault(title, names.title(model))
     gpus = sorted(set(rows.loc[rows["metric"].isin(PER_GPU), "scope"]) - {""})
-    devices = sorted(set(rows["device"]) - {"", "cpu", "meta"} - set(gpus))
+    recorded = {str(b.get("extra", {}).get("kernels", {}).get("device", "")) for b in bodies.values()}
+    devices = sorted((set(rows["device"]) | recorded) - {"", "cpu", "meta"} - set(gpus))
     return Facets(
         models=models,
         tracks={d: t for t, d in groups} | {t: t for t, _ in groups},

@@ -29,7 +29,8 @@ def section(c: Context) -> Section | None:
     ]
     exhibits = [
         Exhibit(table=table, title=f"Training step, batch {batch:,.0f}", open=True,
-                model=c.names.title(model, variant), group=f"{c.names.title(model, variant)} {preset.removeprefix('published:')}")
+                model=c.names.title(model, variant),
+                group=f"{c.names.title(model, variant)} {preset.removeprefix('published:')}")
         for (model, variant, preset, batch), table in made
     ]  # fmt: skip
     return Section(

@@ -10,8 +10,8 @@ import pandas as pd
 
 from ctrbench.reports.cells import Cell
 from ctrbench.reports.exhibits import Section
-from ctrbench.reports.page import make_report
 from ctrbench.reports.inert import markdown as inert
+from ctrbench.reports.page import make_report
 from ctrbench.reports.records import write_atomic
 from ctrbench.reports.tables import CAPTION, plain_text
 

@@ -1,7 +1,7 @@
 (function () {
   "use strict";
   var specs = JSON.parse(document.getElementById("figures").textContent);
-  var config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  var config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "sendChartToCloud"] };
   // A touch screen has no hover: there the tool bar would cover the legend for good.
   if (!window.matchMedia("(hover: hover)").matches) { config.displayModeBar = false; }
   function ink(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
@@ -32,7 +32,9 @@
       if (trace.visible !== false && Array.isArray(trace.y)) { trace.y.forEach(function (y) { left[y] = true; }); }
     });
     if (layout.yaxis && layout.yaxis.categoryarray) {
+      var all = layout.yaxis.categoryarray.length;
       layout.yaxis.categoryarray = layout.yaxis.categoryarray.filter(function (y) { return left[y]; });
+      layout.height -= 34 * (all - layout.yaxis.categoryarray.length);
     }
     layout.font.color = c["font.color"];
     layout.hoverlabel = Object.assign({}, layout.hoverlabel, { bgcolor: c["hoverlabel.bgcolor"], bordercolor: c["hoverlabel.bordercolor"] });

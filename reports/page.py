@@ -55,7 +55,7 @@ class Report:
     measures: pd.DataFrame
     failures: tuple[str, ...] = ()
     records: int = 0
-    facets: Facets = Facets()
+    facets: Facets = field(default_factory=Facets)
 
 
 def build_report(

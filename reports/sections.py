@@ -66,7 +66,8 @@ def quality(c: Context) -> Section | None:
             table,
             ("AUC on the test rows, floors included", figures.auc(table, c.names)),
             (f"Paired difference of AUC against {other}", figures.deltas(table, c.names)),
-            title=f"{data} ({track} track)", data=data,
+            title=f"{data} ({track} track)",
+            data=data,
         )
         parts.append(_quality_sentence(table, data, other))
     if not exhibits:
@@ -252,7 +253,9 @@ def gain(c: Context) -> Section | None:
         drawn = figures.gain(table, c.names) if not table.empty else None
         if drawn is None:
             continue
-        exhibits += exhibit(table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)", data=data)
+        exhibits += exhibit(
+            table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)", data=data
+        )
         column = delta_column(table)
         won = [str(r["Model"]) for _, r in table.iterrows() if tables.verdict(r[column]) == "better"]
         span = extremes(table, "Forward FLOPs / sample")
@@ -286,7 +289,14 @@ def speed(c: Context) -> Section | None:
             continue
         step = drawing.dots(table, "Step time", "training step, ms", c.names, scale=1e3, log=True)
         call = drawing.dots(table, "Forward latency", "forward call, ms", c.names, scale=1e3, log=True)
-        exhibits += exhibit(table, ("Training step", step), ("Forward call", call), title=f"{data} ({track} track)", data=data, hardware="cpu")
+        exhibits += exhibit(
+            table,
+            ("Training step", step),
+            ("Forward call", call),
+            title=f"{data} ({track} track)",
+            data=data,
+            hardware="cpu",
+        )
         span = extremes(table, "Samples / s")
         parts.append(f"On {data} training runs at {span} samples per second." if span else "")
     if not exhibits:
@@ -312,7 +322,11 @@ def memory(c: Context) -> Section | None:
         if table.empty:
             continue
         exhibits += exhibit(
-            table, (f"Memory on {data}", figures.byte_dots(table, columns)), title=f"{data} ({track} track)", data=data, hardware="cpu"
+            table,
+            (f"Memory on {data}", figures.byte_dots(table, columns)),
+            title=f"{data} ({track} track)",
+            data=data,
+            hardware="cpu",
         )
         span = extremes(table, "Peak RSS")
         parts.append(f"On {data} the process peaks at {span}." if span else "")
