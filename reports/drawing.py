@@ -131,9 +131,8 @@ def facets(title: str, *cells: Cell) -> dict[str, Any]:
 
 def point_facets(titles: Iterable[str], cells: Iterable[Cell]) -> dict[str, Any]:
     """The same for a trace that holds a point of each model."""
-    return {"models": [str(t).split(" · ")[0] for t in titles]} | {
-        k: v for k, v in facets("", *cells).items() if k == "origins"
-    }
+    models = [str(t).split(" · ")[0] for t in titles]
+    return {"models": models, "origins": facets("", *cells)["origins"]}
 
 
 def marker_of(names: Names, model: str, size: int = 11) -> dict[str, Any]:
@@ -144,6 +143,12 @@ def marker_of(names: Names, model: str, size: int = 11) -> dict[str, Any]:
         "size": size,
         "line": {"width": 2 if "open" in symbol else 1, "color": colour},
     }
+
+
+def by_model(rows: pd.DataFrame) -> list[tuple[str, list[int]]]:
+    """(model, places of its rows): one trace a model, however many variants it has, keeps large figures light."""
+    keys = [str(key) for key in rows.index]
+    return [(m, [i for i, key in enumerate(keys) if key == m]) for m in dict.fromkeys(keys)]
 
 
 def errors_of(cells: Sequence[Cell], scale: float = 1.0) -> dict[str, Any] | None:
@@ -196,15 +201,14 @@ def dots(
     fig = blank(90 + 34 * len(rows), f"{axis}, {origins(rows[column])}")
     tails = [f" · {x}" for x in rows[suffix]] if suffix else [""] * len(rows)
     order = [label(f"{title}{tail}") for title, tail in zip(rows["Model"], tails, strict=True)]
-    for model in dict.fromkeys(rows.index):  # one trace a model, however many variants it has
-        mine = [i for i, key in enumerate(rows.index) if key == model]
+    for model, mine in by_model(rows):
         cells = [rows[column].iloc[i] for i in mine]
         fig.add_trace(
             go.Scatter(
                 x=[scale * c.value for c in cells],
                 y=[order[i] for i in mine],
                 mode="markers",
-                marker=marker_of(names, str(model)),
+                marker=marker_of(names, model),
                 showlegend=False,
                 error_x=errors_of(cells, scale),
                 hovertemplate=[hover(rows.iloc[i], [column]) for i in mine],

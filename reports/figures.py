@@ -17,6 +17,7 @@ from ctrbench.reports.drawing import (
     DASHES,
     LINE,
     blank,
+    by_model,
     camp_legend,
     dots,
     errors_of,
@@ -201,16 +202,21 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
     )
     roof(fig, f"measured ceilings: {peak:,.0f} GFLOP/s, {bandwidth:.3g} GB/s", peak, bandwidth, span)
     for number, data in enumerate(dict.fromkeys(rows["Data"])):
-        for model, row in rows[rows["Data"] == data].iterrows():
+        here = rows[rows["Data"] == data]
+        for model, mine in by_model(here):
+            part = here.iloc[mine]
             fig.add_trace(
                 go.Scatter(
-                    x=[row["Intensity (operands)"].value],
-                    y=[row["Achieved GFLOP/s"].value],
+                    x=[c.value for c in part["Intensity (operands)"]],
+                    y=[c.value for c in part["Achieved GFLOP/s"]],
                     mode="markers",
-                    name=safe(names.short(str(model)) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
-                    marker={**marker_of(names, str(model), 12 - 3 * number), "opacity": 1 - 0.3 * number},
-                    hovertemplate=hover(row, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"]),
-                    meta=facets(str(row["Model"]), row["Intensity (operands)"], row["Achieved GFLOP/s"]),
+                    name=safe(names.short(model) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
+                    marker={**marker_of(names, model, 12 - 3 * number), "opacity": 1 - 0.3 * number},
+                    hovertemplate=[
+                        hover(r, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"])
+                        for _, r in part.iterrows()
+                    ],
+                    meta=facets(str(part["Model"].iloc[0]), *part["Intensity (operands)"], *part["Achieved GFLOP/s"]),
                 )
             )
     return fig
@@ -264,17 +270,20 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
     x = [c.value for c in rows["Forward FLOPs / sample"]]
     fig = blank(400, "forward FLOP per sample, counted", f"paired ΔAUC, {origins(rows[column])}", xaxis=log_axis(x))
     fig.add_hline(y=0, line={"color": LINE, "width": 2})
-    for model, row in rows.iterrows():
+    for model, mine in by_model(rows):
+        part = rows.iloc[mine]
         fig.add_trace(
             go.Scatter(
-                x=[row["Forward FLOPs / sample"].value],
-                y=[row[column].value],
+                x=[c.value for c in part["Forward FLOPs / sample"]],
+                y=[c.value for c in part[column]],
                 mode="markers",
-                name=safe(str(row["Model"])),
-                marker=marker_of(names, str(model), 12),
-                error_y=errors_of([row[column]]),
-                hovertemplate=hover(row, ["Forward FLOPs / sample", column, "ΔAUC / extra GFLOP"]),
-                meta=facets(str(row["Model"]), row["Forward FLOPs / sample"], row[column]),
+                name=safe(str(part["Model"].iloc[0]) if len(part) == 1 else names.title(model)),
+                marker=marker_of(names, model, 12),
+                error_y=errors_of(list(part[column])),
+                hovertemplate=[
+                    hover(r, ["Forward FLOPs / sample", column, "ΔAUC / extra GFLOP"]) for _, r in part.iterrows()
+                ],
+                meta=facets(str(part["Model"].iloc[0]), *part["Forward FLOPs / sample"], *part[column]),
             )
         )
     return fig

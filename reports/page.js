@@ -49,16 +49,16 @@
     if (first && spec.data[0].type === "treemap") { levels(id); }
   }
   // One figure a task, and only those that come into view: the page answers meanwhile.
-  var waiting = [];
+  var waiting = [], busy = false;
   function later(id) {
-    if (waiting.indexOf(id) >= 0) { return; }
-    waiting.push(id);
-    if (waiting.length === 1) { setTimeout(next, 0); }
+    if (waiting.indexOf(id) < 0) { waiting.push(id); }
+    if (!busy) { busy = true; setTimeout(next, 0); }
   }
   function next() {
-    draw(waiting[0]);
-    waiting.shift();
-    if (waiting.length) { setTimeout(next, 0); }
+    var id = waiting.shift();
+    busy = waiting.length > 0;
+    if (busy) { setTimeout(next, 0); }
+    draw(id);
   }
   var watch = new IntersectionObserver(function (entries) {
     entries.forEach(function (entry) {

@@ -20,6 +20,8 @@ from ctrbench.reports.records import Measurement, RunRecord, load, save
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 HELP = f"none of {', '.join(NAMES)} is on the path; apt-get install chromium"
 DATA = Path(__file__).parents[1] / "data"
+PATIENCE = 180_000
+"""ms to wait for anything: generous, since the machine may be busy."""
 LAYERS = 2
 """Of FAT, each with a heat map of its field pairs."""
 
@@ -57,7 +59,7 @@ class Tab:
     """Addresses other than the file itself, data and blobs."""
 
     def wait(self, condition: str) -> None:
-        self.page.wait_for_function(condition, timeout=60_000)
+        self.page.wait_for_function(condition, timeout=PATIENCE)
 
     def draw_all(self) -> None:
         """Opens what is folded and draws every figure, as before printing."""
@@ -76,6 +78,7 @@ def open_tab(browser: Browser) -> Iterator[Opener]:
     def open_(path: Path, before: str = "", **context: Any) -> Tab:
         context = {"viewport": {"width": 1280, "height": 900}, **context}
         profile = browser.new_context(**context)
+        profile.set_default_timeout(PATIENCE)
         opened.append(profile)
         tab = Tab(profile.new_page())
         tab.page.on("console", lambda message: tab.console.append(f"{message.type}: {message.text}"))
@@ -85,7 +88,7 @@ def open_tab(browser: Browser) -> Iterator[Opener]:
                     else tab.requests.append(r.url))  # fmt: skip
         if before:
             tab.page.add_init_script(before)
-        tab.page.goto(own, timeout=120_000)
+        tab.page.goto(own)
         return tab
 
     yield open_

@@ -111,7 +111,7 @@ def test_a_folded_model_opens_and_its_treemap_is_entered(
     if by == "list":
         listed.select_option(label="backward › tower")
     else:
-        treemap.locator(".slice", has_text="backward").first.locator("path").click()
+        treemap.locator(".slice", has_text="backward").first.locator("path").dispatch_event("click")
     tab.wait("() => { const s = document.querySelector('details.group .level select');"
              " return s.selectedIndex > 0 && (" + LEVEL + ")() === s.value; }")  # fmt: skip
     treemap.locator(".slicetext", has_text="gemm").first.wait_for()
