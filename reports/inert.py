@@ -23,8 +23,8 @@ def visible(text: str) -> str:
 
 
 def plotly(text: str) -> str:
-    """Text for any label of a figure: Plotly reads a subset of HTML in all of them and `%{...}` in templates."""
-    return html.escape(visible(text), quote=False).replace("%{", "%&#123;")
+    """Text for any label of a figure: Plotly reads a subset of HTML and `$math$` in all, `%{...}` in templates."""
+    return html.escape(visible(text), quote=False).replace("%{", "%&#123;").replace("$", "&#36;")
 
 
 def markdown(text: str) -> str:

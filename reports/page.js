@@ -67,7 +67,7 @@
   }, { rootMargin: "300px 0px" });
   var plots = Array.prototype.slice.call(document.querySelectorAll(".plot"));
   plots.forEach(function (plot) { watch.observe(plot); });
-  function plain(text) { return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&#123;/g, "{").replace(/&amp;/g, "&"); }
+  function plain(text) { return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&#123;/g, "{").replace(/&#36;/g, "$$").replace(/&amp;/g, "&"); }
   // A treemap is entered by a click; this list does the same from the keyboard.
   function levels(id) {
     var plot = document.getElementById(id), trace = specs[id].data[0], box = document.createElement("label");

@@ -35,7 +35,7 @@ def test_what_is_seen_stays(text: str) -> None:
 
 
 def test_plotly_reads_no_tag_entity_or_template() -> None:
-    assert plotly("<b>&amp;%{x}\u202e") == "&lt;b&gt;&amp;amp;%&#123;x}⟨U+202E⟩"
+    assert plotly("<b>&amp;%{x}$y$\u202e") == "&lt;b&gt;&amp;amp;%&#123;x}&#36;y&#36;⟨U+202E⟩"
 
 
 @pytest.mark.parametrize(
