@@ -28,10 +28,12 @@ def tick(tab: Any, kind: str, *names: str) -> None:
 def test_models(open_tab: Callable[..., Any], report: Path, artefacts: Path) -> None:
     tab = open_tab(report)
     before = tab.page.evaluate(ROWS, "#summary .exhibit:first-of-type")
-    tab.page.locator("#quality .plot").first.scroll_into_view_if_needed()
+    plot = tab.page.locator("#quality .plot").first
+    plot.scroll_into_view_if_needed()
     tab.wait("document.querySelector('#quality .plot').classList.contains('js-plotly-plot')")
     tick(tab, "model", "DIN", "OneTrans")
     assert set(tab.page.evaluate(ROWS, "#summary")) == {"DIN", "OneTrans"}
+    plot.scroll_into_view_if_needed()  # what left the window is drawn again when it comes back
     tab.wait("document.querySelector('#quality .plot').data.filter(t => t.meta && t.visible !== false).length === 2")
     shown = "document.querySelector('#quality .plot').layout.yaxis.categoryarray.length"
     assert tab.page.evaluate(shown) == 2
@@ -39,6 +41,7 @@ def test_models(open_tab: Callable[..., Any], report: Path, artefacts: Path) -> 
     tab.page.screenshot(path=artefacts / "filtered.png")
     tab.page.get_by_role("button", name="Show all").click()
     assert tab.page.evaluate(ROWS, "#summary .exhibit:first-of-type") == before
+    plot.scroll_into_view_if_needed()
     tab.wait(f"{shown} > 2")
     assert tab.console == []
 
