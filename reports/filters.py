@@ -62,7 +62,7 @@ class Facets:
 
 def named(known: Mapping[str, str], text: str) -> str:
     """What a filter calls a printed name, which may have a remark in brackets behind it; empty if it knows none."""
-    return known.get(text) or known.get(text.split(" (")[0], "")
+    return known.get(text) or known.get(text.split(" (")[0], "") if text else ""
 
 
 def facets_of(
