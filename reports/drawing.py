@@ -197,7 +197,6 @@ def dots(
     rows = known(table, column)
     if rows.empty:
         return None
-    values = [scale * c.value for c in rows[column]]
     fig = blank(90 + 34 * len(rows), f"{axis}, {origins(rows[column])}")
     tails = [f" · {x}" for x in rows[suffix]] if suffix else [""] * len(rows)
     order = [label(f"{title}{tail}") for title, tail in zip(rows["Model"], tails, strict=True)]
@@ -218,7 +217,7 @@ def dots(
     camp_legend(fig, rows)
     fig.update_yaxes(categoryorder="array", categoryarray=order[::-1], showgrid=True)
     if log:
-        fig.update_xaxes(**log_axis(values))
+        fig.update_xaxes(**log_axis(scale * c.value for c in rows[column]))
     if zero:
         fig.add_vline(x=0, line={"color": LINE, "width": 2})
     return fig
