@@ -198,8 +198,7 @@ def dots(
     if rows.empty:
         return None
     fig = blank(90 + 34 * len(rows), f"{axis}, {origins(rows[column])}")
-    tails = [f" · {x}" for x in rows[suffix]] if suffix else [""] * len(rows)
-    order = [label(f"{title}{tail}") for title, tail in zip(rows["Model"], tails, strict=True)]
+    order = [label(" · ".join(str(r[c]) for c in ("Model", suffix) if c)) for _, r in rows.iterrows()]
     for model, mine in by_model(rows):
         cells = [rows[column].iloc[i] for i in mine]
         fig.add_trace(
