@@ -85,7 +85,7 @@ def section(c: Context) -> Section | None:
         body = table(c.frame, data, c.names)
         if body.empty:
             continue
-        exhibits += exhibit(body, title=f"{data} ({track} track)", open=True)
+        exhibits += exhibit(body, title=f"{data} ({track} track)", open=True, data=data)
         said.append(_sentence(body, data))
     if not exhibits:
         return None

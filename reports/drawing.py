@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ctrbench.reports import inert
 from ctrbench.reports.cells import PREFIXES, Cell
 from ctrbench.reports.names import GREY, SYMBOLS, Names
 
@@ -22,8 +22,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def safe(text: str) -> str:
-    """Titles are not ours: Plotly reads a subset of HTML in every label."""
-    return html.escape(text, quote=False)
+    """Titles are not ours: Plotly reads a subset of HTML in every label, and templates."""
+    return inert.plotly(text)
 
 
 def label(text: str, width: int = 18) -> str:
@@ -124,6 +124,17 @@ def camp_legend(fig: go.Figure, table: pd.DataFrame) -> None:
         )
 
 
+def facets(title: str, *cells: Cell) -> dict[str, Any]:
+    """`meta` of a trace, for the filters of the page: whose it is, and every origin that it is drawn from."""
+    return {"model": title.split(" · ")[0], "origins": sorted({c.origin for c in cells if c.value is not None})}
+
+
+def point_facets(titles: Iterable[str], cells: Iterable[Cell]) -> dict[str, Any]:
+    """The same for a trace that holds a point of each model."""
+    models = [str(t).split(" · ")[0] for t in titles]
+    return {"models": models, "origins": facets("", *cells)["origins"]}
+
+
 def marker_of(names: Names, model: str, size: int = 11) -> dict[str, Any]:
     colour, symbol = names.colour(model), names.symbol(model)
     return {
@@ -134,14 +145,27 @@ def marker_of(names: Names, model: str, size: int = 11) -> dict[str, Any]:
     }
 
 
-def error_of(cell: Cell, scale: float = 1.0) -> dict[str, Any] | None:
-    if cell.low is None or cell.high is None or cell.value is None:
+def by_model(rows: pd.DataFrame) -> list[tuple[str, list[int]]]:
+    """(model, places of its rows): one trace a model, however many variants it has, keeps large figures light."""
+    keys = [str(key) for key in rows.index]
+    return [(m, [i for i, key in enumerate(keys) if key == m]) for m in dict.fromkeys(keys)]
+
+
+def errors_of(cells: Sequence[Cell], scale: float = 1.0) -> dict[str, Any] | None:
+    """Error bars of points, none where a cell has no interval; None if no cell has one."""
+    ends = [
+        (scale * (c.high - c.value), scale * (c.value - c.low))
+        if c.value is not None and c.low is not None and c.high is not None
+        else (0.0, 0.0)
+        for c in cells
+    ]
+    if not any(map(any, ends)):
         return None
     return {
         "type": "data",
         "symmetric": False,
-        "array": [scale * (cell.high - cell.value)],
-        "arrayminus": [scale * (cell.value - cell.low)],
+        "array": [up for up, _ in ends],
+        "arrayminus": [down for _, down in ends],
         "thickness": 1.6,
         "width": 5,
     }
@@ -173,28 +197,26 @@ def dots(
     rows = known(table, column)
     if rows.empty:
         return None
-    values = [scale * c.value for c in rows[column]]
     fig = blank(90 + 34 * len(rows), f"{axis}, {origins(rows[column])}")
-    order = []
-    for model, row in rows.iterrows():
-        cell = row[column]
-        tail = f" · {row[suffix]}" if suffix else ""
-        order.append(label(f"{row['Model']}{tail}"))
+    order = [label(" · ".join(str(r[c]) for c in ("Model", suffix) if c)) for _, r in rows.iterrows()]
+    for model, mine in by_model(rows):
+        cells = [rows[column].iloc[i] for i in mine]
         fig.add_trace(
             go.Scatter(
-                x=[scale * cell.value],
-                y=[order[-1]],
+                x=[scale * c.value for c in cells],
+                y=[order[i] for i in mine],
                 mode="markers",
-                marker=marker_of(names, str(model)),
+                marker=marker_of(names, model),
                 showlegend=False,
-                error_x=error_of(cell, scale),
-                hovertemplate=hover(row, [column]),
+                error_x=errors_of(cells, scale),
+                hovertemplate=[hover(rows.iloc[i], [column]) for i in mine],
+                meta=facets(str(rows["Model"].iloc[mine[0]]), *cells),
             )
         )
     camp_legend(fig, rows)
     fig.update_yaxes(categoryorder="array", categoryarray=order[::-1], showgrid=True)
     if log:
-        fig.update_xaxes(**log_axis(values))
+        fig.update_xaxes(**log_axis(scale * c.value for c in rows[column]))
     if zero:
         fig.add_vline(x=0, line={"color": LINE, "width": 2})
     return fig

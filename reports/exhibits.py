@@ -27,6 +27,12 @@ class Exhibit:
     """The table is the content: shown without a click."""
     group: str = ""
     """Neighbours of one name stand together, folded under it; their figures are drawn once it is opened."""
+    model: str = ""
+    """The one model that it speaks of, as it is printed; for the filters of the page, like the next two."""
+    data: str = ""
+    """The one data set that it speaks of."""
+    hardware: str = ""
+    """The one device that it speaks of: a GPU's name, or `cpu`."""
 
     def __post_init__(self) -> None:
         if self.figures and self.table.empty:

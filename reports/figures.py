@@ -17,9 +17,11 @@ from ctrbench.reports.drawing import (
     DASHES,
     LINE,
     blank,
+    by_model,
     camp_legend,
     dots,
-    error_of,
+    errors_of,
+    facets,
     hover,
     known,
     label,
@@ -27,6 +29,7 @@ from ctrbench.reports.drawing import (
     log_axis,
     marker_of,
     origins,
+    point_facets,
     safe,
     series,
 )
@@ -83,6 +86,7 @@ def kernels(table: pd.DataFrame, names: Names) -> go.Figure | None:
                 hovertemplate=[
                     hover(r, ["Preset", "Batch", "CUDA kernels / step", "FLOPs / kernel"]) for _, r in part.iterrows()
                 ],
+                meta=facets(str(part["Model"].iloc[0]), *part["CUDA kernels / step"], *part["FLOPs / kernel"]),
             )
         )
     return fig
@@ -115,6 +119,7 @@ def intensity(table: pd.DataFrame, names: Names) -> go.Figure | None:
                 line={"color": names.colour(str(model)), "width": 2},
                 marker={**marker, "symbol": [names.symbol(str(model)), "line-ns-open"][: len(ends)]},
                 hovertemplate=hover(row, ["Batch", *columns]),
+                meta=facets(str(row["Model"]), *row[columns]),
             )
         )
     camp_legend(fig, rows)
@@ -156,6 +161,7 @@ def bound_of(table: pd.DataFrame, gpu: str, names: Names) -> go.Figure | None:
                 marker=marker_of(names, model, 8),
                 line={"color": names.colour(model), "dash": DASHES[i]},
                 hovertemplate=[hover(r, ["Preset", "Batch", gpu]) for _, r in part.iterrows()],
+                meta=facets(str(part["Model"].iloc[0]), *part[gpu]),
             )
         )
     return fig
@@ -196,15 +202,21 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
     )
     roof(fig, f"measured ceilings: {peak:,.0f} GFLOP/s, {bandwidth:.3g} GB/s", peak, bandwidth, span)
     for number, data in enumerate(dict.fromkeys(rows["Data"])):
-        for model, row in rows[rows["Data"] == data].iterrows():
+        here = rows[rows["Data"] == data]
+        for model, mine in by_model(here):
+            part = here.iloc[mine]
             fig.add_trace(
                 go.Scatter(
-                    x=[row["Intensity (operands)"].value],
-                    y=[row["Achieved GFLOP/s"].value],
+                    x=[c.value for c in part["Intensity (operands)"]],
+                    y=[c.value for c in part["Achieved GFLOP/s"]],
                     mode="markers",
-                    name=safe(names.short(str(model)) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
-                    marker={**marker_of(names, str(model), 12 - 3 * number), "opacity": 1 - 0.3 * number},
-                    hovertemplate=hover(row, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"]),
+                    name=safe(names.short(model) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
+                    marker={**marker_of(names, model, 12 - 3 * number), "opacity": 1 - 0.3 * number},
+                    hovertemplate=[
+                        hover(r, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"])
+                        for _, r in part.iterrows()
+                    ],
+                    meta=facets(str(part["Model"].iloc[0]), *part["Intensity (operands)"], *part["Achieved GFLOP/s"]),
                 )
             )
     return fig
@@ -243,6 +255,7 @@ def gpu_roofline(table: pd.DataFrame, peak: float, bandwidth: float, names: Name
                     "line": {"width": 2.5, "color": names.colour(model)},
                 },
                 hovertemplate=hover(row, ["Preset", "Batch", f"Intensity ({kind})", f"Roof by {kind} bytes, TFLOP/s"]),
+                meta=facets(str(row["Model"]), row[f"Intensity ({kind})"], row[f"Roof by {kind} bytes, TFLOP/s"]),
             )
         )
     return fig
@@ -257,16 +270,20 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
     x = [c.value for c in rows["Forward FLOPs / sample"]]
     fig = blank(400, "forward FLOP per sample, counted", f"paired ΔAUC, {origins(rows[column])}", xaxis=log_axis(x))
     fig.add_hline(y=0, line={"color": LINE, "width": 2})
-    for model, row in rows.iterrows():
+    for model, mine in by_model(rows):
+        part = rows.iloc[mine]
         fig.add_trace(
             go.Scatter(
-                x=[row["Forward FLOPs / sample"].value],
-                y=[row[column].value],
+                x=[c.value for c in part["Forward FLOPs / sample"]],
+                y=[c.value for c in part[column]],
                 mode="markers",
-                name=safe(str(row["Model"])),
-                marker=marker_of(names, str(model), 12),
-                error_y=error_of(row[column]),
-                hovertemplate=hover(row, ["Forward FLOPs / sample", column, "ΔAUC / extra GFLOP"]),
+                name=safe(str(part["Model"].iloc[0]) if len(part) == 1 else names.title(model)),
+                marker=marker_of(names, model, 12),
+                error_y=errors_of(list(part[column])),
+                hovertemplate=[
+                    hover(r, ["Forward FLOPs / sample", column, "ΔAUC / extra GFLOP"]) for _, r in part.iterrows()
+                ],
+                meta=facets(str(part["Model"].iloc[0]), *part["Forward FLOPs / sample"], *part[column]),
             )
         )
     return fig
@@ -293,6 +310,7 @@ def split(table: pd.DataFrame, names: Names) -> go.Figure | None:
                     "line": {"width": 0.5, "color": "rgba(255,255,255,0.8)"},
                 },
                 hovertemplate="%{y}: " + safe(stage) + " %{x:.1f} %<extra></extra>",
+                meta=point_facets(rows["Model"], rows[stage]),
             )
         )
     fig.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})
@@ -324,6 +342,7 @@ def byte_dots(table: pd.DataFrame, columns: Sequence[str], heading: str = "Model
                 name=safe(column),
                 marker={"color": colour, "symbol": symbol, "size": 10},
                 hovertemplate="%{y}: " + safe(column) + " %{x:.4g} MB<extra></extra>",
+                meta=point_facets(table[heading], table[column]) if heading == "Model" else None,
             )
         )
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1])

@@ -29,6 +29,7 @@ def section(c: Context) -> Section | None:
     ]
     exhibits = [
         Exhibit(table=table, title=f"Training step, batch {batch:,.0f}", open=True,
+                model=c.names.title(model, variant),
                 group=f"{c.names.title(model, variant)} {preset.removeprefix('published:')}")
         for (model, variant, preset, batch), table in made
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -81,7 +82,8 @@ def _share(r: Recording, weight: str) -> Cell:
 
 def _of_recording(r: Recording, c: Context) -> Iterator[Exhibit]:
     for made in (_timeline(r), _treemap(r), _sizes(r), roofline(r, c)):
-        yield from made
+        for one in made:
+            yield replace(one, model=r.title, data=r.data, hardware=str(r.facts.get("device", "")))
 
 
 def _timeline(r: Recording) -> tuple[Exhibit, ...]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ctrbench.reports.cells import Cell
 from ctrbench.reports.exhibits import Section
+from ctrbench.reports.inert import markdown as inert
 from ctrbench.reports.page import make_report
 from ctrbench.reports.records import write_atomic
 from ctrbench.reports.tables import CAPTION, plain_text
@@ -41,9 +42,9 @@ def build_markdown(
     known = [s.id for s in report.sections]
     if unknown := [name for name in only if name not in known]:
         raise ValueError(f"no section {unknown[0]!r}; these records give {', '.join(known)}")
-    lines = [report.lead, "", *(f"- {text}" for text in report.limits.cannot), ""]
-    lines += [f"- **Skipped: {text}**" for text in report.limits.skipped]
-    lines += [f"- **Failed: {text}**" for text in report.failures] + [""]
+    lines = [inert(report.lead), "", *(f"- {inert(text)}" for text in report.limits.cannot), ""]
+    lines += [f"- **Skipped: {inert(text)}**" for text in report.limits.skipped]
+    lines += [f"- **Failed: {inert(text)}**" for text in report.failures] + [""]
     for section in report.sections:
         if not only or section.id in only:
             lines += _section(section)
@@ -54,23 +55,23 @@ def build_markdown(
 
 
 def _section(section: Section) -> Iterator[str]:
-    yield from (f"## {section.title}", "", section.sentence, "")
+    yield from (f"## {inert(section.title)}", "", inert(section.sentence), "")
     for flag in section.flags:
-        yield f"- **{flag}**"
+        yield f"- **{inert(flag)}**"
     if section.flags:
         yield ""
     for exhibit in section.exhibits:
         if title := ": ".join(t for t in (exhibit.group, exhibit.title) if t):
-            yield from (f"**{title}**", "")
+            yield from (f"**{inert(title)}**", "")
         yield from (*_table(exhibit.table), "")
         if exhibit.note:
-            yield from (exhibit.note, "")
+            yield from (inert(exhibit.note), "")
     if section.caveat:
-        yield from (section.caveat, "")
+        yield from (inert(section.caveat), "")
 
 
 def _table(body: pd.DataFrame) -> Iterator[str]:
-    yield "| " + " | ".join(map(str, body.columns)) + " |"
+    yield "| " + " | ".join(inert(str(c)) for c in body.columns) + " |"
     yield "|---" * len(body.columns) + "|"
     for row in body.itertuples(index=False, name=None):
         yield "| " + " | ".join(entry_text(entry) for entry in row) + " |"
@@ -79,4 +80,4 @@ def _table(body: pd.DataFrame) -> Iterator[str]:
 def entry_text(entry: Any) -> str:
     """An entry of a table; a withheld number comes with its reason."""
     text = entry.text if isinstance(entry, Cell) and entry.value is None else plain_text(entry)
-    return text.replace("|", "\\|")
+    return inert(text)

@@ -22,7 +22,9 @@ def section(c: Context) -> Section | None:
         title="Options: what each mechanism is worth",
         sentence=" ".join(_sentence(table, data) for data, _, table in shown),
         exhibits=tuple(
-            e for data, track, table in shown for e in exhibit(table, title=f"{data} ({track} track)", open=True)
+            e
+            for data, track, table in shown
+            for e in exhibit(table, title=f"{data} ({track} track)", open=True, data=data)
         ),
         caveat="Each variant against the nearest variant of the same model, whose options are a part of its own; the "
         "same rows, seeds and budget, nothing tuned. Tied: the 95 % interval holds 0. An option may change size and "

@@ -1,25 +1,73 @@
 (function () {
   "use strict";
   var specs = JSON.parse(document.getElementById("figures").textContent);
-  var config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+  var config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "sendChartToCloud"] };
   // A touch screen has no hover: there the tool bar would cover the legend for good.
   if (!window.matchMedia("(hover: hover)").matches) { config.displayModeBar = false; }
   function ink(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
   function colours() {
     return { "font.color": ink("--ink"), "hoverlabel.bgcolor": ink("--paper"), "hoverlabel.bordercolor": ink("--rule"), "hoverlabel.font.color": ink("--ink") };
   }
-  var drawn = [];
-  function draw(id) {
-    if (drawn.indexOf(id) >= 0) { return; }
-    drawn.push(id);
-    var layout = specs[id].layout, c = colours();
+  var chosen = { model: [], track: [], hardware: [], origin: [] };
+  function passes(element, kind) {
+    var mine = element.dataset[kind];
+    return !chosen[kind].length || !mine || chosen[kind].indexOf(mine) >= 0;
+  }
+  function any(names, kind) { return !chosen[kind].length || names.some(function (x) { return chosen[kind].indexOf(x) >= 0; }); }
+  // What the filters leave of a figure. A point drawn from several origins needs all of them.
+  function traceOf(trace) {
+    var meta = trace.meta || {}, origins = meta.origins || [], keep;
+    if (meta.model && !any([meta.model], "model")) { trace.visible = false; }
+    if (chosen.origin.length && origins.some(function (x) { return chosen.origin.indexOf(x) < 0; })) { trace.visible = false; }
+    if (meta.models && chosen.model.length && Array.isArray(trace.x) && Array.isArray(trace.y)) {
+      keep = function (_, i) { return any([meta.models[i]], "model"); };
+      trace.x = trace.x.filter(keep);
+      trace.y = trace.y.filter(keep);
+    }
+    return trace;
+  }
+  function figureOf(id) {
+    var spec = structuredClone(specs[id]), layout = spec.layout, c = colours(), left = {};
+    spec.data.map(traceOf).forEach(function (trace) {
+      if (trace.visible !== false && Array.isArray(trace.y)) { trace.y.forEach(function (y) { left[y] = true; }); }
+    });
+    if (layout.yaxis && layout.yaxis.categoryarray) {
+      var all = layout.yaxis.categoryarray.length;
+      layout.yaxis.categoryarray = layout.yaxis.categoryarray.filter(function (y) { return left[y]; });
+      layout.height -= 34 * (all - layout.yaxis.categoryarray.length);
+    }
     layout.font.color = c["font.color"];
     layout.hoverlabel = Object.assign({}, layout.hoverlabel, { bgcolor: c["hoverlabel.bgcolor"], bordercolor: c["hoverlabel.bordercolor"] });
     layout.hoverlabel.font = Object.assign({}, layout.hoverlabel.font, { color: c["font.color"] });
-    Plotly.newPlot(id, specs[id].data, layout, config);
-    if (specs[id].data[0].type === "treemap") { levels(id); }
+    return spec;
   }
-  function plain(text) { return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&"); }
+  var drawn = {};
+  function draw(id) {
+    var spec = figureOf(id), first = !drawn[id];
+    drawn[id] = true;
+    Plotly.react(id, spec.data, spec.layout, config);
+    if (first && spec.data[0].type === "treemap") { levels(id); }
+  }
+  // One figure a task, and only those that come into view: the page answers meanwhile.
+  var waiting = [], busy = false;
+  function later(id) {
+    if (waiting.indexOf(id) < 0) { waiting.push(id); }
+    if (!busy) { busy = true; setTimeout(next, 0); }
+  }
+  function next() {
+    var id = waiting.shift();
+    busy = waiting.length > 0;
+    if (busy) { setTimeout(next, 0); }
+    draw(id);
+  }
+  var watch = new IntersectionObserver(function (entries) {
+    entries.forEach(function (entry) {
+      if (entry.isIntersecting) { watch.unobserve(entry.target); later(entry.target.id); }
+    });
+  }, { rootMargin: "300px 0px" });
+  var plots = Array.prototype.slice.call(document.querySelectorAll(".plot"));
+  plots.forEach(function (plot) { watch.observe(plot); });
+  function plain(text) { return text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&#123;/g, "{").replace(/&#36;/g, "$$").replace(/&amp;/g, "&"); }
   // A treemap is entered by a click; this list does the same from the keyboard.
   function levels(id) {
     var plot = document.getElementById(id), trace = specs[id].data[0], box = document.createElement("label");
@@ -31,33 +79,109 @@
       if (trace.parents.indexOf(at) >= 0) { list.add(new Option(name[at], at)); }
     });
     list.addEventListener("change", function () { Plotly.restyle(id, { level: list.value }); });
-    plot.on("plotly_treemapclick", function (event) { list.value = event.nextLevel || trace.ids[0]; });
+    plot.on("plotly_treemapclick", function (event) {
+      list.value = event.nextLevel || trace.ids[0];
+      if (!window.matchMedia("(prefers-reduced-motion: reduce)").matches) { return true; }
+      Plotly.restyle(id, { level: list.value });
+      return false;
+    });
     box.className = "level";
     box.append("Show ", list);
     plot.parentNode.insertBefore(box, plot);
   }
-  function drawOpen(root) {
-    root.querySelectorAll(".plot").forEach(function (plot) {
-      var group = plot.closest("details.group");
-      if (!group || group.open) { draw(plot.id); }
-    });
-  }
-  document.querySelectorAll("details.group").forEach(function (group) {
-    group.addEventListener("toggle", function () { drawOpen(group); });
-  });
-  drawOpen(document);
   function repaint() {
-    drawn.forEach(function (id) { Plotly.relayout(id, colours()); });
+    Object.keys(drawn).forEach(function (id) { Plotly.relayout(id, colours()); });
   }
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  function showRest(table) {
+    table.querySelectorAll("tbody.rest").forEach(function (body) { body.hidden = false; });
+    document.querySelectorAll("button.more").forEach(function (b) { if (b.dataset.table === table.id) { b.hidden = true; } });
+  }
+  document.querySelectorAll("button.more").forEach(function (button) {
+    button.addEventListener("click", function () {
+      var table = document.getElementById(button.dataset.table);
+      showRest(table);
+      table.parentNode.focus();
+    });
+  });
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.open = true; });
-    drawOpen(document);
+    document.querySelectorAll("main section details").forEach(function (d) { d.open = true; });
+    document.querySelectorAll("tbody.rest").forEach(function (body) { showRest(body.parentNode); });
+    plots.forEach(function (plot) { if (!drawn[plot.id]) { draw(plot.id); } });
     repaint();
   });
+
+  function rowPasses(row) {
+    var origins = row.dataset.origins;
+    return passes(row, "model") && passes(row, "track") && passes(row, "hardware") && (!origins || any(origins.split(" "), "origin"));
+  }
+  function filterTable(table) {
+    var left = 0, all = 0, on = Object.keys(chosen).some(function (k) { return chosen[k].length; });
+    if (on) { showRest(table); }
+    table.querySelectorAll("tbody tr").forEach(function (row) {
+      row.hidden = !rowPasses(row);
+      left += !row.hidden;
+      all += 1;
+    });
+    table.querySelectorAll("thead th").forEach(function (head, at) {
+      var hide = !passes(head, "hardware");
+      if (!head.dataset.hardware) { return; }
+      Array.prototype.forEach.call(table.rows, function (row) { row.cells[at].hidden = hide; });
+    });
+    return { left: left, all: all };
+  }
+  function filterPage() {
+    var left = 0, all = 0;
+    Object.keys(chosen).forEach(function (kind) {
+      var now = document.querySelector('[data-chosen="' + kind + '"]');
+      if (now) { now.textContent = chosen[kind].join(", ") || "all"; }
+    });
+    document.body.className = (chosen.origin.length ? "by-origin " : "") + chosen.origin.map(function (x) { return "o-" + x; }).join(" ");
+    document.querySelectorAll("main .exhibit, main details[data-model], #lost").forEach(function (box) {
+      var rows = 0;
+      box.querySelectorAll("table").forEach(function (table) {
+        var found = filterTable(table);
+        rows += found.left;
+        left += passes(box, "model") && passes(box, "track") && passes(box, "hardware") ? found.left : 0;
+        all += found.all;
+      });
+      if (box.id !== "lost") { box.hidden = !rows || !passes(box, "model") || !passes(box, "track") || !passes(box, "hardware"); }
+    });
+    document.querySelectorAll("figure[data-hardware]").forEach(function (f) { f.hidden = !passes(f, "hardware"); });
+    document.querySelectorAll("details.group").forEach(function (g) { g.hidden = !g.querySelector(".exhibit:not([hidden])"); });
+    var on = left < all;
+    document.querySelector(".filters .all").hidden = !Object.keys(chosen).some(function (k) { return chosen[k].length; });
+    document.querySelector(".filters output").textContent = on ? left.toLocaleString("en") + " of " + all.toLocaleString("en") + " rows" : "";
+    plots.forEach(function (plot) {
+      if (drawn[plot.id]) { watch.unobserve(plot); watch.observe(plot); }
+    });
+  }
+  var filters = document.querySelector(".filters");
+  if (filters) {
+    filters.hidden = false;
+    filters.addEventListener("change", function () {
+      Object.keys(chosen).forEach(function (kind) {
+        chosen[kind] = Array.prototype.map.call(filters.querySelectorAll('[data-filter="' + kind + '"]:checked'), function (x) { return x.value; });
+      });
+      filterPage();
+    });
+    filters.querySelector(".all").addEventListener("click", function () {
+      filters.querySelectorAll("input:checked").forEach(function (x) { x.checked = false; });
+      filters.dispatchEvent(new Event("change"));
+      filters.querySelector("summary").focus();
+    });
+    filters.addEventListener("keydown", function (event) {
+      var open = event.key === "Escape" && filters.querySelector("details[open]");
+      if (open) { open.open = false; open.querySelector("summary").focus(); }
+    });
+    document.addEventListener("click", function (event) {
+      filters.querySelectorAll("details[open]").forEach(function (d) { if (!d.contains(event.target)) { d.open = false; } });
+    });
+  }
+
   function quoted(text) {
     // A cell that a spreadsheet would run as a formula is made text.
-    if (/^[=+@\t]/.test(text) || (/^-/.test(text) && isNaN(Number(text)))) { text = "'" + text; }
+    if (/^[\s\u0000-\u001f]*[=+@\-\uff1d\uff0b\uff20\uff0d]/.test(text) && isNaN(Number(text))) { text = "'" + text; }
     return '"' + text.replace(/"/g, '""') + '"';
   }
   function csv(table) {
@@ -68,11 +192,12 @@
       if (heads[i].classList.contains("num")) { ["low", "high", "origin"].forEach(function (x) { head.push(quoted(name + " " + x)); }); }
     }
     lines.push(head.join(","));
-    Array.prototype.forEach.call(table.tBodies[0].rows, function (row) {
+    table.querySelectorAll("tbody tr:not([hidden])").forEach(function (row) {
       var line = [];
       Array.prototype.forEach.call(row.cells, function (cell, at) {
         if (!heads[at].classList.contains("num")) { line.push(quoted(cell.textContent)); return; }
         var d = cell.dataset;
+        if (d.o && !any([d.o], "origin")) { line.push("", "", "", quoted("filtered out: " + d.o)); return; }
         line.push(d.v || "", d.lo || "", d.hi || "", quoted(d.o || ("abstained: " + (d.why || cell.textContent))));
       });
       lines.push(line.join(","));

@@ -17,9 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ctrbench.reports import kernel_rows, tables
+from ctrbench.reports import inert, kernel_rows, tables
 from ctrbench.reports.cells import SWEEP, Cell, tidy
-from ctrbench.reports.exhibits import Context, Section
+from ctrbench.reports.exhibits import Context, Exhibit, Section
+from ctrbench.reports.filters import Facets, facets_of, named
 from ctrbench.reports.limits import Limits, cpu_name, levels, limits
 from ctrbench.reports.measures import MEASURES
 from ctrbench.reports.names import Names, names_of
@@ -29,6 +30,8 @@ from ctrbench.reports.sections import build_sections
 HERE = Path(__file__).parent
 INLINE_REASON = 22
 """Longest reason that is printed in a cell; longer ones become a note below the table."""
+ROWS_SHOWN = 100
+"""Rows of a table that are laid out at once; a button or a filter shows the others."""
 LONG_HEADS = frozenset(
     {
         "Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Each shuffle",
@@ -52,6 +55,7 @@ class Report:
     measures: pd.DataFrame
     failures: tuple[str, ...] = ()
     records: int = 0
+    facets: Facets = field(default_factory=Facets)
 
 
 def build_report(
@@ -94,6 +98,7 @@ def make_report(
         measures=_measures(rows),
         failures=tuple(f"{r['Model']} on {r['Data']}: {r['Status']}, {r['Reason']}" for _, r in broken.iterrows()),
         records=len(bodies),
+        facets=facets_of(rows, bodies, names, tables.groups(rows)),
     )
 
 
@@ -159,28 +164,34 @@ def _measures(rows: pd.DataFrame) -> pd.DataFrame:
 class _Ids:
     """Numbers tables and figures, and collects the figures' JSON."""
 
+    facets: Facets
     figures: dict[str, Any] = field(default_factory=dict)
     tables: int = 0
 
     def figure(self, caption: str, fig: Any) -> dict[str, Any]:
         name = f"figure-{len(self.figures) + 1}"
         self.figures[name] = json.loads(fig.to_json())
-        return {"id": name, "caption": caption, "height": int(fig.layout.height)}
+        hardware = named(self.facets.hardware, caption)
+        return {"id": name, "caption": caption, "height": int(fig.layout.height), "hardware": hardware}
 
-    def table(self, body: pd.DataFrame, name: str) -> dict[str, Any]:
+    def table(self, body: pd.DataFrame, name: str, caption: str = "") -> dict[str, Any]:
         self.tables += 1
         notes: dict[str, str] = {}
-        heads = [_head(body, str(c)) for c in body.columns]
+        heads = [_head(body, str(c), self.facets) for c in body.columns]
+        columns = [str(c) for c in body.columns]
         rows = [
-            [_entry(entry, head, notes) for entry, head in zip(row, heads, strict=True)]
+            (self.facets.of_row(columns, row), [_entry(e, h, notes) for e, h in zip(row, heads, strict=True)])
             for row in body.itertuples(index=False, name=None)
         ]
         slug = re.sub(r"[^a-z0-9]+", "-", f"ctrbench {name}".lower()).strip("-")
         pairs = [(mark, reason) for reason, mark in notes.items()]
-        return {"id": f"table-{self.tables}", "name": slug, "heads": heads, "rows": rows, "notes": pairs}
+        return {
+            "id": f"table-{self.tables}", "name": slug, "caption": caption or name, "heads": heads,
+            "rows": rows[:ROWS_SHOWN], "rest": rows[ROWS_SHOWN:], "notes": pairs,
+        }  # fmt: skip
 
 
-def _head(body: pd.DataFrame, column: str) -> dict[str, Any]:
+def _head(body: pd.DataFrame, column: str, facets: Facets) -> dict[str, Any]:
     """A column whose numbers all have one origin says it once, in its head."""
     cells = [c for c in body[column] if isinstance(c, Cell)]
     origins = {c.origin for c in cells if c.value is not None}
@@ -190,6 +201,7 @@ def _head(body: pd.DataFrame, column: str) -> dict[str, Any]:
         "numeric": bool(cells),
         "origin": origins.pop() if len(origins) == 1 else "",
         "words": MEASURES[metric].words if metric in MEASURES else "",
+        "hardware": named(facets.hardware, column),
     }
 
 
@@ -220,12 +232,17 @@ def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[s
 
 
 def render(report: Report) -> str:
-    """HTML of a report. Everything that is not ours goes through Jinja's escaping."""
-    ids = _Ids()
+    """HTML of a report. Everything that is not ours goes through Jinja's escaping, unseen characters are named."""
+    ids = _Ids(report.facets)
     sections = [_section(s, ids) for s in report.sections]
-    cards = [{"title": t, "count": n, "table": ids.table(b, f"card {t}")} for t, n, b in report.cards]
+    cards = [
+        {"title": t, "count": n, "table": ids.table(b, f"card {t}"), "facets": _card_facets(t, report.facets)}
+        for t, n, b in report.cards
+    ]
     plotly, js = get_plotlyjs(), (HERE / "page.js").read_text()
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )  # fmt: skip
     return env.from_string((HERE / "page.html").read_text()).render(
         csp=policy(plotly, js),
         css=Markup((HERE / "page.css").read_text()),
@@ -241,6 +258,7 @@ def render(report: Report) -> str:
         lost=ids.table(report.lost, "skipped"),
         measures=ids.table(report.measures, "measures"),
         records=report.records,
+        filters=report.facets.options(),
         figures_json=Markup(_script_json(ids.figures)),
     )
 
@@ -250,9 +268,10 @@ def _section(section: Section, ids: _Ids) -> dict[str, Any]:
         {
             "group": e.group,
             "title": e.title,
+            "facets": _facets(e, ids.facets),
             "note": e.note,
             "open": e.open,
-            "table": ids.table(e.table, f"{section.id} {e.title}"),
+            "table": ids.table(e.table, f"{section.id} {e.title}", _caption(section, e)),
             "figures": [ids.figure(caption, fig) for caption, fig in e.figures],
         }
         for e in section.exhibits
@@ -267,9 +286,32 @@ def _section(section: Section, ids: _Ids) -> dict[str, Any]:
     }
 
 
+def _caption(section: Section, exhibit: Exhibit) -> str:
+    return ": ".join(dict.fromkeys(t for t in (section.title, exhibit.group, exhibit.title) if t))
+
+
+def _facets(exhibit: Exhibit, facets: Facets) -> dict[str, str]:
+    found = {
+        "model": named(facets.models, exhibit.model),
+        "track": named(facets.tracks, exhibit.data),
+        "hardware": named(facets.hardware, exhibit.hardware),
+    }
+    return {kind: name for kind, name in found.items() if name}
+
+
+def _card_facets(title: str, facets: Facets) -> dict[str, str]:
+    name = named(facets.models, title)
+    return {"model": name} if name else {}
+
+
+def _shown(value: Any) -> Any:
+    """What Jinja prints of a value: text with its unseen characters named; markup is ours."""
+    return inert.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _script_json(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    text = inert.visible(json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -37,7 +37,9 @@ def summary(c: Context) -> Section:
         table = tables.headline(c.frame, data, c.names)
         if table.empty:
             continue
-        exhibits += exhibit(table, title=f"{data} ({track} track, preset {tables.presets(c.frame, data)})", open=True)
+        exhibits += exhibit(
+            table, title=f"{data} ({track} track, preset {tables.presets(c.frame, data)})", open=True, data=data
+        )
         said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
         span = extremes(table, "Step time")
         parts.append(said + (f" The median training step takes {span}." if span else ""))
@@ -66,6 +68,7 @@ def quality(c: Context) -> Section | None:
             ("AUC on the test rows, floors included", figures.auc(table, c.names)),
             (f"Paired difference of AUC against {other}", figures.deltas(table, c.names)),
             title=f"{data} ({track} track)",
+            data=data,
         )
         parts.append(_quality_sentence(table, data, other))
     if not exhibits:
@@ -104,7 +107,7 @@ def floors(c: Context) -> Section | None:
             continue
         plain = table if track == "sequence" else table.drop(columns="Flag")
         drawn = drawing.dots(table, column, "paired ΔAUC", c.names, zero=True) if column in table else None
-        exhibits += exhibit(plain, (f"AUC {column} on {data}", drawn), title=data, open=True)
+        exhibits += exhibit(plain, (f"AUC {column} on {data}", drawn), title=data, open=True, data=data)
         if track == "sequence":
             parts.append(_history_sentence(c, table, data, column))
             flags += [f"{r['Model']} ({data}): {r['Flag']}" for _, r in table.iterrows() if r["Flag"]]
@@ -212,6 +215,7 @@ def roofline(c: Context) -> Section | None:
         small,
         ("This CPU, models trained here: measured ceilings and derived points", figures.cpu_roofline(small, c.names)),
         title="This CPU",
+        hardware="cpu",
     ) + exhibit(
         large,
         (
@@ -219,6 +223,7 @@ def roofline(c: Context) -> Section | None:
             figures.gpu_roofline(large, peak.value or 0.0, bandwidth.value or 0.0, c.names),
         ),
         title=costs.RIDGE_GPU,
+        hardware=costs.RIDGE_GPU,
         note=f"Peak {peak.text} TFLOP/s, {bandwidth.text} GB/s, ridge {ridge.text} FLOP/B ({peak.origin}). {peak.note}",
     )
     if not exhibits:
@@ -249,7 +254,9 @@ def gain(c: Context) -> Section | None:
         drawn = figures.gain(table, c.names) if not table.empty else None
         if drawn is None:
             continue
-        exhibits += exhibit(table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)")
+        exhibits += exhibit(
+            table, (f"ΔAUC against forward FLOPs on {data}", drawn), title=f"{data} ({track} track)", data=data
+        )
         column = delta_column(table)
         won = [str(r["Model"]) for _, r in table.iterrows() if tables.verdict(r[column]) == "better"]
         span = extremes(table, "Forward FLOPs / sample")
@@ -283,7 +290,14 @@ def speed(c: Context) -> Section | None:
             continue
         step = drawing.dots(table, "Step time", "training step, ms", c.names, scale=1e3, log=True)
         call = drawing.dots(table, "Forward latency", "forward call, ms", c.names, scale=1e3, log=True)
-        exhibits += exhibit(table, ("Training step", step), ("Forward call", call), title=f"{data} ({track} track)")
+        exhibits += exhibit(
+            table,
+            ("Training step", step),
+            ("Forward call", call),
+            title=f"{data} ({track} track)",
+            data=data,
+            hardware="cpu",
+        )
         span = extremes(table, "Samples / s")
         parts.append(f"On {data} training runs at {span} samples per second." if span else "")
     if not exhibits:
@@ -309,7 +323,11 @@ def memory(c: Context) -> Section | None:
         if table.empty:
             continue
         exhibits += exhibit(
-            table, (f"Memory on {data}", figures.byte_dots(table, columns)), title=f"{data} ({track} track)"
+            table,
+            (f"Memory on {data}", figures.byte_dots(table, columns)),
+            title=f"{data} ({track} track)",
+            data=data,
+            hardware="cpu",
         )
         span = extremes(table, "Peak RSS")
         parts.append(f"On {data} the process peaks at {span}." if span else "")

@@ -66,12 +66,14 @@ def section(c: Context) -> Section | None:
             table,
             (f"Share of a training step by stage on {data}", figures.split(table, c.names)),
             title=f"{data} ({track} track)",
+            data=data,
+            hardware="cpu",
         )
         for stage in ("embedding", "optimizer"):
             span = extremes(table, stage)
             parts.append(f"On {data} {stage} takes {span} of a step." if span else "")
         both = by_component(c.frame, data, c.names)
-        exhibits += exhibit(both, title=f"{data}: the same by leaving each component out")
+        exhibits += exhibit(both, title=f"{data}: the same by leaving each component out", data=data, hardware="cpu")
         parts.append(_agreement(c, data, len(both) // len(WAYS)))
     if not exhibits:
         return None

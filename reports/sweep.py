@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from ctrbench.reports.cells import SWEEP, Cell, absent, pick, tidy, where
 from ctrbench.reports.costs import RIDGE_GPU, STEP1, sizes
-from ctrbench.reports.drawing import DASHES, blank, hover, known, log_axis, marker_of, origins, safe
+from ctrbench.reports.drawing import DASHES, blank, facets, hover, known, log_axis, marker_of, origins, safe
 from ctrbench.reports.exhibits import Context, Section, exhibit, extremes
 from ctrbench.reports.names import Names, names_of
 from ctrbench.reports.tables import CAPTION, console_table, models_of
@@ -133,6 +133,7 @@ def figure(table: pd.DataFrame, along: str, names: Names) -> go.Figure | None:
             name=safe(title.replace(" (DCN-v2 + DIN)", "")), marker=marker,
             line={"color": names.colour(model), "dash": dash},
             hovertemplate=[hover(r, ["d", "T", "Batch", "Step time", MFU]) for _, r in part.iterrows()],
+            meta=facets(str(part["Model"].iloc[0]), *part[MFU]),
         ))  # fmt: skip
     return fig
 
@@ -149,7 +150,7 @@ def section(c: Context) -> Section | None:
         id="mfu-sweep",
         title="MFU against width and length",
         sentence=" ".join(s for s in said if s) or "No point of the sweep has a utilisation.",
-        exhibits=exhibit(swept, *drawn, title="Random batches on this CPU", note=_note(c.bodies))
+        exhibits=exhibit(swept, *drawn, title="Random batches on this CPU", note=_note(c.bodies), hardware="cpu")
         + exhibit(first, title="LUM step 1 (pre-training), traced at published widths", open=swept.empty),
         flags=_flags(swept),
         caveat="Utilisation of a CPU is no figure of a GPU: the ridge is two orders of magnitude lower here, so wide "

@@ -97,7 +97,7 @@ def pretraining(c: Context) -> Section | None:
             index.append(model)
         said += _sentences(c, index, rows, data)
         if rows:
-            exhibits += exhibit(pd.DataFrame(rows, index=index), title=f"{data} ({track} track)", open=True)
+            exhibits += exhibit(pd.DataFrame(rows, index=index), title=f"{data} ({track} track)", open=True, data=data)
         joint, probes = user_models.joint_table(c, data), user_models.probe_table(c, data)
         exhibits += exhibit(joint, title=f"{data}: joint against separate", open=True, note=user_models.JOINT_CAVEAT)
         exhibits += exhibit(probes, title=f"{data}: probes of the embedding", open=True, note=user_models.PROBE_CAVEAT)

@@ -1,170 +1,119 @@
-"""The page in a real browser: it draws, it prints nothing to the console, it fits a phone."""
+"""The page in a real browser: it draws, says nothing on the console, shows the records' numbers, fits a phone."""
 
 from __future__ import annotations
 
-import re
-import runpy
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from ctrbench.reports.page import build_report
-
 pytestmark = pytest.mark.browser
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
-DATA = Path(__file__).parents[1] / "data"
-synthetic_records = runpy.run_path(str(DATA / "synthetic_report.py"))["synthetic_records"]
-_kernels = runpy.run_path(str(DATA / "synthetic_kernels.py"))
 LAYERS = 2
-"""Of FAT, each with a heat map of its field pairs."""
 FOLDED = 7
 """Figures of the two recordings: timeline, treemap, sizes, and the roofline of the CPU alone."""
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+COUNT = "s => document.querySelectorAll(s).length"
+TABLE = """id => [...document.querySelectorAll(`#${id} table`)].map(t => ({
+  heads: [...t.tHead.rows[0].cells].map(x => x.querySelector(".h").textContent),
+  rows: [...t.querySelectorAll("tbody tr")].map(r => [...r.cells].map(c => c.dataset.v || c.textContent)),
+  title: t.caption.textContent}))"""
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = next((p for p in map(shutil.which, NAMES) if p), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the path; apt-get install chromium")
-    return found
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows, bodies = synthetic_records(0)
-    data, parts = "movielens_1m", []
-    for model, device in (("composite", "cpu"), ("fat", "Tesla T4")):
-        launches, body = _kernels["synthetic_kernels"](data, model, device=device)
-        parts.append(launches)
-        bodies |= {f"{data}-{model}-trace": body, f"{model}-count": _kernels["counted_body"](data, model)}
-    fat, weights = bodies[f"{data}-fat"], [[[[1.1, 0.9, 1.0], [1.0, 1.2, 0.8], [0.7, 1.0, 1.1]]]] * LAYERS
-    fat["extra"]["pairs"] = {"fields": ["user", "item", "genre"], "weights": weights, "start": 1.0}
-    return build_report(rows, bodies, tmp_path_factory.mktemp("page") / "report.html", pd.concat(parts))
-
-
-def open_page(chromium: str, url: str, profile: Path, *options: str) -> tuple[str, str]:
-    """(DOM, log) of a page after its scripts ran."""
-    done = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            "--v=0",
-            "--virtual-time-budget=15000",
-            *options,
-            "--dump-dom",
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=True,
-    )
-    return done.stdout, done.stderr
-
-
-def console_of(log: str) -> list[str]:
-    return [line for line in log.splitlines() if ":CONSOLE" in line or "Content Security Policy" in line]
-
-
-def test_page_draws_every_figure_without_a_console_message(chromium: str, report: Path, tmp_path: Path) -> None:
-    dom, log = open_page(chromium, report.as_uri(), tmp_path, "--window-size=1280,900")
-    assert console_of(log) == []
-    figures = len(set(re.findall(r'id="(figure-\d+)"', dom)))
+def test_every_figure_is_drawn_and_nothing_is_said_or_asked(
+    open_tab: Callable[..., Any], report: Path, artefacts: Path
+) -> None:
+    tab = open_tab(report)
+    tab.wait("document.querySelector('#quality') !== null")
+    figures = tab.page.evaluate(COUNT, ".plot")
     assert figures >= 18 + FOLDED
-    assert dom.count('class="plot js-plotly-plot"') == figures - FOLDED, (
-        "those of folded groups wait until they are opened"
-    )
-    assert dom.count('class="main-svg"') >= figures - FOLDED
-    assert dom.count('class="heatmaplayer mlayer"><g class="hm"') == LAYERS
+    assert tab.page.evaluate(COUNT, ".js-plotly-plot") < figures, "only what comes into view is drawn"
+    tab.page.screenshot(path=artefacts / "top.png")
+    tab.page.locator("#quality .plot").first.scroll_into_view_if_needed()
+    tab.wait("document.querySelector('#quality .plot').classList.contains('js-plotly-plot')")
+    tab.page.screenshot(path=artefacts / "quality.png")
+    tab.draw_all()
+    assert tab.page.evaluate(COUNT, ".plot .main-svg") >= figures
+    assert tab.page.evaluate(COUNT, ".heatmaplayer.mlayer g.hm") == LAYERS
+    points = "[...document.querySelectorAll('#quality .plot')].map(p => p.querySelectorAll('.points path').length)"
+    assert min(tab.page.evaluate(points)) >= 3, "a point a model"
+    tab.page.screenshot(path=artefacts / "whole.png", full_page=True)
+    tools = "[...new Set([...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title))]"
+    assert not [t for t in tab.page.evaluate(tools) if "Share" in t or "loud" in t], "nothing leaves the machine"
+    assert tab.console == []
+    assert tab.requests == []
 
 
-def test_a_console_error_would_be_seen(chromium: str, tmp_path: Path) -> None:
+def test_a_console_error_and_a_request_would_be_seen(open_tab: Callable[..., Any], tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
-    page.write_text("<!doctype html><script>console.error('planted')</script>")
-    _, log = open_page(chromium, page.as_uri(), tmp_path / "profile")
-    assert any("planted" in line for line in console_of(log))
+    page.write_text("<!doctype html><img src='http://127.0.0.1:9/x.png'><script>console.error('planted')</script>")
+    tab = open_tab(page)
+    assert any("planted" in line for line in tab.console)
+    assert tab.requests == ["http://127.0.0.1:9/x.png"]
 
 
-def test_page_does_not_scroll_sideways_on_a_phone(chromium: str, report: Path, tmp_path: Path) -> None:
-    # Headless windows have a least width, so the phone is a frame; frame and probe share the file origin by the switch.
-    probe = report.parent / "phone.html"
-    probe.write_text(
-        '<!doctype html><body><iframe id="f" src="report.html" style="width:400px;height:900px"></iframe><script>'
-        'onload=function(){var d=document.getElementById("f").contentDocument.documentElement;'
-        'document.title="w"+d.clientWidth+" s"+d.scrollWidth'
-        '+" p"+d.ownerDocument.querySelectorAll(".main-svg").length}</script>'
-    )
-    dom, _ = open_page(chromium, probe.as_uri(), tmp_path, "--allow-file-access-from-files", "--window-size=900,1000")
-    found = re.search(r"<title>w(\d+) s(\d+) p(\d+)</title>", dom)
-    assert found, dom[:300]
-    width, scroll, plots = map(int, found.groups())
-    assert 380 <= width <= 404
+def test_tables_hold_the_numbers_of_the_parquet_file(
+    open_tab: Callable[..., Any], report: Path, run_folder: Path
+) -> None:
+    rows = pd.read_parquet(run_folder / "records" / "prepare" / "measurements.parquet")
+    rows = rows[rows["status"].isin(["ok", "unstable"]) & (rows["preset"] == "small") & rows["scope"].fillna("").eq("")]
+    titles = {"DeepFM": "deepfm", "DIN": "din", "FAT": "fat", "OneTrans": "onetrans", "DCN-v2": "dcn_v2"}
+    columns = {"AUC": "auc", "Log loss": "logloss", "Step time": "step_time", "Peak RSS": "rss_peak",
+               "Forward FLOPs / sample": "flops_fwd_per_sample", "CUDA kernels / step": "kernels_per_step"}  # fmt: skip
+    compared = 0
+    for table in open_tab(report).page.evaluate(TABLE, "summary"):
+        data = next(d for d in ("movielens_1m", "criteo_synthetic") if d in table["title"])
+        for row in table["rows"]:
+            for head, metric in columns.items():
+                wanted = rows[
+                    (rows["model"] == titles.get(row[0])) & (rows["data"] == data) & (rows["metric"] == metric)
+                ]
+                wanted = wanted[wanted["seed"].isna()]
+                if len(wanted):
+                    assert float(row[table["heads"].index(head)]) == pytest.approx(float(wanted["value"].iloc[0]))
+                    compared += 1
+    assert compared >= 8 * len(columns)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_does_not_scroll_sideways_on_a_phone(
+    open_tab: Callable[..., Any], report: Path, artefacts: Path, scheme: str
+) -> None:
+    tab = open_tab(report, **PHONE, color_scheme=scheme)
+    tab.draw_all()
+    width, scroll = tab.page.evaluate("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
+    assert width == 390
     assert scroll <= width
-    assert plots > 0
+    tab.page.locator("#quality").scroll_into_view_if_needed()
+    tab.page.screenshot(path=artefacts / f"phone-{scheme}.png")
+    assert tab.console == []
 
 
-PROBE = """<!doctype html><body><iframe id="f" src="report.html" style="width:WIDTHpx;height:900px"></iframe><script>
-var said = [];
-function wait(ready, left, run) {
-  if (ready() || !left) { run(); } else { setTimeout(function () { wait(ready, left - 1, run); }, 500); }
-}
-onload = function () {
-  var page = document.getElementById("f").contentDocument, groups = page.querySelectorAll("details.group"), list;
-  function svg(sort) { return groups[0].querySelectorAll(sort).length; }
-  function shows(word) {
-    return [...groups[0].querySelectorAll(".treemaplayer .slicetext")].some(x => x.textContent.includes(word));
-  }
-  function level() { return list.closest("figure").querySelector(".plot").data[0].level; }
-  said.push("groups=" + groups.length, "before=" + svg(".main-svg"));
-  groups[0].querySelector("summary").focus();
-  said.push("focus=" + (page.activeElement === groups[0].querySelector("summary")));
-  groups[0].querySelector("summary").click();
-  wait(function () { return shows("embedding"); }, 40, function () {
-    list = groups[0].querySelector(".level select");
-    said.push("plots=" + svg(".js-plotly-plot"), "bars=" + svg(".barlayer .point"));
-    said.push("levels=" + list.options.length, "whole=" + shows("embedding"));
-    ENTER
-    wait(function () { return level() === list.value && shows("gemm"); }, 40, last);
-  });
-  function last() {
-    var wide = page.documentElement;
-    said.push("inside=" + shows("gemm"), "level=" + (level() === list.value), "now=" + list.selectedIndex);
-    said.push("wide=" + (wide.scrollWidth <= wide.clientWidth));
-    document.title = said.join(" ");
-  }
-};
-</script>"""
-BY_LIST = """list.value = [...list.options].find(x => x.textContent === "backward \\u203a tower").value;
-    list.dispatchEvent(new Event("change"));"""
-BY_CLICK = """[...groups[0].querySelectorAll(".treemaplayer .slice")].find(x => x.textContent.startsWith("backward"))
-      .querySelector("path").dispatchEvent(new page.defaultView.MouseEvent("click", { bubbles: true }));"""
+LEVEL = "() => document.querySelector('details.group .level').closest('figure').querySelector('.plot').data[0].level"
 
 
-@pytest.mark.parametrize(("width", "enter"), [(400, BY_LIST), (1280, BY_LIST), (1280, BY_CLICK)])
+@pytest.mark.parametrize(("context", "by"), [(PHONE, "list"), ({}, "list"), ({}, "click")])
 def test_a_folded_model_opens_and_its_treemap_is_entered(
-    chromium: str, report: Path, tmp_path: Path, width: int, enter: str
+    open_tab: Callable[..., Any], report: Path, context: dict[str, Any], by: str
 ) -> None:
     """By the list above it, which a keyboard reaches, or by a click, which the list follows."""
-    probe = report.parent / "probe.html"
-    probe.write_text(PROBE.replace("WIDTH", str(width)).replace("ENTER", enter))
-    options = ("--allow-file-access-from-files", f"--window-size={width + 100},1000", "--virtual-time-budget=60000")
-    dom, log = open_page(chromium, probe.as_uri(), tmp_path, *options)
-    assert console_of(log) == []
-    found = re.search(r"<title>(.*?)</title>", dom)
-    assert found, dom[:300]
-    said = dict(re.findall(r"(\w+)=(\S+)", found.group(1)))
-    bars, levels, now = (int(said.pop(name)) for name in ("bars", "levels", "now"))
-    assert said == {
-        "groups": "2", "before": "0", "focus": "true", "plots": "4", "whole": "true", "inside": "true", "level": "true",
-        "wide": "true",
-    }  # fmt: skip
-    assert bars >= 4 + 12, "ranges and operators of one step"
-    assert levels >= 1 + 4 + 4, "the model, its stages and its blocks"
-    assert now > 0
+    tab = open_tab(report, **context, reduced_motion="reduce")
+    group = tab.page.locator("details.group", has=tab.page.locator(".plot")).first
+    assert group.locator(".main-svg").count() == 0
+    group.locator("summary").first.focus()
+    tab.page.keyboard.press("Enter")
+    treemap = group.locator("figure", has_text="a click or the list goes into a part")
+    treemap.scroll_into_view_if_needed()
+    listed = treemap.locator(".level select")
+    listed.wait_for()
+    assert listed.locator("option").count() >= 1 + 4 + 4, "the model, its stages and its blocks"
+    if by == "list":
+        listed.select_option(label="backward › tower")
+    else:
+        treemap.locator(".slice", has_text="backward").first.locator("path").dispatch_event("click")
+    tab.wait("() => { const s = document.querySelector('details.group .level select');"
+             " return s.selectedIndex > 0 && (" + LEVEL + ")() === s.value; }")  # fmt: skip
+    treemap.locator(".slicetext", has_text="gemm").first.wait_for()
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert tab.console == []

@@ -92,9 +92,12 @@ def test_every_figure_is_drawn_somewhere_and_has_a_data_table(whole: tuple[str, 
     figures = json.loads(page.scripts[0][1])
     assert len(figures) >= 18
     assert set(figures) == {i for i in page.ids if i.startswith("figure-")}
-    for exhibit in text.split('<div class="exhibit">')[1:]:
+    for exhibit in text.split('<div class="exhibit"')[1:]:
         if 'class="plot"' in exhibit:
-            assert "<tbody><tr>" in exhibit.split("</section>")[0]
+            assert "<tbody><tr" in exhibit.split("</section>")[0]
+            assert set(re.findall(r'aria-details="(.*?)"', exhibit)) == set(
+                re.findall(r'<table id="(.*?)"', exhibit)[:1]
+            )
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -140,9 +143,10 @@ def test_page_at_level_quick_ranks_nobody_by_time_and_prints_no_p_value(whole: t
 
 def test_origin_of_every_number_is_visible(whole: tuple[str, Page]) -> None:
     for table in re.findall(r"<table.*?</table>", whole[0], re.S):
-        heads = re.findall(r"<th .*?</th>", table, re.S)
-        for row in re.findall(r"<tr>(.*?)</tr>", table.split("<tbody>")[1], re.S):
-            for head, cell in zip(heads, re.findall(r"<td.*?</td>", row, re.S), strict=True):
+        top, body = table.split("</thead>")
+        heads = re.findall(r"<th .*?</th>", top, re.S)
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.S):
+            for head, cell in zip(heads, re.findall(r"<t[dh] .*?</t[dh]>", row, re.S), strict=True):
                 if "data-v=" in cell:
                     assert 'class="tag' in head or 'class="tag' in cell
 
