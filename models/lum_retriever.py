@@ -63,7 +63,7 @@ class SidRetriever(nn.Module):
     ) -> None:
         super().__init__()
         codes = ItemCodes(catalogue.items, config.sids).take(catalogue, grow=True)
-        self.beams, self.facts = config.beams, codes.facts
+        self.facts = codes.facts
         with torch.device(device) if device else nullcontext():
             self.user = SidUserModel(config, schema, codes)
         codes.to(self.user.head.weight.device)
@@ -90,7 +90,7 @@ class SidRetriever(nn.Module):
 
     def scores(self, histories: Histories, asked: Asked) -> Tensor:
         """Log-probability [B, V] of the items that the beams end at, -inf for the rest."""
-        return self.user.scores(shown(self.user, histories), asked.cond_B, self.beams)
+        return self.user.scores(shown(self.user, histories), asked.cond_B)
 
 
 def build(

@@ -53,7 +53,7 @@ class SidUserModel(nn.Module):
         self.fields, self.codes, self.positions = event_fields(schema, config.cond), codes, config.positions
         self.names = (self.fields.item, self.fields.cond, *self.fields.side)
         self.length = schema.histories[self.fields.history][0].max_length
-        self.reads = questioned(self.length)
+        self.reads, self.beams = questioned(self.length), config.beams
         self.places = len(codes.vocabulary)
         """m."""
         self.per_event = 1 + self.places
@@ -148,9 +148,9 @@ class SidUserModel(nn.Module):
         return Read(out_BQmd[:, :, 0], self.items(item_B), match_BQ, none, none)
 
     @torch.no_grad()
-    def scores(self, sequences: Sequences, cond_B: Tensor, beams: int = 0) -> Tensor:
-        """Log-probability [B, V] of the items that so many beams end at, -inf for the rest; 0 scores all items."""
-        return self.codes.scores(self.search(sequences, cond_B, beams or self.catalogue))
+    def scores(self, sequences: Sequences, cond_B: Tensor) -> Tensor:
+        """Log-probability [B, V] of the items that `beams` of them end at, -inf for the rest."""
+        return self.codes.scores(self.search(sequences, cond_B, self.beams))
 
     def ask(self, sequences: Sequences, cond_B: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
         """One question a user, after the newest event at the right end, with what a search goes on from.

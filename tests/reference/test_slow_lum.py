@@ -38,6 +38,17 @@ SETTINGS = settings(max_examples=50, deadline=None)
 """Besides the examples named at each test: an event alone, a row of padding beside one of two users; odd widths."""
 
 
+def packed(spans: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
+    """(number of the user, ordinal of the event) [R, L] of rows that hold users of so many events, side by side."""
+    segment, place = torch.zeros(2, len(spans), length, dtype=torch.long)
+    for r, users in enumerate(spans):
+        at = 0
+        for number, n in enumerate(users, start=1):
+            segment[r, at : at + n], place[r, at : at + n] = number, torch.arange(n)
+            at += n
+    return segment, place
+
+
 def lum_twin(model: UserModel, tables: Parameters, sequences: Sequences) -> Tensor:
     """InfoNCE of every event's predicting token, users apart, whatever row they share."""
     p, losses = dict(model.named_parameters()), []
@@ -122,12 +133,7 @@ def test_user_model_of_lum(
     tables = {n: drawn(12, dim, seed=seed + i) for i, n in enumerate(model.names)}
     model.rows = lambda ids: {n: tables[n][ids[n]] for n in model.names}
     g = torch.Generator().manual_seed(seed)
-    segment, place = torch.zeros(2, len(spans), length, dtype=torch.long)
-    for r, users in enumerate(spans):
-        at = 0
-        for number, n in enumerate(users, start=1):
-            segment[r, at : at + n], place[r, at : at + n] = number, torch.arange(n)
-            at += n
+    segment, place = packed(spans, length)
     ids = {n: torch.randint(3, 6, segment.shape, generator=g) * (segment > 0) for n in model.names}
     sequences = Sequences(ids, segment, place)
     compare(
@@ -190,12 +196,7 @@ def test_user_model_of_lum_on_semantic_ids(
     codes.take(Catalogue(12, torch.zeros(12).long(), content, "random"), grow=True)
     config = LumConfig(target="sid", width=heads * head_width, layers=layers, heads=heads, positions=positions)
     model: Any = randomised(SidUserModel(config, schema, codes), seed)
-    segment, place = torch.zeros(2, len(spans), length, dtype=torch.long)
-    for r, users in enumerate(spans):
-        at = 0
-        for number, n in enumerate(users, start=1):
-            segment[r, at : at + n], place[r, at : at + n] = number, torch.arange(n)
-            at += n
+    segment, place = packed(spans, length)
     names = ("hist_item", "hist_genre", *(("hist_action",) if action else ()))
     ids = {n: torch.randint(3, 6, segment.shape, generator=g) * (segment > 0) for n in names}
     sequences = Sequences(ids, segment, place)
