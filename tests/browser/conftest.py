@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,11 @@ class Tab:
     """Addresses other than the file itself, data and blobs."""
 
     def wait(self, condition: str) -> None:
-        self.page.wait_for_function(condition, timeout=PATIENCE)
+        """Until a JavaScript expression is true. Playwright's own wait evaluates it as the page would: its policy forbids that."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, f"not within {PATIENCE / 1000:.0f} s: {condition}"
+            self.page.wait_for_timeout(20)
 
     def draw_all(self) -> None:
         """Opens what is folded and draws every figure, as before printing."""

@@ -22,8 +22,8 @@ const see = x => { window.longest = Math.max(window.longest, x.duration); };
 new PerformanceObserver(list => list.getEntries().forEach(see)).observe({type: "longtask", buffered: true});"""
 SCROLL = """async () => {
   for (let y = 0; y < document.documentElement.scrollHeight; y += 700) {
-    scrollTo(0, y);
-    await new Promise(done => setTimeout(done, 30));
+    scrollTo({top: y, behavior: "instant"});
+    await new Promise(done => requestAnimationFrame(() => setTimeout(done, 30)));
   }
 }"""
 PAINT = "performance.getEntriesByName('first-paint').length > 0"
@@ -55,9 +55,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(open_tab: Callable[..., Any], large: Path) -> None:
-    """Opened, scrolled to the end, filtered. Other work on the machine only lengthens a task: the best of three."""
+    """Opened, scrolled to the end, filtered. Other work on the machine only lengthens a task: the best of five."""
     found = []
-    for _ in range(3):
+    for _ in range(5):
         tab = open_tab(large, WATCH)
         tab.page.evaluate(SCROLL)
         tab.wait("[...document.querySelectorAll('section > .exhibit .plot')].every(p => p.matches('.js-plotly-plot'))")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -67,5 +68,7 @@ def test_exports_of_hostile_records_hold_no_attack(tmp_path: Path) -> None:
         assert not {"\u202e", "\u2066", "\x07"} & set(text)
     assert "](http" not in said.replace("\\](", "")
     figures = page[page.index('id="figures">') : page.index("</script>", page.index('id="figures">'))]
-    assert "\\u003cscript" not in figures.replace("&lt;", "")
+    # `meta` is what the filters compare with the tables' cells; Plotly draws it nowhere.
+    drawn = re.sub(r'"meta":\{.*?\}', "", figures)
+    assert "\\u003cscript" not in drawn
     assert "\u202e" not in figures

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 from ctrbench.reports.exhibits import Exhibit
 from ctrbench.reports.measures import make
@@ -77,6 +78,15 @@ def test_page_loads_nothing_from_anywhere(whole: tuple[str, Page]) -> None:
     assert not re.search(r"url\(|@import", own)
 
 
+def test_plotly_is_inlined_whole_but_for_its_wrapper(whole: tuple[str, Page]) -> None:
+    _, page = whole
+    library, inlined = get_plotlyjs(), page.scripts[1][1]
+    assert 0 < len(library) - len(inlined) < 500
+    assert inlined[200:-200] in library
+    assert "module.exports = factory" in library and "module.exports = factory" not in inlined
+    assert "MIT license" in inlined[:200]
+
+
 def test_policy_allows_exactly_the_two_scripts_of_the_page(whole: tuple[str, Page]) -> None:
     _, page = whole
     assert page.csp.startswith("default-src 'none'")
@@ -91,7 +101,7 @@ def test_every_figure_is_drawn_somewhere_and_has_a_data_table(whole: tuple[str, 
     text, page = whole
     figures = json.loads(page.scripts[0][1])
     assert len(figures) >= 18
-    assert set(figures) == {i for i in page.ids if i.startswith("figure-")}
+    assert {f"{i}{end}" for i in figures for end in ("", "-h")} == {i for i in page.ids if i.startswith("figure-")}
     for exhibit in text.split('<div class="exhibit"')[1:]:
         if 'class="plot"' in exhibit:
             assert "<tbody><tr" in exhibit.split("</section>")[0]
