@@ -28,7 +28,7 @@ from ctrbench.bench.plan import Plan
 from ctrbench.bench.pool import context
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.proc import keep_freed_memory
-from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.runspec import RunSpec, variant_of
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.statistics import percentiles
 from ctrbench.bench.step import TrainStep, predict
@@ -269,7 +269,7 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     config = {**typed, **({"tables": {f: v for f, (_, v) in tables.items()}} if tables else {})}
     timed = RunSpec(
         kind="time", model=name, config=config, data=asked.data, split=random_batches.SPLIT,
-        variant=",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values())), **registry.own_file(name),
+        variant=variant_of((*typed.items(), *tables.values())), **registry.own_file(name),
         fingerprint=random_batches.fingerprint(asked.data), history_length=run.history_length, batch=run.batch,
         lr=run.lr, dtype=run.dtype, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
     )  # fmt: skip

@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     gate = commands.add_parser(
         "compare", help="may NEW replace BASE? exit 1 if something is worse, 2 if no pair is fair"
     )
-    gate.add_argument("base", metavar="BASE", help="run directory or name of a stored baseline")
+    gate.add_argument(
+        "base", metavar="BASE", help="run directory, folder of pytest --benchmark-json files, or name of a baseline"
+    )
     gate.add_argument("new", metavar="NEW", help="the same; it is judged")
     gate.add_argument("--model", metavar="A,B", help="judge these alone: fewer tests, fewer processes needed")
     gate.add_argument("-o", "--out", metavar="FILE", help="page of the differences, e.g. diff.html")
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     stored = commands.add_parser("baseline", help="runs kept by name").add_subparsers(dest="action", required=True)
     saved = stored.add_parser("save", help="copy of what the gate reads of a run, with its provenance")
     saved.add_argument("name")
-    saved.add_argument("run", metavar="RUN_DIR")
+    saved.add_argument("run", metavar="RUN", help="run directory, or folder of pytest --benchmark-json files")
     for parts in (gate, saved, stored.add_parser("list")):
         parts.add_argument("--baselines", default="runs/baselines", metavar="DIR", help="where baselines are kept")
     scored = commands.add_parser(

@@ -14,6 +14,7 @@ Dims: S seeds, N test rows
 from __future__ import annotations
 
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -220,6 +221,8 @@ def time_test(start: Verdict, base: Group, new: Group, threshold: float) -> Draf
     """Step time or peak memory: one value a process."""
     if start.metric == "step_time":
         _check_machine(base, new)
+    elif any("rss_peak" not in b["extra"] for g in (base, new) for b in g.bodies.values()):
+        raise Incomparable("peak memory is withheld: a pytest process holds more than one model")
     notes = [*start.notes, *(_doubts(base, new) if start.metric == "step_time" else ())]
     values = [[process_value(b, start.metric) for b in g.bodies.values()] for g in (base, new)]
     return ratio_test(replace(start, notes=tuple(notes)), values[0], values[1], threshold)
@@ -352,12 +355,15 @@ def _described(base: pd.DataFrame, new: pd.DataFrame) -> tuple[list[Described], 
 
 
 def _numbers(table: pd.DataFrame) -> dict[tuple[str, ...], tuple[float, str]]:
-    """(whose, metric, scope, phase) -> (value, origin) of rows over all seeds and processes."""
+    """(whose, metric, scope, phase) -> (value, origin) of rows over all seeds and processes; of files their median."""
     names = ["data", "split", "model", "variant", "preset", "metric", "scope", "phase"]
     rows = table[table["seed"].isna() & table["value"].notna() & ~table["metric"].isin(list(PRIMARY))]
     rows = rows[rows["metric"].isin(list(MEASURES))]
     keys = rows[names].astype(object).fillna("").astype(str).itertuples(index=False, name=None)
-    return dict(zip(keys, zip(rows["value"].astype(float), rows["origin"].astype(str), strict=True), strict=True))
+    found: dict[tuple[str, ...], list[tuple[float, str]]] = defaultdict(list)
+    for key, value, origin in zip(keys, rows["value"].astype(float), rows["origin"].astype(str), strict=True):
+        found[key].append((value, origin))
+    return {key: (median(v for v, _ in values), values[0][1]) for key, values in found.items()}
 
 
 def _notes(base: Side, new: Side) -> Iterator[str]:

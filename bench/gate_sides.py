@@ -1,7 +1,7 @@
-"""One side of `ctrbench compare`: a run directory, or a baseline that was stored by name.
+"""One side of `ctrbench compare`: a run directory, files of `pytest --benchmark-json`, or a baseline stored by name.
 
 A baseline is a copy of what the gate reads: records, test scores, and the labels and users of the test rows, so that it
-outlives the run directory and the prepared data.
+outlives the run directory and the prepared data. Every file of pytest-benchmark is one process.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ctrbench.bench.exports import loaded
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.reports import records
 from ctrbench.reports.comparison import Provenance, Subject
@@ -89,25 +91,49 @@ class Side:
 
 
 def load_side(name: str, baselines: Path = BASELINES) -> Side:
-    """A run directory, else the baseline of that name.
+    """A run directory, a file of `pytest --benchmark-json`, a folder of such files, else the baseline of that name.
 
     Raises:
-        UnknownName: neither a directory nor a stored baseline.
+        UnknownName: neither a file or directory nor a stored baseline.
         BadInput: no finished record there, or a damaged one.
     """
     folder, card = Path(name), {}
-    if not folder.is_dir():
+    if not folder.exists():
         stored = [str(c["name"]) for c in listed(baselines)]
         if name not in stored:
             raise UnknownName(f"{name}: no run directory, and no baseline in {baselines}: {nearest(name, stored)}")
         folder = baselines / name
     if (folder / CARD).is_file():
         card = _card(folder / CARD)
-    try:
-        table, bodies = records.load(folder)
-    except (FileNotFoundError, records.DamagedRecord) as error:
-        raise BadInput(str(error)) from None
+    files = benchmark_files(folder)
+    table, bodies = _of_files(files) if files else loaded(folder)
     return Side(name=name, folder=folder, table=table, bodies=bodies, groups=_groups(folder, bodies), card=card)
+
+
+def benchmark_files(path: Path) -> list[Path]:
+    """The files of pytest-benchmark that a side is made of; none if it is a run directory."""
+    if path.is_file():
+        return [path]
+    return [] if (path / "records").is_dir() else sorted(f for f in path.glob("*.json") if f.name != CARD)
+
+
+def _of_files(files: Sequence[Path]) -> tuple[pd.DataFrame, Mapping[str, Body]]:
+    """Rows and bodies of several files. Benchmarks of one configuration in one file share a process: one counts."""
+    tables = []
+    bodies: dict[str, Body] = {}
+    for file in files:
+        table, mine = loaded(file)
+        seen: set[str] = set()
+        for key, body in mine.items():
+            what = json.dumps([body["spec"], sorted(body["extra"].get("samples", ()))], sort_keys=True)
+            if what in seen:
+                test = body["extra"]["benchmark"]["test"]
+                print(f"note: {file}: {test}: the same configuration again in one process; left out", file=sys.stderr)
+                continue
+            seen.add(what)
+            bodies[key] = body
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True), bodies
 
 
 def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str], Group]:
@@ -132,12 +158,14 @@ def _who(body: Body) -> tuple[Subject, str] | None:
     spec = body.get("spec", {})
     if spec.get("kind") not in ("time", "quality"):
         return None
+    if "benchmark" in body.get("extra", {}) and "step" not in body["extra"].get("samples", ()):
+        return None  # a benchmark of a forward, or one without its rounds
     names = {k: str(spec.get(k, "")) for k in ("data", "split", "model", "variant", "preset")}
     return Subject(**names), str(spec["kind"])
 
 
 def save_baseline(name: str, run_dir: Path, baselines: Path = BASELINES) -> Path:
-    """Stores a run under a name.
+    """Stores a run, or files of pytest-benchmark, under a name.
 
     Raises:
         BadInput: the name is no file name or taken, or the run has no finished record or a damaged one.
@@ -147,15 +175,19 @@ def save_baseline(name: str, run_dir: Path, baselines: Path = BASELINES) -> Path
     target = baselines / name
     if target.exists():
         raise BadInput(f"{target} exists: choose another name, or delete that folder")
-    if not run_dir.is_dir():
-        raise BadInput(f"{run_dir}: no run directory")
+    if not run_dir.exists():
+        raise BadInput(f"{run_dir}: no run directory and no file")
     side, partial = load_side(str(run_dir)), baselines / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    for folder in sorted((run_dir / "records").iterdir()):
-        for file in KEPT:
-            if (folder / file).is_file():
+    partial.mkdir(parents=True)
+    files = benchmark_files(run_dir)
+    for file in files:
+        shutil.copyfile(file, partial / file.name)
+    for folder in [] if files else sorted((run_dir / "records").iterdir()):
+        for part in KEPT:
+            if (folder / part).is_file():
                 (partial / "records" / folder.name).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / file, partial / "records" / folder.name / file)
+                shutil.copyfile(folder / part, partial / "records" / folder.name / part)
     missing = _keep_rows(side, partial / ROWS)
     facts = dict(side.provenance.facts)
     card = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -94,3 +94,9 @@ class RunSpec:
     def from_json(cls, body: Mapping[str, Any]) -> RunSpec:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in body.items() if k in known})
+
+
+def variant_of(options: Iterable[tuple[str, Any]]) -> str:
+    """Options of a model as one types them: `dim=8,mlp=[32,16]`."""
+    shown = {k: str(list(v)).replace(" ", "") if isinstance(v, list | tuple) else v for k, v in options}
+    return ",".join(f"{k}={v}" for k, v in shown.items())

@@ -14,7 +14,7 @@ from ctrbench.bench import controls, floors, registry, summary, tuning
 from ctrbench.bench.assemble import lookup, model_config
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import preset_options, table_options
-from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.bench.runspec import Kind, RunSpec, variant_of
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
@@ -199,7 +199,7 @@ def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec |
 
 def probe_spec(before: RunSpec) -> RunSpec:
     """The probe of a pre-training; its variant names what sets that one apart."""
-    variant = ",".join(f"{k}={v}" for k, v in before.config.items() if k != "tables")
+    variant = variant_of((k, v) for k, v in before.config.items() if k != "tables")
     return replace(before, kind="probe", pretrained=before.key, variant=variant)
 
 
@@ -355,7 +355,7 @@ def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> 
     config = {**preset, **dataset_spec(item.job.data).fit.get(model, {}), **typed}
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
-    variant = entry.label or ",".join(f"{k}={v}" for k, v in (*typed.items(), *tables.values()))
+    variant = entry.label or variant_of((*typed.items(), *tables.values()))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
         "preset": item.job.preset if kind != "floor" else "small",

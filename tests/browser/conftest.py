@@ -60,7 +60,7 @@ class Tab:
     """Addresses other than the file itself, data and blobs."""
 
     def wait(self, condition: str) -> None:
-        """Until a JavaScript expression is true. Playwright's own wait evaluates it as the page would: its policy forbids that."""
+        """Until a JavaScript expression is true. Playwright's own wait has the page evaluate it: its policy forbids."""
         end = time.monotonic() + PATIENCE / 1000
         while not self.page.evaluate(condition):
             assert time.monotonic() < end, f"not within {PATIENCE / 1000:.0f} s: {condition}"

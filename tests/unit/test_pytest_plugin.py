@@ -165,6 +165,56 @@ def test_the_report_takes_the_file_and_names_what_is_not_ours(done, tmp_path, ca
     assert "the benchmarks of a pytest file in one process" in limits(tidy(table), bodies).can[0]
 
 
+def side(folder, content, factor, files=5):
+    """Files of `files` processes whose steps took `factor` times as long, each a little longer than the one before."""
+    folder.mkdir()
+    for n in range(files):
+        changed = json.loads(content)
+        for b in changed["benchmarks"]:
+            scale = factor * (1 + n / 200)
+            b["stats"]["data"] = [scale * s for s in b["stats"]["data"]]
+            for metric in {"step_time", "infer_latency"} & b["extra_info"].keys():
+                b["extra_info"][metric]["value"] *= scale
+        (folder / f"{n}.json").write_text(json.dumps(changed))
+    return str(folder)
+
+
+def test_compare_takes_folders_of_files_each_a_process(done, tmp_path, capsys):
+    content = done[1].read_text()
+    base, slow = side(tmp_path / "base", content, 1), side(tmp_path / "slow", content, 1.5)
+    assert main(["compare", base, base]) == 0
+    assert "same" in capsys.readouterr().out
+    page = tmp_path / "diff.html"
+    assert main(["compare", base, slow, "-o", str(page)]) == 1
+    said = capsys.readouterr().out
+    assert "step time" in said.splitlines()[-1].lower()
+    assert "a pytest process holds more than one model" in page.read_text()
+    assert "Forward latency" in page.read_text()  # described, not judged
+    assert main(["compare", slow, base]) == 0
+    few = side(tmp_path / "few", content, 1.5, files=2)
+    assert main(["compare", base, few]) == 0
+    assert "too few to call any change: 5 / 2 processes" in capsys.readouterr().out
+
+
+def test_one_file_is_one_process_and_the_same_benchmark_twice_is_no_other(done, tmp_path, capsys):
+    content = json.loads(done[1].read_text())
+    content["benchmarks"] += [dict(b, fullname="again") for b in content["benchmarks"] if b["name"] == "test_train"]
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps(content))
+    assert main(["compare", str(done[1]), str(twice)]) == 0
+    caught = capsys.readouterr()
+    assert "too few to call any change: 1 / 1 processes" in caught.out
+    assert "again: the same configuration again in one process; left out" in caught.err
+
+
+def test_files_are_kept_as_a_baseline(done, tmp_path, capsys):
+    base, where = side(tmp_path / "base", done[1].read_text(), 1), ["--baselines", str(tmp_path / "kept")]
+    assert main(["baseline", "save", "speed", base, *where]) == 0
+    assert main(["compare", "speed", base, *where]) == 0
+    assert main(["compare", "spede", base, *where]) == 2
+    assert "did you mean 'speed'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("spoil", "said"), [
     (lambda b: b["stats"].update(data=[1.0, 2.0, 3.0]), "is not the median of its rounds"),
     (lambda b: b["extra_info"][KEY].update(schema_version=99), "schema 99, this version reads 1"),

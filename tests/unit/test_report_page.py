@@ -83,7 +83,8 @@ def test_plotly_is_inlined_whole_but_for_its_wrapper(whole: tuple[str, Page]) ->
     library, inlined = get_plotlyjs(), page.scripts[1][1]
     assert 0 < len(library) - len(inlined) < 500
     assert inlined[200:-200] in library
-    assert "module.exports = factory" in library and "module.exports = factory" not in inlined
+    assert "module.exports = factory" in library
+    assert "module.exports = factory" not in inlined
     assert "MIT license" in inlined[:200]
 
 
