@@ -15,6 +15,7 @@ from ctrbench.bench.assemble import base_columns
 from ctrbench.bench.ceilings import CLOCK_DRIFT
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
+from ctrbench.bench.every_pair import pair_rows
 from ctrbench.bench.jobs import SCORES
 from ctrbench.bench.joint import joint_rows
 from ctrbench.bench.option_gains import option_rows, same_seeds
@@ -248,6 +249,7 @@ def quality_summary(
             rows += _budget(base, runs, count_of(who, counted))
     rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
     bases = {who: _base(runs[0], run_id) | {"track": prepared.schema.track} for who, runs in trained.items()}
+    rows += pair_rows(trained, bases, aucs, draws, GROUPS)
     rows += joint_rows(trained, bases, aucs, draws, runs_dir) + option_rows(trained, bases, aucs, draws)
     doubt = pool_doubt(trained) if prepared.sampler is not None else ""
     known = ("ok", "unstable")

@@ -15,7 +15,7 @@ from ctrbench.reports.measures import MEASURES, Style
 KNOWN = ("ok", "unstable")
 BANDED = (
     "auc", "auc_delta", "auc_shuffled", "joint_gain", "probe_gain", "pair_stability", "recall_at_k", "ndcg_at_k",
-    "recall_gain", "option_delta",
+    "recall_gain", "option_delta", "auc_pair",
 )  # fmt: skip
 """Measures that stand with their band outside the page too."""
 SWEEP = "sweep"
@@ -57,6 +57,12 @@ class Cell:
         ends = (text_of(v, self.metric, like=self.value).split(" ")[0] for v in (self.low, self.high))
         low, high = (("+" if self.signed and not t.startswith("-") else "") + t for t in ends)
         return f"[{low}, {high}]"
+
+    def negated(self) -> Cell:
+        """The same difference the other way round."""
+        assert self.value is not None
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, value=-self.value, low=low, high=high)
 
     def over(self, other: Cell, metric: str, scale: float = 1.0) -> Cell:
         """`scale * self / other` as a derived cell; modelled if an input is, withheld if an input is."""

@@ -191,13 +191,6 @@ def minus(a: Cell, b: Cell, metric: str) -> Cell:
     return Cell(a.value - b.value, metric, "derived", low, high, min(a.n or 0, b.n or 0) or None, signed=True)
 
 
-def negated(c: Cell) -> Cell:
-    """The same difference the other way round."""
-    assert c.value is not None
-    low, high = (None if end is None else -end for end in (c.high, c.low))
-    return replace(c, value=-c.value, low=low, high=high)
-
-
 def listed(items: Iterable[str], most: int = 4) -> str:
     """`a, b, c and 3 more`."""
     every = list(dict.fromkeys(items))

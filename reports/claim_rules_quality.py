@@ -22,7 +22,6 @@ from ctrbench.reports.claim_evidence import (
     Word,
     listed,
     minus,
-    negated,
     untestable,
 )
 from ctrbench.reports.names import REFERENCES
@@ -55,11 +54,24 @@ def difference(
     mine = where(rows, model=model, variant=variant)
     if other_variant is None and (found := _enough(pick(mine, "auc_delta", scope=f"vs:{other}", signed=True))):
         return found
+    if found := _pair(e, data, (model, variant), (other, theirs)):
+        return found
     base = where(rows, model=other, variant=theirs)
     for name in (*REFERENCES, HISTORY_FLOOR):
         a, b = (_enough(pick(part, "auc_delta", scope=f"vs:{name}")) for part in (mine, base))
         if a and b and not is_reference(model, variant, name):
             return minus(a, b, "auc_delta")
+    return None
+
+
+def _pair(e: Evidence, data: str, mine: tuple[str, str], other: tuple[str, str]) -> Cell | None:
+    """The difference that the two models' own pair says; records hold it one way round."""
+    rows = e.rows("auc_pair", data=data)
+    for (model, variant), against, turn in ((mine, other, False), (other, mine, True)):
+        scope = f"vs:{','.join(filter(None, against))}"
+        found = _enough(pick(where(rows, model=model, variant=variant), "auc_pair", scope=scope, signed=True))
+        if found:
+            return found.negated() if turn else found
     return None
 
 
@@ -217,7 +229,7 @@ def option_costs(e: Evidence, claim: Claim) -> Verdict:
         rises = any(c.low is not None and c.low > 0 for c in found.values())
         word: Word = SUPPORTED if kept else REFUTED if rises else OPEN
     else:
-        word = call([negated(c) for c in found.values()], margin)
+        word = call([c.negated() for c in found.values()], margin)
     said = f"{e.title(options['model'])} without it: {'; '.join(_spoken(d, c) for d, c in found.items())}."
     numbers = tuple(Number(f"ΔAUC without it on {d}", c) for d, c in found.items())
     return Verdict(word=word, reason=said, numbers=numbers,

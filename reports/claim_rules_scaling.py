@@ -24,7 +24,6 @@ from ctrbench.reports.claim_evidence import (
     by_size,
     listed,
     minus,
-    negated,
     untestable,
 )
 from ctrbench.reports.claim_rules_mfu import divided, on_gpu
@@ -178,7 +177,7 @@ def module_costs(e: Evidence, claim: Claim) -> Verdict:
 
 def _gain(one: Trick) -> Cell:
     """ΔAUC of the side that ranks better: a variant may add a module or leave one out."""
-    return one.delta if _value(one.delta) >= 0 else negated(one.delta)
+    return one.delta if _value(one.delta) >= 0 else one.delta.negated()
 
 
 def _use_ratio(e: Evidence, one: Trick) -> Cell | None:
@@ -250,7 +249,7 @@ def _resolved(cell: Cell) -> bool:
 
 def _fate(small: Cell, large: Cell, margin: float) -> tuple[str, Cell]:
     """fades | stays | open, and the gain that was lost; the gain is the one that helps at the smallest size."""
-    a, b = (small, large) if _value(small) > 0 else (negated(small), negated(large))
+    a, b = (small, large) if _value(small) > 0 else (small.negated(), large.negated())
     lost = minus(a, b, "auc_delta")
     assert b.low is not None
     assert b.high is not None

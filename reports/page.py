@@ -234,8 +234,8 @@ def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[s
 def plotly_js() -> str:
     """Plotly's library without the wrapper for Node around it: a browser reads 5 MB once less before it runs them.
 
-    Its one task is the longest of the page; without the wrapper it takes a third less (docs/log.md). Where the wrapper is
-    not the one known the text stays whole.
+    Its one task is the longest of the page; without the wrapper it takes a third less (docs/log.md). Where the wrapper
+    is not the one known the text stays whole.
     """
     found = re.fullmatch(
         r"(/\*\*.*?\*/).*?(\"use strict\";var Plotly=.*)\nreturn Plotly;\n\}\)\);?\s*", get_plotlyjs(), re.S

@@ -20,6 +20,7 @@ from ctrbench.reports import (
     step_split,
     sweep,
     tables,
+    ties,
     tuning,
 )
 from ctrbench.reports import pairs as field_pairs
@@ -59,7 +60,8 @@ def quality(c: Context) -> Section | None:
     exhibits: list[Exhibit] = []
     parts = []
     for track, data in c.data:
-        table = tables.quality(c.frame, data, c.names)
+        pairs = ties.ties(c.frame, data)
+        table = ties.lettered(tables.quality(c.frame, data, c.names), pairs, c.names)
         if table.empty:
             continue
         other = c.names.title(tables.reference_of(c.frame, data))
@@ -71,9 +73,21 @@ def quality(c: Context) -> Section | None:
             data=data,
         )
         parts.append(_quality_sentence(table, data, other))
+        for kind, found in pairs.items():
+            parts.append(f"Model by model{f' ({kind})' if kind else ''} {ties.sentence(found, c.names)}")
+            exhibits += exhibit(
+                ties.table(found, c.names),
+                ("The model at the side against the one above: > better, = tied, < worse", ties.figure(found, c.names)),
+                title=f"Every pair on {data}{f', {kind}' if kind else ''}",
+                data=data,
+            )
     if not exhibits:
         return None
-    caveat = "An interval that includes 0 is a tie; tuned and equal_flops pair with the reference of their kind."
+    caveat = (
+        "An interval that includes 0 is a tie; tuned and equal_flops pair with the reference of their kind. Models "
+        "that share a letter in 'Tied group' are tied with each other. Each interval is a 95 % one: of twenty pairs "
+        "that do not differ one is called on average."
+    )
     return Section(
         id="quality",
         title="Quality: paired differences and ties",

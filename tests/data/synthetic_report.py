@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -167,6 +168,19 @@ def _deltas(rng: random.Random, data: str, track: str, scores: dict[str, float],
             rows.append(
                 make(base, "auc_per_gflop", (auc - scores[reference]) / 0.002, "derived", scope=f"vs:{reference}")
             )
+    models = [m for m in scores if FAMILY.get(m, "floor") != "floor"]
+    for model, other in combinations(models, 2):
+        base = {
+            "run": "summary",
+            "model": model,
+            "family": FAMILY[model],
+            "data": data,
+            "track": track,
+            "phase": "train",
+        }
+        delta, half = scores[model] - scores[other], 0.001 + 0.003 * rng.random()
+        ci = {"ci_low": delta - half, "ci_high": delta + half}
+        rows.append(make(base, "auc_pair", delta, "derived", scope=f"vs:{other}", n=3, **ci))
     return rows
 
 

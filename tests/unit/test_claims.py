@@ -207,6 +207,10 @@ def test_models_paired_with_a_third_get_the_widest_interval() -> None:
                  ran("din", "", "auc_delta", 0.004, 0.001, scope="vs:composite")))  # fmt: skip
     found = difference(case.evidence(), "movielens_1m", "onetrans", "", "din")
     assert (found.value, found.low, found.high) == pytest.approx((0.006, 0.003, 0.009))
+    # Where the two were paired themselves that is asked, whichever way round it is stored.
+    own = Case((*case.rows, ran("din", "", "auc_pair", -0.006, 0.0005, scope="vs:onetrans")))
+    found = difference(own.evidence(), "movielens_1m", "onetrans", "", "din")
+    assert (found.value, found.low, found.high) == pytest.approx((0.006, 0.0055, 0.0065))
     a, b = Cell(1.0, "auc", "measured"), Cell(0.5, "auc", "measured", 0.4, 0.6)
     assert (minus(a, b, "auc_delta").value, minus(a, b, "auc_delta").low) == (0.5, None)
 
