@@ -112,7 +112,9 @@ class Names:
         """Marker of the camp; those of one colour differ, and the two controls."""
         if self.camp(model) == "control" and model == "shared_fields":
             return "triangle-up-open"
-        return SYMBOLS[self.camp(model)] + MARKERS.get(model, "")
+        camp = self.camp(model)
+        # Only squares, circles and diamonds come in every form; records of before LR was a model have a floor `lr`.
+        return SYMBOLS[camp] + (MARKERS.get(model, "") if camp in ("legacy", "transformer") else "")
 
 
 def names_of(frame: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> Names:

@@ -131,6 +131,17 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def own_page() -> Path:
+    """The page that CTRBENCH_PAGE names, of a run of yours."""
+    named = os.environ.get("CTRBENCH_PAGE")
+    if not named:
+        pytest.skip(
+            "CTRBENCH_PAGE names no page; CTRBENCH_PAGE=runs/latest/report.html holds that one to the same rules"
+        )
+    return Path(named).absolute()
+
+
+@pytest.fixture(scope="session")
 def report(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of `run_folder` with two recordings."""
     rows, bodies = load(run_folder)

@@ -15,14 +15,26 @@ RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).vi
   .map(v => ({impact: v.impact, id: v.id, nodes: v.nodes.map(n => n.html.slice(0, 200))}))"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(open_tab: Callable[..., Any], report: Path, scheme: str) -> None:
-    tab = open_tab(report, color_scheme=scheme, reduced_motion="reduce")
+def serious(open_tab: Callable[..., Any], page: Path, scheme: str) -> list[Any]:
+    """What axe-core finds on a page with everything open and drawn; nothing may be said or asked meanwhile."""
+    tab = open_tab(page, color_scheme=scheme, reduced_motion="reduce")
     tab.draw_all()
     tab.page.locator(".filter summary").first.click()
     tab.page.evaluate(AXE)
     found = tab.page.evaluate(RUN)
-    assert [v for v in found if v["impact"] in ("serious", "critical")] == []
+    assert tab.console == []
+    assert tab.requests == []
+    return [v for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_tab: Callable[..., Any], report: Path, scheme: str) -> None:
+    assert serious(open_tab, report, scheme) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_on_your_own_page(open_tab: Callable[..., Any], own_page: Path, scheme: str) -> None:
+    assert serious(open_tab, own_page, scheme) == []
 
 
 def test_axe_would_find_a_bad_page(open_tab: Callable[..., Any], tmp_path: Path) -> None:

@@ -46,6 +46,21 @@ def test_no_two_models_are_drawn_alike() -> None:
     assert all(given.symbol(n).startswith(SYMBOLS[given.camp(n)]) for n in model_names() if given.camp(n) != "control")
 
 
+def test_any_name_in_any_camp_is_a_symbol_that_plotly_knows() -> None:
+    """A floor was once called `lr`, as a model is now; old records are still drawn."""
+    for camp in SYMBOLS:
+        names = Names(camps=dict.fromkeys(model_names(), camp))
+        for model in model_names():
+            go.Scatter(marker={"symbol": names.symbol(model)})
+
+
+def test_any_name_in_any_camp_is_a_symbol_that_plotly_knows() -> None:
+    """A floor was once called `lr`, as a model is now; old records are still drawn."""
+    valid = ValidatorCache.get_validator("scatter.marker", "symbol")
+    for camp in ("control", "floor", "other"):
+        assert all(valid.validate_coerce(Names(camps={n: camp}).symbol(n)) for n in model_names())
+
+
 @pytest.mark.parametrize("sight", CONFUSION)
 def test_the_colours_stay_apart_without_one_kind_of_cone(sight: str) -> None:
     """Distance in linear RGB; two greys one step apart on an eight-bit screen are .004 to .008 from each other."""
