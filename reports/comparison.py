@@ -5,13 +5,13 @@ The gate itself is `bench/gate.py`; nothing here computes a verdict.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+from ctrbench.reports import inert
 from ctrbench.reports.cells import text_of
 from ctrbench.reports.measures import measure
 from ctrbench.reports.records import write_atomic
@@ -37,7 +37,7 @@ class Subject:
     def text(self) -> str:
         """`din tuned on movielens_1m (per_user)`."""
         size = "" if self.preset == "small" else self.preset
-        return inert(
+        return inert.line(
             f"{' '.join(filter(None, (self.model, self.variant, size)))} on {self.data}"
             + (f" ({self.split})" if self.split else "")
         )
@@ -153,7 +153,7 @@ class Comparison:
         """The answer in a sentence."""
         if self.exit_code == 2:
             reasons = list(dict.fromkeys(v.reason for v in self.verdicts)) or ["no model was timed or trained"]
-            return f"Nothing is comparable: {'; '.join(map(inert, reasons[:3]))}."
+            return f"Nothing is comparable: {'; '.join(map(inert.line, reasons[:3]))}."
         failed = [f"{v.title} of {v.subject.text}" for v in self.verdicts if v.failed]
         worse = [f"{v.title} of {v.subject.text} ({v.moved})" for v in self.called("worse")]
         said = [f"worse: {', '.join(worse)}"] if worse else []
@@ -174,11 +174,6 @@ class Comparison:
         )
 
 
-def inert(text: str) -> str:
-    """Control and direction characters of foreign names as visible escapes: no reader acts on them."""
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
-
-
 def as_json(c: Comparison) -> dict[str, Any]:
     """For another program."""
     whose = ("data", "split", "model", "variant", "preset")
@@ -193,20 +188,20 @@ def as_json(c: Comparison) -> dict[str, Any]:
 
 def markdown(c: Comparison) -> str:
     """A summary of a job, e.g. for GITHUB_STEP_SUMMARY."""
-    sides = f"{_md(c.base.name)} → {_md(c.new.name)}"
-    lines = [f"### ctrbench compare: {sides}", "", f"**{_md(c.headline)}**", "", c.method, ""]
+    sides = f"{inert.markdown(c.base.name)} → {inert.markdown(c.new.name)}"
+    lines = [f"### ctrbench compare: {sides}", "", f"**{inert.markdown(c.headline)}**", "", c.method, ""]
     lines += ["| Verdict | Measure | Model | BASE → NEW | Change | p (Holm) | n | Why |", "|---" * 8 + "|"]
     for v in c.verdicts:
         call = f"**{v.call}**" if v.call not in ("same", "better") else v.call
         cells = (call, v.title, v.subject.text, v.values, v.moved, p_text(v), repeats_text(v), why(v))
-        lines.append("| " + " | ".join([cells[0], *map(_md, cells[1:])]) + " |")
-    lines += ["", *(f"- {_md(note)}" for note in c.notes)]
+        lines.append("| " + " | ".join([cells[0], *map(inert.markdown, cells[1:])]) + " |")
+    lines += ["", *(f"- {inert.markdown(note)}" for note in c.notes)]
     moved = sorted(c.described, key=lambda d: -d.size)
     lines += ["", f"Descriptive, no test: {c.equal} values are equal, {len(moved)} differ."]
     if moved:
         lines += ["", "| Measure | Model | BASE | NEW | NEW / BASE |", "|---" * 5 + "|"]
         for d in moved[:SHOWN]:
-            lines.append("| " + " | ".join(map(_md, described_cells(d))) + " |")
+            lines.append("| " + " | ".join(map(inert.markdown, described_cells(d))) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -214,7 +209,7 @@ def described_cells(d: Described) -> tuple[str, ...]:
     """Measure, model, both values, ratio."""
     name = measure(d.metric).title + (f" ({d.scope})" if d.scope else "")
     ratio = "—" if d.ratio is None else f"{d.ratio:.3f}"
-    return inert(name), d.subject.text, text_of(d.base, d.metric), text_of(d.new, d.metric), ratio
+    return inert.line(name), d.subject.text, text_of(d.base, d.metric), text_of(d.new, d.metric), ratio
 
 
 def p_text(v: Verdict) -> str:
@@ -229,15 +224,7 @@ def repeats_text(v: Verdict) -> str:
 
 def why(v: Verdict) -> str:
     """Reason and notes."""
-    return inert("; ".join(filter(None, (v.reason, *v.notes))))
-
-
-def _md(text: str) -> str:
-    """Text of ours or of others inside a Markdown table: no markup, no HTML, no line of its own."""
-    out = inert(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in ("\\", "|", "`", "*", "_", "[", "]"):
-        out = out.replace(mark, "\\" + mark)
-    return out
+    return inert.line("; ".join(filter(None, (v.reason, *v.notes))))
 
 
 def junit(c: Comparison, out: Path) -> Path:

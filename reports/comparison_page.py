@@ -7,10 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ctrbench.reports import inert
 from ctrbench.reports.comparison import (
     Comparison,
     described_cells,
-    inert,
     p_text,
     repeats_text,
     why,
@@ -35,20 +35,20 @@ def render(c: Comparison) -> str:
         for v in c.verdicts
     ]
     facts = [
-        (name, *(inert(dict(side.facts).get(name, "—")) for side in (c.base, c.new)))
+        (name, *(inert.line(dict(side.facts).get(name, "—")) for side in (c.base, c.new)))
         for name in dict.fromkeys(n for side in (c.base, c.new) for n, _ in side.facts)
     ]
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return env.from_string((HERE / "comparison.html").read_text()).render(
         policy=POLICY,
         css=Markup((HERE / "page.css").read_text()),
-        base=inert(c.base.name),
-        new=inert(c.new.name),
+        base=inert.line(c.base.name),
+        new=inert.line(c.new.name),
         headline=c.headline,
         alarm=c.exit_code != 0,
         method=c.method,
         rows=rows,
-        notes=[inert(n) for n in c.notes],
+        notes=[inert.line(n) for n in c.notes],
         facts=facts,
         described=[described_cells(d) for d in sorted(c.described, key=lambda d: -d.size)],
         equal=c.equal,

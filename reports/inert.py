@@ -22,6 +22,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
+def line(text: str) -> str:
+    """The same on one line: a name cannot forge a line of its own."""
+    return " ".join(visible(text).split())
+
+
 def plotly(text: str) -> str:
     """Text for any label of a figure: Plotly reads a subset of HTML and `$math$` in all, `%{...}` in templates."""
     return html.escape(visible(text), quote=False).replace("%{", "%&#123;").replace("$", "&#36;")
@@ -29,7 +34,6 @@ def plotly(text: str) -> str:
 
 def markdown(text: str) -> str:
     """Text for a paragraph or a table's cell, one line: no HTML, link, image, code or column of its own."""
-    line = " ".join(visible(text).split())
-    line = re.sub(r"&(?=#?\w+;)", "&amp;", line)
-    line = re.sub(r"<(?=[\w/!?])", "&lt;", line)
-    return re.sub(r"(?<!\\)([`|]|(?<=!)\[|\](?=[(\[:]))", r"\\\1", line)
+    out = re.sub(r"&(?=#?\w+;)", "&amp;", line(text))
+    out = re.sub(r"<(?=[\w/!?])", "&lt;", out)
+    return re.sub(r"(?<!\\)([`|]|(?<=!)\[|\](?=[(\[:]))", r"\\\1", out)

@@ -309,7 +309,7 @@ def test_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in (page, summary, files["junit.xml"].read_text()):
         assert "\u202e" not in text
         assert "\x07" not in text
-        assert "u202e" in text
+        assert "⟨U+202E⟩" in text
     assert "<script" not in summary
     assert "**worse**" in summary
     suite = ElementTree.fromstring(files["junit.xml"].read_text())

@@ -48,14 +48,6 @@ def test_no_two_models_are_drawn_alike() -> None:
 
 def test_any_name_in_any_camp_is_a_symbol_that_plotly_knows() -> None:
     """A floor was once called `lr`, as a model is now; old records are still drawn."""
-    for camp in SYMBOLS:
-        names = Names(camps=dict.fromkeys(model_names(), camp))
-        for model in model_names():
-            go.Scatter(marker={"symbol": names.symbol(model)})
-
-
-def test_any_name_in_any_camp_is_a_symbol_that_plotly_knows() -> None:
-    """A floor was once called `lr`, as a model is now; old records are still drawn."""
     valid = ValidatorCache.get_validator("scatter.marker", "symbol")
     for camp in ("control", "floor", "other"):
         assert all(valid.validate_coerce(Names(camps={n: camp}).symbol(n)) for n in model_names())
