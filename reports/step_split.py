@@ -18,7 +18,7 @@ WAYS = {"ranges": "ranges", "left_out": "leaving out"}
 
 
 def by_stage(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Share of a training step by stage, and the three largest blocks."""
+    """Share of a training step by stage, and the three largest blocks with their backward."""
     rows_all = where(frame, metric="split_host", data=data, trained=True)
     stages = _ordered({s.removeprefix("stage:") for s in rows_all["scope"] if s.startswith("stage:") and "/" not in s})
     rows, index = [], []
@@ -30,7 +30,7 @@ def by_stage(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             row |= {s: absent("split_host", reason) for s in stages}
         else:
             row |= {s: pick(mine, "split_host", scope=f"stage:{s}") for s in stages}
-        row["Largest blocks"] = _blocks(mine)
+        row["Largest blocks"] = _blocks_text(_blocks(mine))
         rows.append(row)
         index.append(model)
     return pd.DataFrame(rows, index=index)
@@ -69,6 +69,7 @@ def section(c: Context) -> Section | None:
             data=data,
             hardware="cpu",
         )
+        parts.append(_slowest(c, data))
         for stage in ("embedding", "optimizer"):
             span = extremes(table, stage)
             parts.append(f"On {data} {stage} takes {span} of a step." if span else "")
@@ -110,9 +111,27 @@ def _ordered(found: set[str]) -> list[str]:
     return [s for s in STAGES if s in found] + sorted(found - set(STAGES))
 
 
-def _blocks(mine: pd.DataFrame) -> str:
-    part = mine[mine["scope"].str.contains("/block:") & mine["value"].notna()].nlargest(3, "value")
-    return (
-        ", ".join(f"{s.split('/block:')[1]} {100 * v:.0f} %" for s, v in zip(part["scope"], part["value"], strict=True))
-        or "—"
-    )
+def _blocks(mine: pd.DataFrame) -> list[tuple[str, float, float]]:
+    """(block, its share of a step with its backward, share of the backward), the three largest first."""
+    part = mine[mine["scope"].str.contains("/block:") & mine["value"].notna()]
+    found: dict[str, list[float]] = {}
+    for scope, value in zip(part["scope"], part["value"], strict=True):
+        stage, _, block = scope.partition("/block:")
+        both = found.setdefault(block, [0.0, 0.0])
+        both[0] += value
+        both[1] += value if stage == "stage:backward" else 0.0
+    return sorted(((b, both, back) for b, (both, back) in found.items()), key=lambda x: -x[1])[:3]
+
+
+def _blocks_text(blocks: list[tuple[str, float, float]]) -> str:
+    return ", ".join(f"{b} {100 * x:.0f} % (backward {100 * back:.0f} %)" for b, x, back in blocks) or "—"
+
+
+def _slowest(c: Context, data: str) -> str:
+    """The largest block of every model, for who asks where to begin."""
+    rows = where(c.frame, metric="split_host", data=data, trained=True)
+    first = {w: _blocks(where(rows, model=w[0], variant=w[1]))[:1] for w in models_of(rows, c.names)}
+    said = [
+        f"{blocks[0][0]} in {c.names.title(*w)} ({100 * blocks[0][1]:.0f} %)" for w, blocks in first.items() if blocks
+    ]
+    return f"The slowest block with its backward on {data}: {', '.join(said)}." if said else ""

@@ -202,10 +202,18 @@ def test_bounds_of_many_gpus_are_all_in_the_table_and_four_are_drawn() -> None:
 def test_split_lists_the_largest_blocks() -> None:
     rows = rows_of(
         make(base("fat"), "split_host", 0.6, "measured", scope="stage:dense"),
-        make(base("fat"), "split_host", 0.5, "measured", scope="stage:dense/block:mlp"),
+        make(base("fat"), "split_host", 0.2, "measured", scope="stage:dense/block:mlp"),
+        make(base("fat"), "split_host", 0.3, "measured", scope="stage:backward/block:mlp"),
+        make(base("fat"), "split_host", 0.4, "measured", scope="stage:embedding/block:embedder"),
     )
     row = step_split.by_stage(rows, "ml", NAMES).iloc[0]
-    assert (row["dense"].value, row["Largest blocks"]) == (0.6, "mlp 50 %")
+    # A block is slow with its backward, which is a stage of its own.
+    assert (row["dense"].value, row["Largest blocks"]) == (
+        0.6, "mlp 50 % (backward 30 %), embedder 40 % (backward 0 %)"
+    )  # fmt: skip
+    found = step_split.section(Context(rows, {}, NAMES, (("sequence", "ml"),)))
+    assert found is not None
+    assert "The slowest block with its backward on ml: mlp in FAT (50 %)." in found.sentence
 
 
 def test_skipped_track_is_found_and_prepare_rows_do_not_hide_it() -> None:
