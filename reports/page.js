@@ -130,12 +130,25 @@
     });
     return { left: left, all: all };
   }
+  // A column of one origin says it once, at its head; what looks at single cells gives it to them first.
+  var named = false;
+  function nameOrigins() {
+    if (named) { return; }
+    named = true;
+    document.querySelectorAll("thead th[data-o]").forEach(function (head) {
+      Array.prototype.forEach.call(head.closest("table").rows, function (row) {
+        var cell = row.cells[head.cellIndex];
+        if (cell.dataset.v !== undefined) { cell.dataset.o = head.dataset.o; }
+      });
+    });
+  }
   function filterPage() {
     var left = 0, all = 0;
     Object.keys(chosen).forEach(function (kind) {
       var now = document.querySelector('[data-chosen="' + kind + '"]');
       if (now) { now.textContent = chosen[kind].join(", ") || "all"; }
     });
+    if (chosen.origin.length) { nameOrigins(); }
     document.body.className = (chosen.origin.length ? "by-origin " : "") + chosen.origin.map(function (x) { return "o-" + x; }).join(" ");
     document.querySelectorAll("main .exhibit, main details[data-model], #lost").forEach(function (box) {
       var rows = 0;
@@ -184,8 +197,19 @@
     if (/^[\s\u0000-\u001f]*[=+@\-\uff1d\uff0b\uff20\uff0d]/.test(text) && isNaN(Number(text))) { text = "'" + text; }
     return '"' + text.replace(/"/g, '""') + '"';
   }
+  // Why a number is withheld: in its cell, or a note below the table where the reason is long.
+  function why(cell) {
+    var mark = cell.querySelector("sup"), box = cell.closest(".scroll").nextElementSibling;
+    if (!mark) { return cell.textContent.replace(/^—\s*\(|\)\s*$/g, ""); }
+    return box.children[Number(mark.textContent) - 1].lastChild.textContent.trim();
+  }
+  document.addEventListener("mouseover", function (event) {
+    var cell = event.target.closest && event.target.closest("td.withheld");
+    if (cell && !cell.title) { cell.title = why(cell); }
+  });
   function csv(table) {
     var heads = table.tHead.rows[0].cells, lines = [], head = [], i;
+    nameOrigins();
     for (i = 0; i < heads.length; i++) {
       var name = heads[i].querySelector(".h").textContent;
       head.push(quoted(name));
@@ -198,7 +222,7 @@
         if (!heads[at].classList.contains("num")) { line.push(quoted(cell.textContent)); return; }
         var d = cell.dataset;
         if (d.o && !any([d.o], "origin")) { line.push("", "", "", quoted("filtered out: " + d.o)); return; }
-        line.push(d.v || "", d.lo || "", d.hi || "", quoted(d.o || ("abstained: " + (d.why || cell.textContent))));
+        line.push(d.v || "", d.lo || "", d.hi || "", quoted(d.o || "abstained: " + why(cell)));
       });
       lines.push(line.join(","));
     });

@@ -170,7 +170,7 @@ class _Ids:
 
     def figure(self, caption: str, fig: Any) -> dict[str, Any]:
         name = f"figure-{len(self.figures) + 1}"
-        self.figures[name] = json.loads(fig.to_json())
+        self.figures[name] = json.loads(fig.to_json(), parse_float=_drawn)
         hardware = named(self.facets.hardware, caption)
         return {"id": name, "caption": caption, "height": int(fig.layout.height), "hardware": hardware}
 
@@ -225,9 +225,9 @@ def _entry(entry: Any, head: Mapping[str, Any], notes: dict[str, str]) -> dict[s
         "tag": "" if head["origin"] else entry.origin,
         "unstable": entry.status == "unstable",
         "title": "; ".join(t for t in (entry.reason, repeats) if t),
-        "value": repr(entry.value),
-        "low": "" if entry.low is None else repr(entry.low),
-        "high": "" if entry.high is None else repr(entry.high),
+        "value": f"{entry.value:.12g}",
+        "low": "" if entry.low is None else f"{entry.low:.12g}",
+        "high": "" if entry.high is None else f"{entry.high:.12g}",
     }
 
 
@@ -322,9 +322,14 @@ def _shown(value: Any) -> Any:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element it stands in, nor open a comment in it."""
     text = inert.visible(json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.replace("<", "\\u003c")
+
+
+def _drawn(digits: str) -> float:
+    """A number of a figure: more digits than a pixel has would be a fifth of the page; the tables keep theirs."""
+    return float(f"{float(digits):.7g}")
 
 
 def policy(*scripts: str) -> str:

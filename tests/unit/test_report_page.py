@@ -155,11 +155,12 @@ def test_page_at_level_quick_ranks_nobody_by_time_and_prints_no_p_value(whole: t
 def test_origin_of_every_number_is_visible(whole: tuple[str, Page]) -> None:
     for table in re.findall(r"<table.*?</table>", whole[0], re.S):
         top, body = table.split("</thead>")
-        heads = re.findall(r"<th .*?</th>", top, re.S)
+        heads = re.findall(r"<th[ >].*?</th>", top, re.S)
         for row in re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.S):
-            for head, cell in zip(heads, re.findall(r"<t[dh] .*?</t[dh]>", row, re.S), strict=True):
+            for head, cell in zip(heads, re.findall(r"<t[dh][ >].*?</t[dh]>", row, re.S), strict=True):
                 if "data-v=" in cell:
                     assert 'class="tag' in head or 'class="tag' in cell
+                    assert ("data-o=" in head) != ("data-o=" in cell)
 
 
 def test_failed_model_is_loud_and_listed(whole: tuple[str, Page]) -> None:
