@@ -11,30 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import binom
 
-from ctrbench.bench.gate import PRIMARY, compare, process_value
+from ctrbench.bench.gate import PRIMARY, Draft, compare, process_value, ratio_test
 from ctrbench.bench.gate_sides import load_side
+from ctrbench.bench.gate_trials import LEAST_FOUND, LEAST_GATES, NULL_P, Rate, found_rate
 from ctrbench.bench.pool import Outcome, run_all
+from ctrbench.bench.power import THRESHOLD, Design, scatter
 from ctrbench.bench.registry import model_names
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.significance import ALPHA, processes_needed
 from ctrbench.bench.stopping import StoppingRule, look, planned
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
-from ctrbench.reports.comparison import Comparison
+from ctrbench.reports.comparison import Comparison, Subject, Verdict
 
 MEASURES = tuple(m for m, kind in PRIMARY.items() if kind == "time")
 LEAST_PAIRS = 40
 """From which on a file says something of the gate (measures.md, section 7)."""
-NULL_P = 0.05
 WIDTH = 0.02
 """Half of the interval of the ratio at which no further process is asked for."""
 _NEIGHBOUR = """
@@ -160,7 +162,7 @@ def pairs_in(file: Path) -> list[dict[str, Any]]:
 
 
 def check(file: Path) -> int:
-    """Prints the false alarms of all pairs; 0 if they are at least `LEAST_PAIRS` and within alpha."""
+    """Prints the false alarms and the power at the scatter of all pairs; 0 if both are as promised, of enough pairs."""
     pairs = pairs_in(file)
     if not pairs:
         raise BadInput(f"{file}: no pair; collect some with `gate_trials fresh {file}`")
@@ -173,8 +175,43 @@ def check(file: Path) -> int:
         f"{len(alarms)} call a change between equal sides, one-sided binomial p {p:.3f} at alpha {ALPHA:g}; {moved} "
         "withheld because the machine moved"
     )
+    kept = _planted(pairs)
     for q in alarms:
         print(f"  pair {q['pair']} of {q['at']}{' (noisy)' if q['noisy'] else ''}: {q['calls']}")
     if len(pairs) < LEAST_PAIRS:
         print(f"too few to say: {len(pairs)} of {LEAST_PAIRS} pairs")
-    return int(len(pairs) < LEAST_PAIRS or p <= NULL_P)
+    return int(len(pairs) < LEAST_PAIRS or p <= NULL_P or not kept)
+
+
+def planted(pairs: Sequence[Mapping[str, Any]], size: float, gates: int = LEAST_GATES, seed: int = 0) -> Rate:
+    """How often a slowdown by `size` of one side is found, its process values drawn from those of all pairs."""
+    pools = {m: [np.array(p["values"][s][m]) for p in pairs for s in "AB"] for m in MEASURES}
+    near = {m: np.concatenate([side / side.mean() for side in sides]) for m, sides in pools.items()}
+    processes = min(map(len, pools["step_time"]))
+    start = Verdict(subject=Subject(data="random", split="", model="all"), metric="step_time", call="undecided")
+
+    def drafts(g: int) -> list[Draft]:
+        rng, out = np.random.default_rng([seed, g]), []
+        for m, values in near.items():
+            base, new = rng.choice(values, (2, processes))
+            factor = size if m == "step_time" else 1.0
+            out.append(replace(ratio_test(replace(start, metric=m), base, factor * new, THRESHOLD), detectable="-"))
+        return out
+
+    return found_rate("step time", "step_time", gates, drafts)
+
+
+def _planted(pairs: Sequence[Mapping[str, Any]]) -> bool:
+    """Prints the scatter of step times, the slowdown that can be detected at it, and how often it is found."""
+    sides = [p["values"][s]["step_time"] for p in pairs for s in "AB"]
+    cv, processes = scatter(sides), min(map(len, sides))
+    size = Design(processes=processes, cv=cv, tests=len(MEASURES), trials=400, draws=200).detectable() if cv else None
+    if size is None:
+        print(f"scatter of step times {cv or 0:.1%}: no slowdown can be detected with {processes} processes a side")
+        return True
+    rate = planted(pairs, size)
+    print(
+        f"scatter of step times {cv:.1%}: a slowdown by {size - 1:.1%} can be detected with {processes} processes a "
+        f"side; planted, it is found in {rate.share:.1%} of {rate.trials} gates"
+    )
+    return rate.share >= LEAST_FOUND

@@ -112,7 +112,10 @@ def test_a_run_is_simulated_from_its_records(tmp_path: Path, capsys: pytest.Capt
 
 
 def line(number: int, **calls: str) -> dict[str, Any]:
-    return {"pair": number, "at": f"2026-01-01T{number % 24:02}:00:00", "noisy": bool(number % 2),
+    rng = np.random.default_rng(number)
+    values = {side: {"step_time": (0.004 * (1 + 0.1 * rng.standard_normal(5))).tolist(), "rss_peak": [4e8 + number] * 5}
+              for side in "AB"}  # fmt: skip
+    return {"pair": number, "at": f"2026-01-01T{number % 24:02}:00:00", "noisy": bool(number % 2), "values": values,
             "calls": {"step_time": "same", "rss_peak": "same", **calls}}  # fmt: skip
 
 
@@ -139,6 +142,19 @@ def test_pairs_in_a_file_are_judged(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert gate_trials.main(["check", str(file)]) == 2
     assert ":2: no pair" in capsys.readouterr().err
     assert gate_trials.main(["check", str(tmp_path / "none")]) == 2
+
+
+def test_power_at_the_scatter_of_the_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [line(i) for i in range(40)]
+    write(tmp_path / "pairs.jsonl", pairs)
+    assert gate_trials.main(["check", str(tmp_path / "pairs.jsonl")]) == 0
+    said = capsys.readouterr().out
+    size = float(re.search(r"a slowdown by ([\d.]+)% can be detected with 5 processes", said)[1]) / 100
+    assert re.search(r"scatter of step times (9|1[01])\.\d%", said)
+    # Found where it was planted, not where nothing or half of it was.
+    assert gate_pairs.planted(pairs, 1 + size).share >= 0.9
+    assert gate_pairs.planted(pairs, 1 + size / 2).share < 0.7
+    assert gate_pairs.planted(pairs, 1.0).share <= 0.05
 
 
 def test_rules_and_models_of_fresh_pairs() -> None:
