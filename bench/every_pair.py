@@ -25,7 +25,9 @@ def pair_rows(
     trained: Mapping[Who, list[Run]], bases: Mapping[Who, Mapping[str, Any]], aucs: Mapping[Who, np.ndarray],
     draws: Mapping[Who, np.ndarray], groups: tuple[str, ...],
 ) -> list[Measurement]:  # fmt: skip
-    """One row a pair that shares seeds: AUC of the first less that of the second, users and seeds resampled jointly.
+    """AUC of the first less that of the second of every pair that shares seeds, and what it could have found.
+
+    Users and seeds are resampled jointly.
 
     Defaults pair with defaults, tuned with tuned. Of a model with several variants in a group the plain one pairs:
     what its options are worth is `option_delta`.
@@ -45,6 +47,7 @@ def pair_rows(
             delta = float(aucs[who][mine].mean() - aucs[other][theirs].mean())
             pair = paired_from_draws(delta, draws[who][mine], draws[other][theirs], seed=0)
             scope = f"vs:{','.join(filter(None, other))}"
-            out.append(make(bases[who], "auc_pair", delta, "derived", phase="train", scope=scope,
-                            n=len(mine), ci_low=pair.ci_low, ci_high=pair.ci_high))  # fmt: skip
+            base = {**bases[who], "phase": "train", "scope": scope, "n": len(mine)}
+            out.append(make(base, "auc_pair", delta, "derived", ci_low=pair.ci_low, ci_high=pair.ci_high))
+            out.append(make(base, "auc_pair_mdd", pair.mdd, "derived"))
     return out

@@ -58,7 +58,7 @@ DERIVED_INPUTS = {
     "mfu_cpu": {"step_time": "measured", "flops": "counted", "ceiling_gemm": "measured"},
     "mbu": {"step_time": "measured", "bytes": "counted", "ceiling_copy": "measured"},
     "auc_delta": {"auc": "measured"},
-    **{name: {"auc": "measured"} for name in ("auc_mdd", "auc_pair", "option_delta")},
+    **{name: {"auc": "measured"} for name in ("auc_mdd", "auc_pair", "auc_pair_mdd", "option_delta")},
     "joint_gain": {"auc": "measured", "recall_after": "measured"},
     "budget_flops": {"flops": "counted", "rows_seen": "measured"},
     "auc_per_gflop": {"auc": "measured", "flops": "counted"},

@@ -101,7 +101,11 @@ def _shown(found: list[Point], limit: float) -> tuple[Number, ...]:
 
 
 def _say(found: list[Point], limit: float) -> str:
-    words = (("above", "reach"), ("below", "stay below"), ("open", "may lie on either side of"))
+    words = (
+        ("above", "reach"),
+        ("below", "stay below"),
+        ("open", "are bounded above it only, so may or may not reach"),
+    )
     parts = []
     for side, text in words:
         names = [p.name for p in found if p.side(limit) == side]

@@ -52,6 +52,8 @@ class Section:
     caveat: str = ""
     flags: tuple[str, ...] = ()
     """Findings that must not be overlooked."""
+    see: tuple[str, str] | None = None
+    """(id of a section, words): its folded groups go on where this one ends, and are linked from here."""
 
 
 @dataclass(frozen=True, slots=True)

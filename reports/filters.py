@@ -18,6 +18,8 @@ from ctrbench.reports.records import ORIGINS
 
 CPU = "CPU of these runs"
 MODEL_HEADS, DATA_HEADS = ("Model",), ("Data", "Track")
+OTHER_HEAD = "Against"
+"""The second model of a row."""
 HARDWARE_HEADS = ("GPU", "Hardware", "Recorded on")
 PER_GPU = ("mfu_bound", "gpu_time_bound", "gpu_time_modelled")
 """Measures whose scope is a GPU."""
@@ -46,7 +48,7 @@ class Facets:
         return [{"kind": k, "title": t, "options": list(o)} for k, t, o in found if len(o) > 1]
 
     def of_row(self, heads: Sequence[str], row: Sequence[Any]) -> dict[str, str]:
-        """Attributes of a table's row: model, track, hardware, and the origins of its numbers."""
+        """Attributes of a table's row: model and the one it is set against, track, hardware, origins of its numbers."""
         found: dict[str, str] = {}
         texts = [(h, x) for h, x in zip(heads, row, strict=True) if not isinstance(x, Cell)]
         for kind, wanted, known in (
@@ -55,6 +57,8 @@ class Facets:
         ):  # fmt: skip
             if name := next((n for h, x in texts if h in wanted and (n := named(known, str(x)))), ""):
                 found[kind] = name
+        if found.get("model") and (other := next((str(x) for h, x in texts if h == OTHER_HEAD), "")):
+            found["against"] = named(self.models, other)
         if origins := {x.origin for x in row if isinstance(x, Cell) and x.value is not None}:
             found["origins"] = " ".join(sorted(origins))
         return found

@@ -56,7 +56,8 @@ def overview(found: list[Recording], c: Context) -> pd.DataFrame:
             "Model": r.title, "Camp": c.names.camp(r.model), "Data": r.data, "Recorded on": r.device,
             "Steps": str(r.facts.get("steps") or "—"), "Launches / step": per_step,
             "Launches of at most 10 µs": _share(r, "launches"), "Their share of time": _share(r, "duration_ns"),
-            "Largest family": largest(r.work, "family"), "Largest block": largest(with_place(r.work), "place"),
+            "Largest family (of launch time)": largest(r.work, "family"),
+            "Largest block and stage (of launch time)": largest(with_place(r.work), "place"),
             "Note": _note(r.facts),
         })  # fmt: skip
     table = pd.DataFrame(rows, index=[r.model for r in found])

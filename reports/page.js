@@ -45,6 +45,7 @@
   function draw(id) {
     var spec = figureOf(id), first = !drawn[id];
     drawn[id] = true;
+    document.getElementById(id).style.minHeight = spec.layout.height + "px";
     Plotly.react(id, spec.data, spec.layout, config);
     if (first && spec.data[0].type === "treemap") { levels(id); }
   }
@@ -104,6 +105,13 @@
       table.parentNode.focus();
     });
   });
+  // A link to something folded opens it.
+  function unfold() {
+    var target = location.hash && document.getElementById(location.hash.slice(1));
+    if (target && target.matches("details")) { target.open = true; target.scrollIntoView(); }
+  }
+  window.addEventListener("hashchange", unfold);
+  unfold();
   window.addEventListener("beforeprint", function () {
     document.querySelectorAll("main section details").forEach(function (d) { d.open = true; });
     document.querySelectorAll("tbody.rest").forEach(function (body) { showRest(body.parentNode); });
@@ -111,9 +119,15 @@
     repaint();
   });
 
+  // A row of two models: either of them for one chosen, both for several.
+  function modelPasses(row) {
+    if (!chosen.model.length || !row.dataset.against) { return passes(row, "model"); }
+    var found = [row.dataset.model, row.dataset.against].filter(function (x) { return chosen.model.indexOf(x) >= 0; }).length;
+    return found === Math.min(chosen.model.length, 2);
+  }
   function rowPasses(row) {
     var origins = row.dataset.origins;
-    return passes(row, "model") && passes(row, "track") && passes(row, "hardware") && (!origins || any(origins.split(" "), "origin"));
+    return modelPasses(row) && passes(row, "track") && passes(row, "hardware") && (!origins || any(origins.split(" "), "origin"));
   }
   function filterTable(table) {
     var left = 0, all = 0, on = Object.keys(chosen).some(function (k) { return chosen[k].length; });
@@ -164,7 +178,7 @@
     document.querySelectorAll("details.group").forEach(function (g) { g.hidden = !g.querySelector(".exhibit:not([hidden])"); });
     var on = left < all;
     document.querySelector(".filters .all").hidden = !Object.keys(chosen).some(function (k) { return chosen[k].length; });
-    document.querySelector(".filters output").textContent = on ? left.toLocaleString("en") + " of " + all.toLocaleString("en") + " rows" : "";
+    document.querySelector(".filters output").textContent = on ? left.toLocaleString("en") + " of " + all.toLocaleString("en") + " rows of tables; sentences stay those of all" : "";
     plots.forEach(function (plot) {
       if (drawn[plot.id]) { watch.unobserve(plot); watch.observe(plot); }
     });

@@ -39,6 +39,13 @@ LONG_HEADS = frozenset(
     }
 )  # fmt: skip
 
+WORDS = {
+    "Tied group": "models that share a letter are tied with each other; b,c is tied with all of b and all of c, though "
+    "some of b and c may differ",
+    "Paired verdict": "by the 95 % interval of the paired difference alone, without a correction for many comparisons",
+}
+"""What heads mean that are no measure's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
@@ -105,9 +112,11 @@ def make_report(
 def _lead(bodies: Mapping[str, Mapping[str, Any]], data: tuple[tuple[str, str], ...]) -> str:
     where = ", ".join(f"{d} ({t})" for t, d in data) or "no data set"
     level = ", ".join(levels(bodies)) or "not stated"
+    commits = dict.fromkeys(str(b.get("environment", {}).get("commit") or "")[:7] for b in bodies.values())
+    of = f" Commit: {', '.join(filter(None, commits))}." if any(commits) else ""
     return (
         f"Legacy CTR models and transformer rankers on the same rows: {where}. Level: {level}. Machine: "
-        f"{cpu_name(bodies)}."
+        f"{cpu_name(bodies)}.{of}"
     )
 
 
@@ -200,7 +209,7 @@ def _head(body: pd.DataFrame, column: str, facets: Facets) -> dict[str, Any]:
         "text": column,
         "numeric": bool(cells),
         "origin": origins.pop() if len(origins) == 1 else "",
-        "words": MEASURES[metric].words if metric in MEASURES else "",
+        "words": MEASURES[metric].words if metric in MEASURES else WORDS.get(column, ""),
         "hardware": named(facets.hardware, column),
     }
 
@@ -294,7 +303,11 @@ def _section(section: Section, ids: _Ids) -> dict[str, Any]:
         "sentence": section.sentence,
         "caveat": section.caveat,
         "flags": section.flags,
-        "groups": [(name, list(members)) for name, members in groupby(exhibits, key=lambda e: e["group"])],
+        "see": section.see,
+        "groups": [
+            (name, f"{section.id}-{n}", list(members))
+            for n, (name, members) in enumerate(groupby(exhibits, key=lambda e: e["group"]), 1)
+        ],
     }
 
 

@@ -103,6 +103,10 @@ def _quality_sentence(table: pd.DataFrame, data: str, other: str) -> str:
         return f"On {data} no model finished training." if (table["Camp"] != "floor").any() else ""
     best = max((row for _, row in models.iterrows()), key=lambda r: r["AUC"].value)
     said = f"On {data} the highest mean AUC of a model is {best['AUC'].text} {best['AUC'].band} ({best['Model']})."
+    floors = known(table[table["Camp"] == "floor"], "AUC")
+    top = max((row for _, row in floors.iterrows()), key=lambda r: r["AUC"].value, default=None)
+    if top is not None and top["AUC"].value > best["AUC"].value:
+        said += f" The floor {top['Model']} has more: {top['AUC'].text} {top['AUC'].band}."
     for group, rows in by_group(table[table["Camp"] != "floor"]):
         counts = rows["Paired verdict"].value_counts()
         calls = [f"{counts[v]} {v}" for v in ("better", "tied", "worse") if v in counts]

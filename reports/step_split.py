@@ -83,6 +83,7 @@ def section(c: Context) -> Section | None:
         title="Where a step goes",
         sentence=" ".join(p for p in parts if p),
         exhibits=tuple(exhibits),
+        see=("kernels", "The operators behind each block"),
         caveat="Exclusive host time of NVTX ranges, from a separate traced process: the tracer slows it, so read "
         "shares, not times. What no stage covers is “other”. Leaving out uses no tracer: whole steps and steps without "
         "one component by turns; there a stage holds the backward of its blocks. Marked where the two ways are further "
@@ -97,14 +98,14 @@ def _agreement(c: Context, data: str, models: int) -> str:
     if rows.empty:
         return ""
     apart, noisy = (rows[rows["reason"].str.startswith(word)] for word in ("disagree", "noise"))
-    unsure = f", the machine was too busy to tell for {len(noisy)} of {len(rows)} components" if len(noisy) else ""
+    unsure = f"; for {len(noisy)} of {len(rows)} components the machine was too busy to tell" if len(noisy) else ""
     if apart.empty:
         return f"On {data} leaving components out contradicts the ranges of none of {models} models{unsure}."
     named = [
         f"{c.names.title(m, v)} ({scope.split(':', 1)[1]})"
         for m, v, scope in zip(apart["model"], apart["variant"], apart["scope"], strict=True)
     ]
-    return f"On {data} leaving components out says otherwise for {', '.join(dict.fromkeys(named))}{unsure}."
+    return f"On {data} leaving a component out contradicts the ranges for {', '.join(dict.fromkeys(named))}{unsure}."
 
 
 def _ordered(found: set[str]) -> list[str]:

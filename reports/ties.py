@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx
 import pandas as pd
 import plotly.graph_objects as go
 
-from ctrbench.reports.cells import Cell, pick, where
+from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.drawing import blank, facets, hover, label, origins
 from ctrbench.reports.names import GREY, Names
 from ctrbench.reports.tables import verdict
 
-METRIC = "auc_pair"
+METRIC, LEAST = "auc_pair", "auc_pair_mdd"
 LOOKS = {"better": ("#0072B2", "square", ">"), "tied": (GREY, "square-open", "="), "worse": ("#D55E00", "square", "<")}
 """Verdict -> colour, shape and the sign in it: no meaning hangs on colour alone."""
 Who = tuple[str, str]
@@ -29,6 +29,8 @@ class Ties:
     """Best mean first."""
     pairs: Mapping[tuple[Who, Who], Cell]
     """Difference of the first less the second, both ways round."""
+    found: Mapping[tuple[Who, Who], Cell] = field(default_factory=dict)
+    """Smallest true difference that the pair would have shown, both ways round."""
 
     def letters(self) -> dict[Who, str]:
         """Models that share a letter are tied with each other, and no group could be larger; `a` has the best model."""
@@ -51,6 +53,7 @@ def ties(frame: pd.DataFrame, data: str) -> dict[str, Ties]:
     """Kind of training (`` for defaults, tuned, equal_flops) -> its pairs, where records hold any."""
     rows = where(frame, data=data, metric=METRIC)
     found: dict[str, dict[tuple[Who, Who], Cell]] = {}
+    sizes: dict[tuple[Who, Who], Cell] = {}
     for model, variant, scope in rows[["model", "variant", "scope"]].drop_duplicates().itertuples(index=False):
         mine, other = (str(model), str(variant)), _who(str(scope))
         delta = pick(rows, METRIC, scope=scope, model=model, variant=variant, signed=True)
@@ -58,12 +61,14 @@ def ties(frame: pd.DataFrame, data: str) -> dict[str, Ties]:
             kind = mine[1].partition(",")[0]
             pairs = found.setdefault(kind if kind in ("tuned", "equal_flops") else "", {})
             pairs[mine, other], pairs[other, mine] = delta, delta.negated()
+            least = pick(where(frame, data=data), LEAST, scope=scope, model=model, variant=variant)
+            sizes[mine, other] = sizes[other, mine] = least
     out = {}
     for kind, pairs in found.items():
         whos = dict.fromkeys(who for key in pairs for who in key)
         aucs = {who: pick(frame, "auc", data=data, model=who[0], variant=who[1], trained=True) for who in whos}
         best = sorted(aucs, key=lambda who: -(aucs[who].value or 0.0))
-        out[kind] = Ties({who: aucs[who] for who in best}, pairs)
+        out[kind] = Ties({who: aucs[who] for who in best}, pairs, sizes)
     return out
 
 
@@ -90,7 +95,8 @@ def table(found: Ties, names: Names) -> pd.DataFrame:
     rows = [
         {
             "Model": names.title(*a), "Against": names.title(*b), "AUC": found.auc[a], "AUC of the other": found.auc[b],
-            "ΔAUC": found.pairs[a, b], "Paired verdict": verdict(found.pairs[a, b]),
+            "ΔAUC, Model minus Against": found.pairs[a, b], "Paired verdict": verdict(found.pairs[a, b]),
+            "Detectable ΔAUC": found.found.get((a, b)) or absent(LEAST, "no row"),
         }
         for a, b in shown
     ]  # fmt: skip
@@ -102,7 +108,7 @@ def figure(found: Ties, names: Names) -> go.Figure | None:
     order = list(found.auc)
     if len(order) < 3:
         return None
-    fig = blank(120 + 30 * len(order), f"against, {origins(found.pairs.values())}")
+    fig = blank(150 + 40 * len(order), f"against, {origins(found.pairs.values())}")
     for who in order:
         others = [other for other in order if (who, other) in found.pairs]
         cells = [found.pairs[who, other] for other in others]

@@ -213,7 +213,13 @@ def _works(name: str) -> bool:
     )
 
 
+_ONEDNN = ("mkldnn::_linear", "aten::mkldnn_linear")
+"""Linear layers that oneDNN runs below our own operator, which counts; a recording names what ran."""
+
+
 def _family(name: str) -> str:
+    if name.startswith(_ONEDNN):
+        return "gemm"
     return classify_name(name)[1] if classify_name(name)[0] == "V" or _works(name) else "dispatch"
 
 

@@ -90,6 +90,19 @@ def test_page_does_not_scroll_sideways_on_a_phone(
     assert tab.console == []
 
 
+def test_from_a_block_to_its_operators_in_one_click(open_tab: Callable[..., Any], report: Path) -> None:
+    tab = open_tab(report)
+    link = tab.page.locator("#split .links a").first
+    group = tab.page.locator(link.get_attribute("href"))
+    assert group.get_attribute("open") is None
+    link.click()
+    assert group.get_attribute("open") is not None
+    assert group.evaluate("g => Math.abs(g.getBoundingClientRect().top) < innerHeight")
+    group.locator(".js-plotly-plot").first.wait_for()
+    tab.page.locator(".filters a").click()
+    assert tab.page.evaluate("location.hash") == "#contents"
+
+
 LEVEL = "() => document.querySelector('details.group .level').closest('figure').querySelector('.plot').data[0].level"
 
 

@@ -37,13 +37,26 @@ def test_models(open_tab: Callable[..., Any], report: Path, artefacts: Path) -> 
     tab.wait("document.querySelector('#quality .plot').data.filter(t => t.meta && t.visible !== false).length === 2")
     shown = "document.querySelector('#quality .plot').layout.yaxis.categoryarray.length"
     assert tab.page.evaluate(shown) == 2
-    assert tab.page.locator(".filters output").inner_text().endswith(" rows")
+    assert " rows of tables" in tab.page.locator(".filters output").inner_text()
     tab.page.screenshot(path=artefacts / "filtered.png")
     tab.page.get_by_role("button", name="Show all").click()
     assert tab.page.evaluate(ROWS, "#summary .exhibit:first-of-type") == before
     plot.scroll_into_view_if_needed()
     tab.wait(f"{shown} > 2")
     assert tab.console == []
+
+
+def test_a_row_of_two_models_passes_with_either_or_with_both(open_tab: Callable[..., Any], report: Path) -> None:
+    tab = open_tab(report)
+    tab.draw_all()
+    rows = """[...document.querySelectorAll("#quality tr[data-against]")].filter(r => r.checkVisibility())
+      .map(r => [r.dataset.model, r.dataset.against].sort().join("/"))"""
+    tick(tab, "model", "DIN")
+    alone = tab.page.evaluate(rows)
+    assert len(alone) >= 6
+    assert all("DIN" in row.split("/") for row in alone)
+    tick(tab, "model", "OneTrans")
+    assert tab.page.evaluate(rows) == ["DIN/OneTrans"]
 
 
 def test_tracks(open_tab: Callable[..., Any], report: Path) -> None:

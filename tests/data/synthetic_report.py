@@ -181,6 +181,7 @@ def _deltas(rng: random.Random, data: str, track: str, scores: dict[str, float],
         delta, half = scores[model] - scores[other], 0.001 + 0.003 * rng.random()
         ci = {"ci_low": delta - half, "ci_high": delta + half}
         rows.append(make(base, "auc_pair", delta, "derived", scope=f"vs:{other}", n=3, **ci))
+        rows.append(make(base, "auc_pair_mdd", 1.4 * half, "derived", scope=f"vs:{other}", n=3))
     return rows
 
 

@@ -303,7 +303,10 @@ def test_components_are_seen_twice_and_doubts_are_named() -> None:
         )
     )  # fmt: skip
     assert section is not None
-    assert "says otherwise for FAT (data), the machine was too busy to tell for 1 of 3 components." in section.sentence
+    assert (
+        "contradicts the ranges for FAT (data); for 1 of 3 components the machine was too busy to tell."
+        in section.sentence
+    )
     table = section.exhibits[1].table
     assert list(table["Seen by"]) == ["ranges", "leaving out"] * 3
     assert list(table.columns)[3:] == ["data", "dense"]

@@ -80,7 +80,7 @@ def test_kinds_stand_apart_and_both_directions_are_read() -> None:
     # The higher mean stands first, whichever way round the record has it.
     assert list(shown["Model"]) == ["DIN · tuned"]
     assert list(shown["Paired verdict"]) == ["tied"]
-    assert shown["ΔAUC"].iloc[0].text.startswith("+")
+    assert shown["ΔAUC, Model minus Against"].iloc[0].text.startswith("+")
 
 
 def test_no_pairs_no_letters() -> None:
@@ -112,6 +112,9 @@ def test_rows_pair_equal_seeds_of_one_kind() -> None:
     draws = {who: np.random.default_rng(0).normal(0.7, 0.01, (len(runs), 50)) for who, runs in trained.items()}
     bases = {who: {"run": "r", "model": who[0], "variant": who[1]} for who in trained}
     found = pair_rows(trained, bases, aucs, draws, ("tuned", "equal_flops"))
+    assert {r.metric for r in found} == {"auc_pair", "auc_pair_mdd"}
+    assert all(r.value > 0 for r in found if r.metric == "auc_pair_mdd" and r.n > 1)
+    found = [r for r in found if r.metric == "auc_pair"]
     assert [(r.model, r.variant, r.scope, r.n) for r in found] == [
         ("din", "", "vs:fat", 1),  # seed 1 alone; the variant dim=8 and the floor pair with nobody
         ("fat", "tuned", "vs:din,tuned", 1),
