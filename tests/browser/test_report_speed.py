@@ -29,10 +29,16 @@ SCROLL = """async () => {
 PAINT = "performance.getEntriesByName('first-paint').length > 0"
 
 
+def empty_page(folder: Path) -> Path:
+    """A page with plotly.js inlined and nothing else."""
+    page = folder / "empty.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><title>x</title><p>x</p><script>{get_plotlyjs()}</script>")
+    return page
+
+
 def first_paint_ratio(open_tab: Callable[..., Any], page: Path, folder: Path) -> float:
     """First paint of a page over that of an empty one with plotly.js inlined: medians of turns."""
-    empty = folder / "empty.html"
-    empty.write_text(f"<!doctype html><meta charset=utf-8><title>x</title><p>x</p><script>{get_plotlyjs()}</script>")
+    empty = empty_page(folder)
     times: dict[Path, list[float]] = {empty: [], page: []}
     for _ in range(ROUNDS):
         for path, mine in times.items():
@@ -65,10 +71,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_report(rows, bodies, tmp_path_factory.mktemp("large") / "report.html")
 
 
-def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(open_tab: Callable[..., Any], large: Path) -> None:
-    """Opened, scrolled to the end, filtered. Other work on the machine only lengthens a task: the best of five."""
-    found = []
+def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(
+    open_tab: Callable[..., Any], large: Path, tmp_path: Path
+) -> None:
+    """Opened, scrolled to the end, filtered: no task of a second, where the machine does nothing else.
+
+    Other work lengthens every task, so on a busy machine the measure is plotly.js as it comes, by turns on an empty page.
+    """
+    empty, found = empty_page(tmp_path), []
     for _ in range(5):
+        alone = open_tab(empty, WATCH)
+        alone.wait("window.longest > 0")
         tab = open_tab(large, WATCH)
         tab.page.evaluate(SCROLL)
         tab.wait("[...document.querySelectorAll('section > .exhibit .plot')].every(p => p.matches('.js-plotly-plot'))")
@@ -76,12 +89,14 @@ def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(open_tab: Call
         tab.page.locator("input[value=DIN]").check()
         tab.page.wait_for_timeout(300)
         assert tab.console == []
-        found.append(tab.page.evaluate("window.longest"))
+        found.append([t.page.evaluate("Math.round(window.longest)") for t in (tab, alone)])
         tab.page.close()
-        if found[-1] < 1000:
+        alone.page.close()
+        if found[-1][0] < 1000:
             break
-    print(f"longest task, ms: {found}; {large.stat().st_size / MB:.1f} MB")
-    assert min(found) < 1000
+    print(f"longest task, ms, and that of an empty page: {found}; {large.stat().st_size / MB:.1f} MB")
+    ours, theirs = (statistics.median(x) for x in zip(*found, strict=True))
+    assert found[-1][0] < 1000 or ours <= theirs
 
 
 def test_a_frozen_page_would_be_seen(open_tab: Callable[..., Any], tmp_path: Path) -> None:

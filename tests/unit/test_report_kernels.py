@@ -230,7 +230,7 @@ def test_groups_are_folded_and_neighbours_stay_together() -> None:
     page = render(make_report(rows, bodies, launches))
     part = page[page.index('<section id="kernels">') :].split("</section>")[0]
     assert part.count('<details class="group"') == 1
-    group = part.split('<details class="group">')[1]
+    group = part.split('<details class="group"')[1]
     assert group.count('class="plot"') == 4
     assert part.count("<details") == part.count("</details>")
 
