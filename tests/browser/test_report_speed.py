@@ -76,7 +76,7 @@ def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(
 ) -> None:
     """Opened, scrolled to the end, filtered: no task of a second, where the machine does nothing else.
 
-    Other work lengthens every task, so on a busy machine the measure is plotly.js as it comes, by turns on an empty page.
+    Other work lengthens every task, so on a busy one the measure is plotly.js as it comes, by turns on an empty page.
     """
     empty, found = empty_page(tmp_path), []
     for _ in range(5):
