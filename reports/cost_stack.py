@@ -50,7 +50,7 @@ def section(c: Context) -> Section | None:
         table = stack(c.frame, data, c.names)
         if table.empty:
             continue
-        drawn = figures.stacked(table, colours, "CPU core-seconds per million training samples", unit="core-s")
+        drawn = figures.stacked(table, colours, "CPU core-s per million", unit="core-s")
         exhibits += exhibit(table, (f"CPU work of a million training samples on {data}", drawn),
                             title=f"{data} ({track} track)", data=data, hardware="cpu")  # fmt: skip
         span = extremes(table, SUM)

@@ -30,6 +30,7 @@ from ctrbench.reports.drawing import (
     marker_of,
     origins,
     point_facets,
+    row_labels,
     safe,
     series,
 )
@@ -305,7 +306,7 @@ def stacked(
     if rows.empty:
         return None
     fig = blank(120 + 36 * len(rows), f"{axis}, {origins(x for c in columns for x in rows[c])}")
-    labels = [label(str(m)) for m in rows["Model"]]
+    labels = row_labels(rows["Model"])
     for column, colour in columns.items():
         fig.add_trace(
             go.Bar(
@@ -351,7 +352,7 @@ def marks(
         return None
     cells = [c for k in kept for c in known(table, k)[k]]
     fig = blank(110 + 36 * len(table), f"{axis}, {origins(cells)}", xaxis=log_axis([scale * c.value for c in cells]))
-    labels = [label(str(m)) for m in table[heading]]
+    labels = row_labels(table[heading])
     for colour, symbol, column in zip(BAR_COLOURS, MARK_SYMBOLS, kept, strict=False):
         fig.add_trace(
             go.Scatter(

@@ -52,6 +52,8 @@ class Axis:
     """Device that it was timed on, `this CPU`; empty for a count."""
     per_batch: bool = False
     """Recorded for a batch, shown for a sample."""
+    scale: float = 1.0
+    """From the record's unit to that of the axis."""
 
     def of(self, mine: pd.DataFrame) -> Cell:
         """The cost of one configuration."""
@@ -80,10 +82,10 @@ AXES = (
          short="forward FLOPs"),
     Axis(metric="budget_flops", head="Training FLOPs, whole run", text="training FLOP of the whole run",
          short="training FLOPs"),
-    Axis(metric="infer_latency", head="Forward latency / sample", text="forward latency per sample, s",
-         short="forward latency", hardware=CPU, per_batch=True),
+    Axis(metric="infer_latency", head="Forward latency / sample", text="forward latency per sample, µs",
+         short="forward latency", hardware=CPU, per_batch=True, scale=1e6),
     Axis(metric="cpu_core_s_per_million", scopes=("data", "compute"), head="Training core-s / million",
-         text="CPU core-s per million training samples", short="CPU work of training", hardware=CPU),
+         text="CPU core-s per million samples", short="CPU work of training", hardware=CPU),
 )  # fmt: skip
 """Every cost that records hold. USD and energy have no measure yet: one entry here each once the catalogue has."""
 
@@ -175,10 +177,12 @@ def figure(table: pd.DataFrame, axis: Axis, names: Names) -> go.Figure | None:
     if len(rows) < 2:
         return None
     costs = list(rows[axis.head])
-    ends = [e for c in costs for e in (c.value, c.low, c.high) if e]
+    ends = [axis.scale * e for c in costs for e in (c.value, c.low, c.high) if e]
     x = log_axis(ends)
-    fig = blank(430, f"{axis.text}, {origins(costs)}", f"test AUC, {origins(rows['AUC'])}", xaxis=x)
-    on = sorted((c.value, a.value) for c, a, said in zip(costs, rows["AUC"], rows[FRONT], strict=True)
+    fig = blank(
+        360 + 19 * len(set(rows.index)), f"{axis.text}, {origins(costs)}", f"test AUC, {origins(rows['AUC'])}", xaxis=x
+    )
+    on = sorted((axis.scale * c.value, a.value) for c, a, said in zip(costs, rows["AUC"], rows[FRONT], strict=True)
                 if is_in(said, axis))  # fmt: skip
     fig.add_trace(go.Scatter(
         x=[*(c for c, _ in on), 10 ** x["range"][1]], y=[*(a for _, a in on), on[-1][1]], mode="lines",
@@ -188,10 +192,10 @@ def figure(table: pd.DataFrame, axis: Axis, names: Names) -> go.Figure | None:
     for model, places in by_model(rows):
         part = rows.iloc[places]
         fig.add_trace(go.Scatter(
-            x=[c.value for c in part[axis.head]], y=[c.value for c in part["AUC"]], mode="markers",
-            name=safe(str(part["Model"].iloc[0]) if len(part) == 1 else names.title(model)),
+            x=[axis.scale * c.value for c in part[axis.head]], y=[c.value for c in part["AUC"]], mode="markers",
+            name=safe((str(part["Model"].iloc[0]) if len(part) == 1 else names.title(model)).split(" (")[0]),
             marker={**marker_of(names, model, 12), "opacity": [0.35 if is_in(b, axis) else 1 for b in part[BEATEN]]},
-            error_y=errors_of(list(part["AUC"])), error_x=errors_of(list(part[axis.head])),
+            error_y=errors_of(list(part["AUC"])), error_x=errors_of(list(part[axis.head]), axis.scale),
             hovertemplate=[hover(r, [axis.head, "AUC", FRONT, BEATEN]) for _, r in part.iterrows()],
             meta=facets(str(part["Model"].iloc[0]), *part[axis.head], *part["AUC"]),
         ))  # fmt: skip

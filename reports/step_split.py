@@ -67,7 +67,7 @@ def section(c: Context) -> Section | None:
             table,
             (
                 f"Share of a training step by stage on {data}",
-                figures.split(table, "share of the traced step, %", ASIDE),
+                figures.split(table, "% of the traced step", ASIDE),
             ),
             title=f"{data} ({track} track)",
             data=data,
@@ -81,7 +81,7 @@ def section(c: Context) -> Section | None:
         exhibits += exhibit(both, title=f"{data}: the same by leaving each component out", data=data, hardware="cpu")
         parts.append(_agreement(c, data, len(both) // len(WAYS)))
         moved = byte_split.table_of(c, data)
-        drawn = figures.split(moved, "share of the operand bytes of a step, %", ASIDE) if len(moved) else None
+        drawn = figures.split(moved, "% of the operand bytes", ASIDE) if len(moved) else None
         exhibits += exhibit(moved, (f"Share of the operand bytes of a training step on {data}", drawn),
                             title=f"{data}: bytes by stage", data=data)  # fmt: skip
         span = extremes(moved, "embedding")
