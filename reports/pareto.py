@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ctrbench.reports.cells import Cell, absent, pick, where
-from ctrbench.reports.claim_evidence import listed, negated
+from ctrbench.reports.claim_evidence import listed
 from ctrbench.reports.claim_rules_scaling import GROUPS
 from ctrbench.reports.drawing import (
     LINE,
@@ -107,21 +107,28 @@ def paired(deltas: pd.DataFrame, a: Who, b: Who, every: Sequence[Who]) -> Cell:
     """AUC of a less that of b on the same rows and seeds, where the records pair the two in either order.
 
     Args:
-        deltas: rows of `auc_delta` of one data set.
+        deltas: rows of `auc_pair` and `auc_delta` of one data set.
         a: one side.
         b: the other.
-        every: all that ran; a row `vs:model` means the model as it is, or its variant at equal FLOPs for such.
+        every: all that ran.
     """
     for mine, other, turned in ((a, b, False), (b, a, True)):
-        kind = mine[1].split(",")[0]
-        plain = [w for w in every if w[0] == other[0] and w[1].split(",")[0] not in GROUPS]
-        wanted = kind if (other[0], kind) in every and kind in GROUPS else ""
-        if other[1] != wanted and (wanted or plain != [other]):
-            continue
-        cell = pick(deltas, "auc_delta", scope=f"vs:{other[0]}", model=mine[0], variant=mine[1], signed=True)
-        if cell.value is not None:
-            return negated(cell) if turned else cell
+        scopes = [("auc_pair", f"vs:{','.join(filter(None, other))}")]
+        scopes += [("auc_delta", f"vs:{other[0]}")] if _is_reference(mine, other, every) else []
+        for metric, scope in scopes:
+            cell = pick(deltas, metric, scope=scope, model=mine[0], variant=mine[1], signed=True)
+            if cell.value is not None:
+                return cell.negated() if turned else cell
     return absent("auc_delta", "the two were not paired")
+
+
+def _is_reference(mine: Who, other: Who, every: Sequence[Who]) -> bool:
+    """Whether `auc_delta` of mine `vs:` the other's model means this variant: that of its own kind, else the plain one."""
+    kind = mine[1].split(",")[0]
+    if kind in GROUPS and (other[0], kind) in every:
+        return other[1] == kind
+    plain = [w for w in every if w[0] == other[0] and w[1].split(",")[0] not in GROUPS]
+    return other[1] == "" or plain == [other]
 
 
 def beaten(costs: Sequence[Cell], who: Sequence[Who], deltas: pd.DataFrame, every: Sequence[Who]) -> list[bool]:
@@ -139,7 +146,8 @@ def beaten(costs: Sequence[Cell], who: Sequence[Who], deltas: pd.DataFrame, ever
 
 def table_of(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     """One row a model with an AUC and a cost."""
-    deltas, every = where(frame, metric="auc_delta", data=data), rivals(frame, data, names)
+    deltas = where(frame, data=data)
+    deltas, every = deltas[deltas["metric"].isin(["auc_pair", "auc_delta"])], rivals(frame, data, names)
     rows: list[dict[str, Any]] = []
     who: list[Who] = []
     for model, variant in every:
@@ -223,8 +231,8 @@ def section(c: Context) -> Section | None:
         exhibits=tuple(exhibits),
         caveat="On a front: no other model costs no more and has at least the mean AUC. Means put models there by "
         "chance too, and neighbours may be tied. Beaten (faint): a model of no more FLOPs has a paired interval of AUC "
-        "above it, which is known of paired models alone, without correction for the number of pairs. Fronts of time "
-        "are dashed, rank nobody and beat nobody. Tuned models are left out, since no record totals their trials; "
+        "above it, which is known of models that records pair, without correction for the number of pairs. Fronts of "
+        "time are dashed, rank nobody and beat nobody. Tuned models are left out, since no record totals their trials; "
         "floors have no FLOPs. Fronts of USD per million requests and of energy are withheld: these records hold no "
         "price, no rate of serving and no energy counter, and energy is never made from a modelled time.",
     )

@@ -48,9 +48,9 @@ def ranker(model: str, flops: float, auc: float, latency: float = 0.01) -> list[
     ]
 
 
-def delta(model: str, other: str, low: float, high: float, variant: str = "") -> Measurement:
+def delta(model: str, other: str, low: float, high: float, variant: str = "", metric: str = "auc_delta") -> Measurement:
     ends = {"ci_low": low, "ci_high": high}
-    return make(base(model, variant), "auc_delta", (low + high) / 2, "derived", scope=f"vs:{other}", n=3, **ends)
+    return make(base(model, variant), metric, (low + high) / 2, "derived", scope=f"vs:{other}", n=3, **ends)
 
 
 # fronts
@@ -101,6 +101,13 @@ def test_a_pair_is_read_in_either_order_and_only_between_equals() -> None:
     assert pareto.paired(deltas, ("din", "equal_flops"), ("fat", ""), every).value is None
 
 
+def test_every_pair_of_the_records_counts_with_its_variant() -> None:
+    deltas = context([delta("din", "fat,dim=8", 0.01, 0.03, metric="auc_pair")]).frame
+    every = [("din", ""), ("fat", "dim=8"), ("fat", "dim=16")]
+    assert pareto.paired(deltas, ("fat", "dim=8"), ("din", ""), every).high == pytest.approx(-0.01)
+    assert pareto.paired(deltas, ("fat", "dim=16"), ("din", ""), every).value is None
+
+
 def test_costs_of_an_axis_are_of_one_sample_and_whole() -> None:
     mine = context([
         make(base("din", phase="infer"), "infer_latency", 0.01, "measured", ci_low=0.008, ci_high=0.014),
@@ -127,7 +134,8 @@ def test_sentence_of_the_fronts_is_made_from_the_numbers() -> None:
     assert section is not None
     assert section.sentence == (
         "On movielens_1m the front of AUC against forward FLOPs is DIN, FAT; against forward latency is FAT (by "
-        "medians, orders of magnitude at this level). A paired interval puts 0 of 2 below a model of no more forward FLOPs."
+        "medians, orders of magnitude at this level). A paired interval puts 0 of 2 below a model of no more forward "
+        "FLOPs."
     )
     turned = pareto.section(context([*ranker("din", 3e5, 0.79, 0.02), *ranker("fat", 2e5, 0.80, 0.01),
                                      delta("fat", "din", 0.001, 0.02)]))  # fmt: skip
