@@ -123,7 +123,7 @@ def paired(deltas: pd.DataFrame, a: Who, b: Who, every: Sequence[Who]) -> Cell:
 
 
 def _is_reference(mine: Who, other: Who, every: Sequence[Who]) -> bool:
-    """Whether `auc_delta` of mine `vs:` the other's model means this variant: that of its own kind, else the plain one."""
+    """Whether `auc_delta` of mine `vs:` the other's model means this variant: of its own kind, else the plain one."""
     kind = mine[1].split(",")[0]
     if kind in GROUPS and (other[0], kind) in every:
         return other[1] == kind
