@@ -12,8 +12,8 @@ from ctrbench.reports.exhibits import Context
 from ctrbench.reports.tables import models_of
 
 STAGES = ("embedding", "interaction", "dense")
-REST = "no block"
-"""Operators outside any block: loss, optimizer of the dense weights, glue."""
+REST = "outside blocks"
+"""Operators that no block of the model ran, forward or backward: loss, glue, the step of a dense optimizer."""
 TOTAL = "Operand bytes / step"
 
 

@@ -202,7 +202,7 @@ def figure(table: pd.DataFrame, axis: Axis, names: Names) -> go.Figure | None:
         fig.add_trace(go.Scatter(
             x=[axis.scale * c.value for c in part[axis.head]], y=[c.value for c in part["AUC"]], mode="markers",
             name=safe((str(part["Model"].iloc[0]) if len(part) == 1 else names.title(model)).split(" (")[0]),
-            marker={**marker_of(names, model, 12), "opacity": [0.35 if is_in(b, axis) else 1 for b in part[BEATEN]]},
+            marker={**marker_of(names, model, 12), "opacity": [0.5 if is_in(b, axis) else 1 for b in part[BEATEN]]},
             error_y=errors_of(list(part["AUC"])), error_x=errors_of(list(part[axis.head]), axis.scale),
             hovertemplate=[hover(r, [axis.head, "AUC", FRONT, BEATEN]) for _, r in part.iterrows()],
             meta=facets(str(part["Model"].iloc[0]), *part[axis.head], *part["AUC"]),
