@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -44,13 +44,24 @@ class Curve:
     name: str
     model: str
     data: str
+    options: tuple[tuple[str, str], ...]
+    """What all sizes share; curves of one model differ in it."""
     doublings_N: np.ndarray
     """log2 of forward FLOPs a sample."""
     auc_NS: np.ndarray
 
     def slope(self) -> Cell:
         """AUC per doubling, Student's interval over seeds."""
-        return interval(np.polyfit(self.doublings_N, self.auc_NS, 1)[0])
+        return interval(self._fit()[0])
+
+    def line(self, doublings_M: np.ndarray) -> list[Cell]:
+        """AUC of the straight line at each place, with Student's 95 % band over the lines of the seeds."""
+        slope_S, start_S = self._fit()
+        return [replace(interval(slope_S * x + start_S), metric="auc", signed=False) for x in doublings_M]
+
+    def _fit(self) -> np.ndarray:
+        """[slope, AUC at one FLOP] of every seed's least-squares line."""
+        return np.asarray(np.polyfit(self.doublings_N, self.auc_NS, 1))
 
     def bend(self) -> Cell:
         """AUC per doubling between the two largest sizes less that between the two smallest."""
@@ -69,7 +80,7 @@ def interval(value_S: np.ndarray) -> Cell:
 def curves(e: Evidence, models: Iterable[str], sizes: int) -> list[Curve]:
     """Every model with so many sizes that differ in size alone, on observed labels, at least three seeds each."""
     chosen = list(models)
-    found: dict[tuple[str, str, str], list[tuple[float, pd.Series]]] = defaultdict(list)
+    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, pd.Series]]] = defaultdict(list)
     for _, data in e.logs:
         rows = e.rows("auc", data=data, trained=True)
         rows = rows[rows["model"].isin(chosen) & rows["seed"].notna()]
@@ -79,15 +90,22 @@ def curves(e: Evidence, models: Iterable[str], sizes: int) -> list[Curve]:
                 e.rows("flops_fwd_per_sample", model=model, variant=variant, data=data), "flops_fwd_per_sample"
             )
             if variant.split(",")[0] not in GROUPS and flops.value:
-                rest = repr(sorted((k, str(v)) for k, v in config.items() if k not in SIZES))
+                rest = tuple(sorted((str(k), str(v)) for k, v in config.items() if k not in SIZES))
                 found[model, data, rest].append((flops.value, part.set_index("seed")["value"]))
     out = []
-    for (model, data, _), points in found.items():
+    for (model, data, rest), points in found.items():
         points.sort(key=lambda p: p[0])
         shared = pd.concat([auc for _, auc in points], axis=1, join="inner")
         if len({f for f, _ in points}) == len(points) >= sizes and len(shared) >= SEEDS:
             out.append(
-                Curve(f"{e.title(model)} on {data}", model, data, np.log2([f for f, _ in points]), shared.to_numpy().T)
+                Curve(
+                    f"{e.title(model)} on {data}",
+                    model,
+                    data,
+                    rest,
+                    np.log2([f for f, _ in points]),
+                    shared.to_numpy().T,
+                )
             )
     return out
 

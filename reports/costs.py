@@ -116,8 +116,6 @@ def cpu_roof(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
                 "Intensity (operands)": pick(mine, "ai_operands"), "Achieved GFLOP/s": achieved,
                 "GEMM ceiling, GFLOP/s": pick(mine, "ceiling_gemm", scope=None),
                 "Copy ceiling, GB/s": pick(mine, "ceiling_copy", scope=None),
-                "MFU on this CPU": pick(mine, "mfu_cpu"),
-                "Bandwidth use (operand bytes)": _first(mine, "mbu", ("bytes_operands", "")),
             })  # fmt: skip
             index.append(model)
     return pd.DataFrame(rows, index=index)
@@ -208,7 +206,7 @@ def storage(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
 
 
 def speed(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Time and CPU work of a training step and of one forward call."""
+    """Time of a training step and of one forward call."""
     rows, index = [], []
     for model, variant in models_of(frame, names, data=data, trained=True):
         mine = where(frame, data=data, model=model, variant=variant, trained=True)
@@ -222,8 +220,6 @@ def speed(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             "Forward latency": pick(mine, "infer_latency", phase="infer"),
             "Latency batch": _batch(mine),
             "Loader stall": pick(train, "loader_stall"),
-            "CPU core-s / million, data": pick(train, "cpu_core_s_per_million", scope="data"),
-            "CPU core-s / million, compute": pick(train, "cpu_core_s_per_million", scope="compute"),
             "Operators / step": pick(train, "ops_per_step"),
         }
         rows.append(row)

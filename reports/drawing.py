@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,13 @@ def label(text: str, width: int = 18) -> str:
         else:
             lines[-1] = f"{lines[-1]} {word}".strip()
     return "<br>".join(safe(x) for x in lines)
+
+
+def row_labels(titles: Iterable[str]) -> list[str]:
+    """Axis labels of rows, without what stands in brackets as long as they stay apart."""
+    every = [str(t) for t in titles]
+    brief = [re.sub(r" \([^)]*\)", "", t) for t in every]
+    return [label(t) for t in (brief if len(set(brief)) == len(set(every)) else every)]
 
 
 def blank(height: int, x: str, y: str = "", **axes: Any) -> go.Figure:

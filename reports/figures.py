@@ -6,7 +6,7 @@ are left to the page, which knows whether it is dark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from ctrbench.reports.drawing import (
     marker_of,
     origins,
     point_facets,
+    row_labels,
     safe,
     series,
 )
@@ -213,8 +214,7 @@ def cpu_roofline(table: pd.DataFrame, names: Names) -> go.Figure | None:
                     name=safe(names.short(model) + (f", {data}" if rows["Data"].nunique() > 1 else "")),
                     marker={**marker_of(names, model, 12 - 3 * number), "opacity": 1 - 0.3 * number},
                     hovertemplate=[
-                        hover(r, ["Data", "Intensity (operands)", "Achieved GFLOP/s", "MFU on this CPU"])
-                        for _, r in part.iterrows()
+                        hover(r, ["Data", "Intensity (operands)", "Achieved GFLOP/s"]) for _, r in part.iterrows()
                     ],
                     meta=facets(str(part["Model"].iloc[0]), *part["Intensity (operands)"], *part["Achieved GFLOP/s"]),
                 )
@@ -289,28 +289,34 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
     return fig
 
 
-def split(table: pd.DataFrame, names: Names) -> go.Figure | None:
-    """Shares of a training step, stacked."""
-    stages = [c for c in table.columns if c not in ("Model", "Camp", "Largest blocks")]
-    drawn = [any(row[s].value is not None for s in stages) for _, row in table.iterrows()]
+def stacked(
+    table: pd.DataFrame, columns: Mapping[str, str], axis: str, *, scale: float = 1.0, unit: str = ""
+) -> go.Figure | None:
+    """Horizontal bars of a row's numbers end to end.
+
+    Args:
+        table: with `Model` and the columns.
+        columns: of cells -> colour, in the order of the stack.
+        axis: axis title; the origin is added.
+        scale: factor from the record's unit to the axis.
+        unit: of the axis, for what a pointer shows.
+    """
+    drawn = [any(row[c].value is not None for c in columns) for _, row in table.iterrows()]
     rows = table.loc[np.array(drawn, dtype=bool)]
     if rows.empty:
         return None
-    fig = blank(120 + 36 * len(rows), "share of the traced step, %, measured", xaxis={"range": [0, 101]})
-    labels = [label(str(m)) for m in rows["Model"]]
-    for stage in stages:
+    fig = blank(120 + 36 * len(rows), f"{axis}, {origins(x for c in columns for x in rows[c])}")
+    labels = row_labels(rows["Model"])
+    for column, colour in columns.items():
         fig.add_trace(
             go.Bar(
                 y=labels,
-                x=[None if c.value is None else 100 * c.value for c in rows[stage]],
+                x=[None if c.value is None else scale * c.value for c in rows[column]],
                 orientation="h",
-                name=safe(stage),
-                marker={
-                    "color": STAGE_COLOURS.get(stage, GREY),
-                    "line": {"width": 0.5, "color": "rgba(255,255,255,0.8)"},
-                },
-                hovertemplate="%{y}: " + safe(stage) + " %{x:.1f} %<extra></extra>",
-                meta=point_facets(rows["Model"], rows[stage]),
+                name=safe(column),
+                marker={"color": colour, "line": {"width": 0.5, "color": "rgba(255,255,255,0.8)"}},
+                hovertemplate="%{y}: " + safe(column) + " %{x:.3~g} " + unit + "<extra></extra>",
+                meta=point_facets(rows["Model"], rows[column]),
             )
         )
     fig.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})
@@ -318,32 +324,56 @@ def split(table: pd.DataFrame, names: Names) -> go.Figure | None:
     return fig
 
 
-BYTE_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
+def split(table: pd.DataFrame, axis: str, aside: Sequence[str]) -> go.Figure | None:
+    """Shares of a training step by stage; `aside` names the columns that are no stage."""
+    stages = {c: STAGE_COLOURS.get(c, GREY) for c in map(str, table.columns) if c not in aside}
+    fig = stacked(table, stages, axis, scale=100, unit="%")
+    return fig.update_xaxes(range=[0, 101]) if fig is not None else None
 
 
-def byte_dots(table: pd.DataFrame, columns: Sequence[str], heading: str = "Model") -> go.Figure | None:
-    """Several byte figures a row on one log axis: dots, since a bar has no honest start there."""
+MARK_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
+
+
+def marks(
+    table: pd.DataFrame, columns: Sequence[str], axis: str, *, scale: float, unit: str, heading: str = "Model"
+) -> go.Figure | None:
+    """Several numbers of one unit a row on one log axis: dots, since a bar has no honest start there.
+
+    Args:
+        table: with the heading and the columns.
+        columns: of cells; one that nobody wrote is left out.
+        axis: axis title; the origins are added.
+        scale: factor from the record's unit to the axis.
+        unit: of the axis, for what a pointer shows.
+        heading: column that names a row.
+    """
     kept = [c for c in columns if not known(table, c).empty]
     if not kept:
         return None
     cells = [c for k in kept for c in known(table, k)[k]]
-    fig = blank(
-        110 + 36 * len(table),
-        f"MB (10<sup>6</sup> bytes), {origins(cells)}",
-        xaxis=log_axis([c.value / 1e6 for c in cells]),
-    )
-    labels = [label(str(m)) for m in table[heading]]
-    for colour, symbol, column in zip(BAR_COLOURS, BYTE_SYMBOLS, kept, strict=False):
+    fig = blank(110 + 36 * len(table), f"{axis}, {origins(cells)}", xaxis=log_axis([scale * c.value for c in cells]))
+    labels = row_labels(table[heading])
+    for colour, symbol, column in zip(BAR_COLOURS, MARK_SYMBOLS, kept, strict=False):
         fig.add_trace(
             go.Scatter(
                 y=labels,
-                x=[None if c.value is None else c.value / 1e6 for c in table[column]],
+                x=[None if c.value is None else scale * c.value for c in table[column]],
                 mode="markers",
                 name=safe(column),
-                marker={"color": colour, "symbol": symbol, "size": 10},
-                hovertemplate="%{y}: " + safe(column) + " %{x:.4g} MB<extra></extra>",
+                marker={
+                    "color": colour,
+                    "symbol": [symbol + ("-open" if c.status == "unstable" else "") for c in table[column]],
+                    "size": 10,
+                    "line": {"width": 2, "color": colour},
+                },
+                hovertemplate="%{y}: " + safe(column) + " %{x:.4g} " + unit + "<extra></extra>",
                 meta=point_facets(table[heading], table[column]) if heading == "Model" else None,
             )
         )
     fig.update_yaxes(categoryorder="array", categoryarray=labels[::-1])
     return fig
+
+
+def byte_dots(table: pd.DataFrame, columns: Sequence[str], heading: str = "Model") -> go.Figure | None:
+    """Several byte figures a row."""
+    return marks(table, columns, "MB (10<sup>6</sup> bytes)", scale=1e-6, unit="MB", heading=heading)

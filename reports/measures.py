@@ -65,6 +65,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("infer_latency", "Forward latency", "s", "down", "time", "wall time of one forward call at the batch stated, P50", _CLOCK),
     ("loader_stall", "Loader stall", "ratio", "down", "percent", "time a step waits for data / step wall time", _CLOCK),
     ("split_host", "Step split (host)", "1", "none", "percent", "exclusive wall time of a stage or block / wall time of the traced step; what no stage covers is `other`", "NVTX ranges in a separate traced process"),
+    ("split_bytes", "Step split (bytes)", "1", "none", "percent", "operand bytes of the blocks of a stage, with their backward and the optimizer of what they hold / operand bytes of the training step", _TAG),
     ("split_component", "Step split (two ways)", "1", "none", "percent", "share of a training step that a component takes, blocks with their backward; scope `ranges:x`: exclusive time of its ranges in a traced process; scope `left_out:x`: 1 - step without it / whole step, medians of steps by turns without a tracer; unstable where they are more than ten points of the step and the interval apart, or the interval is wider than twenty", "NVTX ranges, and a clock without them"),
     ("cpu_core_seconds", "CPU core-seconds", "core*s", "down", "number", "user + system time of the process and its children, per training step", _CALLS),
     ("cpu_core_s_per_million", "CPU core-s / million samples", "core*s", "down", "number", "CPU core-seconds per million samples; data path and compute apart (`scope`)", _CALLS),
@@ -94,6 +95,7 @@ MEASURES: Mapping[str, Measure] = _table(
     # utilisation
     ("mfu", "MFU", "ratio", "up", "percent", "model FLOPs / (step time x dense peak of the dtype); on this page only as cited by others", _MFU),
     ("mfu_cpu", "MFU on this CPU", "ratio", "up", "percent", "model FLOPs / (step time x this CPU's measured GEMM ceiling at the same dtype and threads)", _MFU),
+    ("hfu_cpu", "HFU on this CPU", "ratio", "up", "percent", "executed FLOPs / (step time x this CPU's measured GEMM ceiling): MFU / useful share of FLOPs of the same configuration; padding and masked pairs count as work", _MFU),
     ("mbu", "Bandwidth use", "ratio", "up", "percent", "bytes of a step / (step time x this CPU's measured copy bandwidth); the byte figure is named", _ROOF),
     ("mfu_bound", "MFU bound", "ratio", "up", "percent", "upper bound of MFU on a catalogued GPU: min(1, FLOPs / (uncachable bytes x ridge), FLOPs / (kernels no fusion removes x shortest kernel x dense peak)); errs on the high side, is not an estimate", "counts x datasheet peaks"),
     ("break_even_host_us", "Break-even host time", "us", "up", "number", "modelled GPU time of a step / its launches: on a host slower than this per operator the model is launch-bound", "kernel-time model x kernel count, both bands at their worst"),

@@ -10,18 +10,22 @@ from ctrbench.reports import (
     bands,
     claims,
     controls,
+    cost_stack,
     costs,
     drawing,
     figures,
     gpus,
     kernels,
     options,
+    pareto,
     retrieval,
+    scaling,
     step_split,
     sweep,
     tables,
     ties,
     tuning,
+    utilisation,
 )
 from ctrbench.reports import pairs as field_pairs
 from ctrbench.reports.cells import pick, where
@@ -246,20 +250,33 @@ def roofline(c: Context) -> Section | None:
     )
     if not exhibits:
         return None
-    use = extremes(small, "MFU on this CPU") if not small.empty else ""
     return Section(
         id="roofline",
         title="Roofline",
         exhibits=exhibits,
-        sentence=f"The models trained here use {use} of this CPU's measured GEMM ceiling."
-        if use
-        else "No utilisation of this CPU is known.",
+        sentence=_ridge_sentence(small),
         caveat="The operand bytes behind the CPU points count every operator's inputs and outputs, as if nothing "
         "stayed in cache: "
         "a point above the slanted roof means reuse in cache, not an error. GPU points lie on the roof by "
         "construction; by operand bytes "
         "it is the roof of unfused execution, and only the MFU bound is a bound. The two machines have their own "
         "axes on purpose.",
+    )
+
+
+def _ridge_sentence(small: pd.DataFrame) -> str:
+    """On which side of this CPU's ridge the models lie."""
+    rows = small
+    for column in ("Intensity (operands)", "GEMM ceiling, GFLOP/s", "Copy ceiling, GB/s"):
+        rows = known(rows, column)
+    if rows.empty:
+        return "No model trained here has a place under the ceilings of this CPU."
+    ridges = [r["GEMM ceiling, GFLOP/s"].value / r["Copy ceiling, GB/s"].value for _, r in rows.iterrows()]
+    left = sum(x.value < ridge for x, ridge in zip(rows["Intensity (operands)"], ridges, strict=True))
+    return (
+        f"By operand bytes {left} of {len(rows)} trained configurations lie left of this CPU's ridge (about "
+        f"{sorted(ridges)[len(ridges) // 2]:.2g} FLOP per byte), where bandwidth is the limit unless a cache helps; "
+        f"intensity is {extremes(rows, 'Intensity (operands)')}."
     )
 
 
@@ -383,8 +400,9 @@ def pairing(c: Context) -> Section | None:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     summary, claims.section, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section,
-    roofline, gain, speed, step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining,
-    retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, cost_stack.section,
+    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
+    options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from ctrbench.reports import figures
+from ctrbench.reports import byte_split, figures
 from ctrbench.reports.cells import KNOWN, absent, pick, where
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit, extremes
 from ctrbench.reports.names import Names
 from ctrbench.reports.tables import models_of
 
 STAGES = ("data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer", "comm", "other")
+ASIDE = ("Model", "Camp", "Largest blocks", byte_split.TOTAL)
 WAYS = {"ranges": "ranges", "left_out": "leaving out"}
 """Scope of a `split_component` row -> how the table calls it."""
 
@@ -64,7 +65,10 @@ def section(c: Context) -> Section | None:
             continue
         exhibits += exhibit(
             table,
-            (f"Share of a training step by stage on {data}", figures.split(table, c.names)),
+            (
+                f"Share of a training step by stage on {data}",
+                figures.split(table, "% of the traced step", ASIDE),
+            ),
             title=f"{data} ({track} track)",
             data=data,
             hardware="cpu",
@@ -76,6 +80,12 @@ def section(c: Context) -> Section | None:
         both = by_component(c.frame, data, c.names)
         exhibits += exhibit(both, title=f"{data}: the same by leaving each component out", data=data, hardware="cpu")
         parts.append(_agreement(c, data, len(both) // len(WAYS)))
+        moved = byte_split.table_of(c, data)
+        drawn = figures.split(moved, "% of the operand bytes", ASIDE) if len(moved) else None
+        exhibits += exhibit(moved, (f"Share of the operand bytes of a training step on {data}", drawn),
+                            title=f"{data}: bytes by stage", data=data)  # fmt: skip
+        span = extremes(moved, "embedding")
+        parts.append(f"On {data} embedding moves {span} of the operand bytes of a step." if span else "")
     if not exhibits:
         return None
     return Section(
@@ -88,7 +98,8 @@ def section(c: Context) -> Section | None:
         "shares, not times. What no stage covers is “other”. Leaving out uses no tracer: whole steps and steps without "
         "one component by turns; there a stage holds the backward of its blocks. Marked where the two ways are further "
         "apart than the interval and ten points of the step, or the interval is too wide to tell; what a loader "
-        "thread takes from the cores of a step can show only there.",
+        "thread takes from the cores of a step can show only there. Bytes are counted: what every operator reads and "
+        "writes as if nothing stayed in cache; a block carries those of its backward.",
     )
 
 

@@ -192,6 +192,7 @@ def _counts(rng: random.Random, base: dict[str, Any]) -> list[Measurement]:
     return [
         make(base, "flops_fwd_per_sample", forward, "counted", phase="infer"),
         make(base, "flops_train_per_sample", 3 * forward, "counted"),
+        make(base, "budget_flops", 3 * forward * 150_000, "derived"),
         make(base, "flop_coverage", 1.0, "counted"),
         make(base, "ops_per_step", ops, "counted"),
         make(base, "ops_per_sample", ops / 512, "counted"),
