@@ -45,6 +45,11 @@ def row_labels(titles: Iterable[str]) -> list[str]:
     return [label(t) for t in (brief if len(set(brief)) == len(set(every)) else every)]
 
 
+def pitch(labels: Sequence[str]) -> int:
+    """Height of a row that holds its label, in pixels."""
+    return max(34, 4 + 17 * max((x.count("<br>") + 1 for x in labels), default=1))
+
+
 def blank(height: int, x: str, y: str = "", **axes: Any) -> go.Figure:
     fig = go.Figure()
     axis = {
@@ -205,8 +210,8 @@ def dots(
     rows = known(table, column)
     if rows.empty:
         return None
-    fig = blank(90 + 34 * len(rows), f"{axis}, {origins(rows[column])}")
-    order = [label(" · ".join(str(r[c]) for c in ("Model", suffix) if c)) for _, r in rows.iterrows()]
+    order = row_labels(" · ".join(str(r[c]) for c in ("Model", suffix) if c) for _, r in rows.iterrows())
+    fig = blank(90 + pitch(order) * len(rows), f"{axis}, {origins(rows[column])}")
     for model, mine in by_model(rows):
         cells = [rows[column].iloc[i] for i in mine]
         fig.add_trace(

@@ -34,7 +34,7 @@
     if (layout.yaxis && layout.yaxis.categoryarray) {
       var all = layout.yaxis.categoryarray.length;
       layout.yaxis.categoryarray = layout.yaxis.categoryarray.filter(function (y) { return left[y]; });
-      layout.height -= 34 * (all - layout.yaxis.categoryarray.length);
+      layout.height -= (layout.height - 90) / all * (all - layout.yaxis.categoryarray.length);
     }
     layout.font.color = c["font.color"];
     layout.hoverlabel = Object.assign({}, layout.hoverlabel, { bgcolor: c["hoverlabel.bgcolor"], bordercolor: c["hoverlabel.bordercolor"] });

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ctrbench.reports.cells import Cell, absent, pick, where
-from ctrbench.reports.drawing import blank, facets, hover, label, origins
+from ctrbench.reports.drawing import blank, facets, hover, origins, pitch, row_labels
 from ctrbench.reports.names import GREY, Names
 from ctrbench.reports.tables import verdict
 
@@ -108,7 +108,8 @@ def figure(found: Ties, names: Names) -> go.Figure | None:
     order = list(found.auc)
     if len(order) < 3:
         return None
-    fig = blank(150 + 40 * len(order), f"against, {origins(found.pairs.values())}")
+    shown = dict(zip(order, row_labels(names.title(*who) for who in order), strict=True))
+    fig = blank(150 + pitch(list(shown.values())) * len(order), f"against, {origins(found.pairs.values())}")
     for who in order:
         others = [other for other in order if (who, other) in found.pairs]
         cells = [found.pairs[who, other] for other in others]
@@ -117,8 +118,8 @@ def figure(found: Ties, names: Names) -> go.Figure | None:
                 for other, c in zip(others, cells, strict=True)]  # fmt: skip
         fig.add_trace(
             go.Scatter(
-                x=[label(names.short(*o)) for o in others],
-                y=[label(names.short(*who))] * len(others),
+                x=[shown[o] for o in others],
+                y=[shown[who]] * len(others),
                 mode="markers+text",
                 text=[sign for _, _, sign in looks],
                 textfont={"color": ["white" if s == "square" else GREY for _, s, _ in looks], "size": 12},
@@ -128,9 +129,9 @@ def figure(found: Ties, names: Names) -> go.Figure | None:
                 meta=facets(names.title(*who), *cells),
             )
         )
-    shown = [label(names.short(*who)) for who in order]
-    fig.update_xaxes(categoryorder="array", categoryarray=shown, side="top", tickangle=-60, showgrid=False)
-    fig.update_yaxes(categoryorder="array", categoryarray=shown[::-1], showgrid=False)
+    marks = list(shown.values())
+    fig.update_xaxes(categoryorder="array", categoryarray=marks, side="top", tickangle=-60, showgrid=False)
+    fig.update_yaxes(categoryorder="array", categoryarray=marks[::-1], showgrid=False)
     return fig
 
 
