@@ -77,7 +77,17 @@ MEASURED = ("step_time", "throughput", "infer_latency", "rss_peak", "cpu_core_se
 COUNTED = ("flops_fwd_per_sample", "flops_train_per_sample", "flops_elementwise", "ops_per_step", "ops_per_sample",
            "bytes_operands", "bytes_compulsory", "parameters", "bytes_tables", "bytes_optimizer", "padding_waste",
            "unique_row_ratio", "flop_coverage", "ai_operands", "ai_compulsory")  # fmt: skip
-DERIVED = ("budget_flops", "mfu_cpu", "mbu", "auc_delta", "auc_mdd", "auc_per_gflop", "mfu_bound")
+DERIVED = (
+    "budget_flops",
+    "mfu_cpu",
+    "mbu",
+    "auc_delta",
+    "auc_mdd",
+    "auc_per_gflop",
+    "mfu_bound",
+    "auc_pair",
+    "auc_pair_mdd",
+)
 MODELLED = ("kernels_per_step", "kernels_per_sample", "flops_per_kernel", "gpu_time_modelled", "gpu_time_bound",
             "break_even_host_us")  # fmt: skip
 PER_MODEL = ("time", "quality", "count", "trace")
