@@ -26,6 +26,7 @@ from ctrbench.reports.claim_evidence import (
 )
 from ctrbench.reports.names import REFERENCES
 from ctrbench.reports.tables import HISTORY_FLOOR, is_reference
+from ctrbench.reports.ties import pair_of
 from ctrbench.reports.user_models import training_of
 
 UNTUNED = "defaults against defaults"
@@ -54,24 +55,13 @@ def difference(
     mine = where(rows, model=model, variant=variant)
     if other_variant is None and (found := _enough(pick(mine, "auc_delta", scope=f"vs:{other}", signed=True))):
         return found
-    if found := _pair(e, data, (model, variant), (other, theirs)):
+    if found := _enough(pair_of(e.rows("auc_pair", data=data), (model, variant), (other, theirs))):
         return found
     base = where(rows, model=other, variant=theirs)
     for name in (*REFERENCES, HISTORY_FLOOR):
         a, b = (_enough(pick(part, "auc_delta", scope=f"vs:{name}")) for part in (mine, base))
         if a and b and not is_reference(model, variant, name):
             return minus(a, b, "auc_delta")
-    return None
-
-
-def _pair(e: Evidence, data: str, mine: tuple[str, str], other: tuple[str, str]) -> Cell | None:
-    """The difference that the two models' own pair says; records hold it one way round."""
-    rows = e.rows("auc_pair", data=data)
-    for (model, variant), against, turn in ((mine, other, False), (other, mine, True)):
-        scope = f"vs:{','.join(filter(None, against))}"
-        found = _enough(pick(where(rows, model=model, variant=variant), "auc_pair", scope=scope, signed=True))
-        if found:
-            return found.negated() if turn else found
     return None
 
 

@@ -29,10 +29,9 @@ from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
 from ctrbench.reports.limits import levels
 from ctrbench.reports.names import Names
 from ctrbench.reports.tables import models_of
+from ctrbench.reports.ties import Who, pair_of
 
 FRONT, BEATEN = "On the front of", "Beaten on"
-Who = tuple[str, str]
-"""Model and variant."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,14 +111,15 @@ def paired(deltas: pd.DataFrame, a: Who, b: Who, every: Sequence[Who]) -> Cell:
         b: the other.
         every: all that ran.
     """
+    own = pair_of(deltas, a, b)
+    if own.value is not None:
+        return own
     for mine, other, turned in ((a, b, False), (b, a, True)):
-        scopes = [("auc_pair", f"vs:{','.join(filter(None, other))}")]
-        scopes += [("auc_delta", f"vs:{other[0]}")] if _is_reference(mine, other, every) else []
-        for metric, scope in scopes:
-            cell = pick(deltas, metric, scope=scope, model=mine[0], variant=mine[1], signed=True)
+        if _is_reference(mine, other, every):
+            cell = pick(deltas, "auc_delta", scope=f"vs:{other[0]}", model=mine[0], variant=mine[1], signed=True)
             if cell.value is not None:
                 return cell.negated() if turned else cell
-    return absent("auc_delta", "the two were not paired")
+    return own
 
 
 def _is_reference(mine: Who, other: Who, every: Sequence[Who]) -> bool:

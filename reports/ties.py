@@ -72,6 +72,16 @@ def ties(frame: pd.DataFrame, data: str) -> dict[str, Ties]:
     return out
 
 
+def pair_of(rows: pd.DataFrame, mine: Who, other: Who) -> Cell:
+    """AUC of one less that of the other; records hold a pair one way round. `rows` are of one data set."""
+    for who, against, turned in ((mine, other, False), (other, mine, True)):
+        scope = f"vs:{','.join(filter(None, against))}"
+        cell = pick(rows, METRIC, scope=scope, model=who[0], variant=who[1], signed=True)
+        if cell.value is not None:
+            return cell.negated() if turned else cell
+    return absent(METRIC, "the two were not paired")
+
+
 def _who(scope: str) -> Who:
     model, _, variant = scope.removeprefix("vs:").partition(",")
     return model, variant
