@@ -205,7 +205,8 @@ def _planted(pairs: Sequence[Mapping[str, Any]]) -> bool:
     """Prints the scatter of step times, the slowdown that can be detected at it, and how often it is found."""
     sides = [p["values"][s]["step_time"] for p in pairs for s in "AB"]
     cv, processes = scatter(sides), min(map(len, sides))
-    size = Design(processes=processes, cv=cv, tests=len(MEASURES), trials=400, draws=200).detectable() if cv else None
+    # A busy machine's times have a longer tail than the lognormal that the design assumes: some power in reserve.
+    size = Design(processes=processes, cv=cv, tests=len(MEASURES), draws=200).detectable(0.98) if cv else None
     if size is None:
         print(f"scatter of step times {cv or 0:.1%}: no slowdown can be detected with {processes} processes a side")
         return True
