@@ -19,6 +19,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 TITLE = {"size": 12.5}
 GRID = "rgba(128,136,148,0.22)"
 LINE = "rgba(128,136,148,0.75)"
+TALL = 1500
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
@@ -63,7 +64,7 @@ def blank(height: int, x: str, y: str = "", **axes: Any) -> go.Figure:
     fig.update_layout(
         template="none",
         height=height,
-        margin={"l": 12, "r": 16, "t": 12, "b": 44},
+        margin={"l": 12, "r": 16, "t": 12, "b": 44 if height < TALL else 58},
         autosize=True,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -71,7 +72,13 @@ def blank(height: int, x: str, y: str = "", **axes: Any) -> go.Figure:
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "font": {"size": 12}},
         hoverlabel={"font": {"family": FONT}, "align": "left"},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": "#0072B2"},
-        xaxis={**axis, "title": {"text": x, "standoff": 10, "font": TITLE}, **axes.get("xaxis", {})},
+        # In a figure of many rows Plotly hunts for the lower margin, and warns: there it is given.
+        xaxis={
+            **axis,
+            "automargin": height < TALL,
+            "title": {"text": x, "standoff": 10, "font": TITLE},
+            **axes.get("xaxis", {}),
+        },
         yaxis={**axis, "title": {"text": y, "standoff": 8, "font": TITLE}, **axes.get("yaxis", {})},
     )
     return fig
