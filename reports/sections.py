@@ -18,146 +18,18 @@ from ctrbench.reports import (
     kernels,
     options,
     pareto,
+    quality,
     retrieval,
     scaling,
     step_split,
     sweep,
     tables,
-    ties,
     tuning,
     utilisation,
 )
 from ctrbench.reports import pairs as field_pairs
-from ctrbench.reports.cells import pick, where
 from ctrbench.reports.drawing import known
-from ctrbench.reports.exhibits import Context, Exhibit, Section, by_group, delta_column, exhibit, extremes
-from ctrbench.reports.limits import untuned
-
-
-def summary(c: Context) -> Section:
-    """Quality and cost side by side."""
-    exhibits: list[Exhibit] = []
-    parts = []
-    for track, data in c.data:
-        table = tables.headline(c.frame, data, c.names)
-        if table.empty:
-            continue
-        exhibits += exhibit(
-            table, title=f"{data} ({track} track, preset {tables.presets(c.frame, data)})", open=True, data=data
-        )
-        said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
-        span = extremes(table, "Step time")
-        parts.append(said + (f" The median training step takes {span}." if span else ""))
-    return Section(
-        id="summary",
-        title="Summary",
-        sentence=" ".join(parts) or sweep.nothing_trained(c),
-        exhibits=tuple(exhibits),
-        caveat="Quality and cost come from the same configuration. AUC: mean over seeds, 95 % interval over "
-        "users and seeds "
-        "resampled jointly. CUDA kernels are modelled from the operators that this CPU executed.",
-    )
-
-
-def quality(c: Context) -> Section | None:
-    """AUC with its interval, and what decides: the paired difference."""
-    exhibits: list[Exhibit] = []
-    parts = []
-    for track, data in c.data:
-        pairs = ties.ties(c.frame, data)
-        table = ties.lettered(tables.quality(c.frame, data, c.names), pairs, c.names)
-        if table.empty:
-            continue
-        other = c.names.title(tables.reference_of(c.frame, data))
-        exhibits += exhibit(
-            table,
-            ("AUC on the test rows, floors included", figures.auc(table, c.names)),
-            (f"Paired difference of AUC against {other}", figures.deltas(table, c.names)),
-            title=f"{data} ({track} track)",
-            data=data,
-        )
-        parts.append(_quality_sentence(table, data, other))
-        for kind, found in pairs.items():
-            parts.append(f"Model by model{f' ({kind})' if kind else ''} {ties.sentence(found, c.names)}")
-            exhibits += exhibit(
-                ties.table(found, c.names),
-                ("The model at the side against the one above: > better, = tied, < worse", ties.figure(found, c.names)),
-                title=f"Every pair on {data}{f', {kind}' if kind else ''}",
-                data=data,
-            )
-    if not exhibits:
-        return None
-    caveat = (
-        "An interval that includes 0 is a tie; tuned and equal_flops pair with the reference of their kind. Models "
-        "that share a letter in 'Tied group' are tied with each other. Each interval is a 95 % one: of twenty pairs "
-        "that do not differ one is called on average."
-    )
-    return Section(
-        id="quality",
-        title="Quality: paired differences and ties",
-        sentence=" ".join(p for p in parts if p),
-        exhibits=tuple(exhibits),
-        caveat=("Untuned comparison: defaults against defaults. " if untuned(c.bodies) else "") + caveat,
-    )
-
-
-def _quality_sentence(table: pd.DataFrame, data: str, other: str) -> str:
-    models = known(table[table["Camp"] != "floor"], "AUC")
-    if models.empty:
-        return f"On {data} no model finished training." if (table["Camp"] != "floor").any() else ""
-    best = max((row for _, row in models.iterrows()), key=lambda r: r["AUC"].value)
-    said = f"On {data} the highest mean AUC of a model is {best['AUC'].text} {best['AUC'].band} ({best['Model']})."
-    floors = known(table[table["Camp"] == "floor"], "AUC")
-    top = max((row for _, row in floors.iterrows()), key=lambda r: r["AUC"].value, default=None)
-    if top is not None and top["AUC"].value > best["AUC"].value:
-        said += f" The floor {top['Model']} has more: {top['AUC'].text} {top['AUC'].band}."
-    for group, rows in by_group(table[table["Camp"] != "floor"]):
-        counts = rows["Paired verdict"].value_counts()
-        calls = [f"{counts[v]} {v}" for v in ("better", "tied", "worse") if v in counts]
-        said += f" Against {other}{group}: {', '.join(calls)}." if calls else ""
-    return said
-
-
-def floors(c: Context) -> Section | None:
-    """Models against floors, above all LightGBM on six history counts."""
-    exhibits: list[Exhibit] = []
-    parts, flags = [], []
-    for track, data in c.data:
-        table = tables.floors(c.frame, data, c.names)
-        column = f"minus {c.names.title(tables.HISTORY_FLOOR)}"
-        if table.empty or len(table.columns) < 5:
-            continue
-        plain = table if track == "sequence" else table.drop(columns="Flag")
-        drawn = drawing.dots(table, column, "paired ΔAUC", c.names, zero=True) if column in table else None
-        exhibits += exhibit(plain, (f"AUC {column} on {data}", drawn), title=data, open=True, data=data)
-        if track == "sequence":
-            parts.append(_history_sentence(c, table, data, column))
-            flags += [f"{r['Model']} ({data}): {r['Flag']}" for _, r in table.iterrows() if r["Flag"]]
-    if not exhibits:
-        return None
-    return Section(
-        id="floors",
-        title="Floors: what no deep model should fall below",
-        sentence=" ".join(parts),
-        exhibits=tuple(exhibits),
-        flags=tuple(flags),
-        caveat="LightGBM-history sees exactly the events and actions that the sequence models see, as six "
-        "counts. A model below a floor is first a reason to suspect the code.",
-    )
-
-
-def _history_sentence(c: Context, table: pd.DataFrame, data: str, column: str) -> str:
-    floor = pick(where(c.frame, data=data, model=tables.HISTORY_FLOOR), "auc")
-    if floor.value is None or column not in table:
-        return f"On {data} LightGBM-history gave no number ({floor.reason}), so no model is shown to use its history."
-    calls = [tables.verdict(x) for x in table[column] if x.value is not None]
-    below = sum(bool(f) for f in table["Flag"])
-    return (
-        f"On {data} LightGBM-history reaches AUC {floor.text} {floor.band}. Of {len(calls)} models "
-        f"{calls.count('better')} "
-        f"are better by the paired interval, {calls.count('tied')} tied, {calls.count('worse')} worse; {below} "
-        f"lie below it."
-    )
+from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
 
 
 def launches(c: Context) -> Section | None:
@@ -399,7 +271,8 @@ def pairing(c: Context) -> Section | None:
 
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
-    summary, claims.section, quality, floors, controls.section, launches, bounds, gpus.section, sweep.section,
+    quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
+    gpus.section, sweep.section,
     roofline, utilisation.section, gain, pareto.section, scaling.section, speed, cost_stack.section,
     step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
     options.section, pairing, tuning.tuning, bands.section,
