@@ -131,6 +131,15 @@ class FeatureEmbedder(nn.Module):
 
     def forward(self, batch: Batch) -> Embedded:
         """Field vectors of every row."""
+        return self.embedded(*self.rows(batch))
+
+    def embedded(self, fields_BFW: Tensor, events: Mapping[str, Events]) -> Embedded:
+        """What a model gets of looked-up rows; W is D, and one more where there are first-order weights."""
+        linear_B = fields_BFW[..., self.dim].sum(dim=1) if self.linear else None
+        return Embedded(fields_BFW[..., : self.dim], linear_B, events)
+
+    def rows(self, batch: Batch) -> tuple[Tensor, Mapping[str, Events]]:
+        """(fields [B, F, W], histories) as they were looked up."""
         parts: list[Tensor] = []
         events: dict[str, Events] = {}
         n_cat = len(self.schema.categorical)
@@ -148,13 +157,17 @@ class FeatureEmbedder(nn.Module):
                     parts.append(torch.stack(rows, dim=1)[..., : self.tables.width])
                 events = {h: self._events(h, looked_up, batch) for h in self.schema.histories}
         if self.numeric_ID is not None:
-            numeric_BIW = batch.dense_BI.unsqueeze(-1) * self.numeric_ID
-            if self.missing_ID is not None:
-                numeric_BIW = numeric_BIW + batch.missing_BI.unsqueeze(-1) * self.missing_ID
-            parts.insert(1 if n_cat else 0, numeric_BIW)
-        fields_BFW = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        linear_B = fields_BFW[..., self.dim].sum(dim=1) if self.linear else None
-        return Embedded(fields_BFW[..., : self.dim], linear_B, events)
+            parts.insert(1 if n_cat else 0, self.dense_rows(batch.dense_BI, batch.missing_BI))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], events
+
+    def dense_rows(self, dense_BI: Tensor, missing_BI: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """Vectors [B, I, W] of dense fields, all or those at some places."""
+        assert self.numeric_ID is not None
+        pick = slice(None) if which is None else list(which)
+        numeric_BIW = dense_BI.unsqueeze(-1) * self.numeric_ID[pick]
+        if self.missing_ID is not None:
+            numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * self.missing_ID[pick]
+        return numeric_BIW
 
     def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:
         fields = self.schema.histories[history]

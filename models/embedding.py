@@ -179,6 +179,19 @@ class EmbeddingTables(nn.Module):
             at += n
         return out
 
+    @torch.no_grad()
+    def gather(self, features: Sequence[str], ids_FN: Tensor) -> Tensor:
+        """Rows [F, N, W] of some features, one id a cell, for serving: a gather without the operator's overhead."""
+        names, weights = [self.table_of[f] for f in features], self.weights()
+        if isinstance(self.lookup, nn.ModuleDict):
+            rows = [torch.nn.functional.embedding(ids_N, weights[n]) for n, ids_N in zip(names, ids_FN, strict=True)]
+            return torch.stack(rows)[..., : self.width]
+        # The tables lie one after another, so that one gather serves all.
+        first = next(iter(weights.values()))
+        whole = first.as_strided((sum(self.rows.values()), self.stored), (self.stored, 1))
+        starts_F1 = torch.tensor([[self._start[n]] for n in names], device=ids_FN.device)
+        return torch.nn.functional.embedding(ids_FN + starts_F1, whole)[..., : self.width]
+
     def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
         if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
             return self.lookup(self._flat(ids) if self.stacked else ids.values(), ids.offsets())

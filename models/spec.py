@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema, Track, synthetic_batch
 from ctrbench.models.retriever import RetrieverSpec
+from ctrbench.models.serving import Forms
 
 Family = Literal["legacy", "transformer"]
 Stage = Literal["embedding", "interaction", "dense"]
@@ -144,6 +145,8 @@ class ModelSpec:
     """Options that decide a pre-training; runs that agree on them share it. Empty: the model has none."""
     retriever: RetrieverSpec | None = None
     """None retrieves nothing."""
+    serving: Forms | None = None
+    """How it is served at its best; None shares the embeddings of the user's side between candidates."""
     own_batches: OwnBatches | None = None
     """None is a ranker. The model of any other returns its loss and has `returns_loss`."""
     skip_reason: Mapping[str, str] | None = None

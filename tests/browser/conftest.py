@@ -138,7 +138,7 @@ def own_page() -> Path:
         pytest.skip(
             "CTRBENCH_PAGE names no page; CTRBENCH_PAGE=runs/latest/report.html holds that one to the same rules"
         )
-    return Path(named).absolute()
+    return Path(named).resolve()
 
 
 @pytest.fixture(scope="session")
