@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
-from ctrbench.bench.plan import Entry, Job, Plan, RunOptions
+from ctrbench.bench.plan import Entry, Job, Plan, RunOptions, ServeOptions
 from ctrbench.bench.points import sweep_points
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
@@ -57,6 +57,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     run = _run_options(base, suite_values, typed)
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
+        serve=_serve_options(base, suite_values, typed), cost=_group("cost", base, suite_values, typed),
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
         counted=() if only else _counted(suite_values.get("counted", ())),
@@ -130,30 +131,42 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
     known = ["suite", "model", "model_path", "floors", "timed"]
-    known += [f"run.{k}" for k in base.run] + [f"data.{k}" for k in base.data]
+    known += [f"{group}.{k}" for group in ("run", "data", "serve", "cost") for k in base[group]]
     for key in given:
         if key not in known and not key.startswith("data.options."):
             raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
 
 
-def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> RunOptions:
-    values = cast(dict[str, Any], OmegaConf.to_container(base.run))
-    values.update(suite.get("run") or {})
-    values.update({key[4:]: value for key, value in given.items() if key.startswith("run.")})
-    kinds = {f.name: f.type for f in fields(RunOptions)}
+def _group(name: str, base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of options: defaults, the suite's, the command line's."""
+    values = cast(dict[str, Any], OmegaConf.to_container(base[name]))
+    values.update(suite.get(name) or {})
+    values.update({key[len(name) + 1 :]: value for key, value in given.items() if key.startswith(f"{name}.")})
+    return values
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+def _check_kinds(group: str, values: Mapping[str, Any], options: type) -> None:
+    """Every value of a group is of the type of its field."""
+    kinds = {f.name: str(f.type) for f in fields(options)}
     for name, value in values.items():
-        wanted: tuple[type, ...] = (
-            (int,)
-            if kinds[name] == "int"
-            else (int, float)
-            if kinds[name] == "float"
-            else (bool,)
-            if kinds[name] == "bool"
-            else (str,)
-        )
+        wanted = (list, tuple) if kinds[name].startswith("tuple") else _KINDS.get(kinds[name], (str,))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise UnknownName(f"run.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
+            raise UnknownName(f"{group}.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
+
+
+def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> RunOptions:
+    values = _group("run", base, suite, given)
+    _check_kinds("run", values, RunOptions)
     return RunOptions(**values)
+
+
+def _serve_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> ServeOptions:
+    values = _group("serve", base, suite, given)
+    _check_kinds("serve", values, ServeOptions)
+    return ServeOptions(**{**values, "candidates": tuple(values["candidates"])})
 
 
 def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:
@@ -251,6 +264,8 @@ def _jobs(
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),
             timed=timed and bool(j.get("timed", True)),
+            traced=bool(j.get("traced", True)),
+            served=timed and bool(j.get("served", False)),
             probed=bool(j.get("probed", False)),
             equal_flops=float(j.get("equal_flops", 0.0)),
             options={**j.get("options", {}), **options},

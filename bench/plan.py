@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ctrbench.datasets.errors import UnknownName, nearest
@@ -87,6 +87,31 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServeOptions:
+    """Options of `serve.*`; meanings and defaults in conf/serve/default.yaml."""
+
+    candidates: tuple[int, ...]
+    budget_ms: float
+    requests: int
+    qps: bool
+    qps_seconds: float
+    rounds_seconds: float
+    max_batch: int
+    max_wait_ms: float
+    queue: int
+    overload_seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.candidates or any(not isinstance(n, int) or n < 1 for n in self.candidates):
+            raise UnknownName(f"serve.candidates={list(self.candidates)}: counts of at least 1, e.g. [16,128]")
+        for name in (f.name for f in fields(self) if f.name not in ("candidates", "qps", "max_wait_ms")):
+            if getattr(self, name) <= 0:
+                raise UnknownName(f"serve.{name}={getattr(self, name)}: must be above 0")
+        if self.max_wait_ms < 0:
+            raise UnknownName(f"serve.max_wait_ms={self.max_wait_ms}: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A model of a job, with options of its own: two entries of one model are two variants."""
 
@@ -103,6 +128,8 @@ class Entry:
     """Train and count it, nothing else: no timing, no trace, no published sizes."""
     skip: str = ""
     """Why this point of a sweep is not run; empty for all that are."""
+    form: str = ""
+    """Of a job that only serves: the form of serving that `reuse` is timed against; `whole` if empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +152,10 @@ class Job:
     """Probe the user embeddings of every pre-training for what they know of their users (bench/probe.py)."""
     retrievers: tuple[Entry, ...] = ()
     """Models that are trained to find a user's last event in the whole catalogue (bench/retrieval.py)."""
+    traced: bool = True
+    """Trace the models that are timed."""
+    served: bool = False
+    """Serve the models: requests of one user and several candidates (bench/serving)."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +169,9 @@ class Plan:
     level: str
     jobs: tuple[Job, ...]
     run: RunOptions
+    serve: ServeOptions
+    cost: Mapping[str, Any]
+    """Options of `cost.*`: prices and assumptions; they change what the summary says and no process."""
     model_options: Mapping[str, Mapping[str, Any]]
     model_path: str = ""
     tune_only: bool = False

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 Kind = Literal[
     "time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "retrieve", "shuffled",
-    "ids_only",
+    "ids_only", "serve", "serve_count", "stages", "drift", "features",
 ]  # fmt: skip
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
 pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
-whole catalogue; and the controls: training on shuffled labels, on the target's ids alone."""
+whole catalogue; the controls: training on shuffled labels, on the target's ids alone; and of serving: requests against
+the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -70,6 +71,8 @@ class RunSpec:
     """Training FLOPs that the rows of this training were chosen for; 0 where rows are the budget."""
     pretrained: str = ""
     """Key of the pre-training that this training starts from."""
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    """Of processes that serve: fields of `ServeOptions`; empty for all others."""
     tracer: str = "none"
     level: str = "smoke"
     timeout_s: int = 1800
@@ -77,7 +80,7 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """Hash of all that decides the number; names the configuration in NVTX."""
-        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k != "serving" or v)}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -12,6 +12,7 @@ import torch
 
 from ctrbench.bench import controls, floors, registry, summary, tuning
 from ctrbench.bench.assemble import lookup, model_config
+from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec, variant_of
@@ -59,7 +60,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
                 bool(entry.options) or model in plan.model_options or item.job.preset != "small" or plan.run.l2 > 0
             )
             # A user's own model that cannot be built is a failed run, not one that the data does not suit.
-            probe = _spec(plan, item, "count", entry, threads=1)
+            probe = spec_of(plan, item, "count", entry, threads=1)
             wrong = _unbuildable(probe, item.prepared) if options or not registry.own_file(model) else None
             if wrong is not None and options:  # options of the command line must not cost a suite
                 given = " ".join(f"{model}.{k}={v}" for k, v in probe.config.items())
@@ -80,7 +81,7 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
         for floor in dict.fromkeys((*item.job.floors, *control)) if not plan.tune_only else ():
             missing = floors.skip_reason(floor, item.prepared.schema)
             if missing is None:
-                specs.append(_spec(plan, item, "floor", Entry(model=floor), threads=1))
+                specs.append(spec_of(plan, item, "floor", Entry(model=floor), threads=1))
             else:
                 unsupported += skipped_rows(
                     item.job.data, track, floor, "floor", ("floor",), missing, item.prepared.split
@@ -106,7 +107,7 @@ def retrieve_specs(plan: Plan, item: Ready) -> tuple[list[RunSpec], list[Measure
                              "warmup": 0, "steps": 0}  # fmt: skip
     for entry in item.job.retrievers:
         model_spec = registry.model_spec(entry.model)
-        made = [_spec(plan, item, "retrieve", entry, **apart, seed=s)
+        made = [spec_of(plan, item, "retrieve", entry, **apart, seed=s)
                 for s in range(int(entry.run.get("seeds", plan.run.seeds)))]  # fmt: skip
         if model_spec.retriever is None:
             raise BadInput(f"retrievers: {entry.model} does not retrieve; leave it out")
@@ -133,7 +134,7 @@ def control_specs(plan: Plan, item: Ready, entry: Entry) -> tuple[list[RunSpec],
     """
 
     def control(kind: Kind, seed: int, **changes: Any) -> RunSpec:
-        return _spec(plan, item, kind, entry, threads=1, seed=seed, level="", warmup=0, steps=0, **changes)
+        return spec_of(plan, item, kind, entry, threads=1, seed=seed, level="", warmup=0, steps=0, **changes)
 
     # Another start of the weights each time: the spread is that of the whole training.
     shuffled = [control("shuffled", s, shuffle=s) for s in range(controls.SHUFFLES)]
@@ -165,18 +166,19 @@ def trial_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     """The tuning trials of an entry, the default first; none without `run.trials` or for an entry left as it is."""
     if plan.run.trials < 2 or not entry.tuned:
         return []
-    default, penalised = _spec(plan, item, "quality", entry), _penalised(plan, item, entry)
+    default, penalised = spec_of(plan, item, "quality", entry), _penalised(plan, item, entry)
     rows = min(plan.run.trial_rows or default.train_rows, default.train_rows)
     made = []
     for trial, draw in enumerate(tuning.draws(plan.run.trials)):
         drawn = tuning.trial_entry(entry, draw, plan.run, "", penalised)
-        made.append(_spec(plan, item, "tune", drawn, threads=1, trial=trial, variant=default.variant, train_rows=rows))
+        apart = {"trial": trial, "variant": default.variant, "train_rows": rows}
+        made.append(spec_of(plan, item, "tune", drawn, threads=1, **apart))
     return made
 
 
 def _penalised(plan: Plan, item: Ready, entry: Entry) -> bool:
     """Whether the model can take L2 on the rows of a batch."""
-    probe = _spec(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
+    probe = spec_of(plan, item, "tune", Entry(model=entry.model, options=entry.options, run={"l2": tuning.L2[-1]}))
     return _unbuildable(probe, item.prepared) is None
 
 
@@ -194,7 +196,7 @@ def pretrain_spec(plan: Plan, item: Ready, entry: Entry, seed: int) -> RunSpec |
     # Nothing in the key but what decides the weights and which rows are answered.
     apart = {"batch": 0, "eval_batch": 0, "lr": 0.0, "epochs": 0, "evaluations": 0, "patience": 0, "plateau": 1.0,
              "steps": 0, "warmup": 0, "level": "", "variant": ""}  # fmt: skip
-    return _spec(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed, **apart)
+    return spec_of(bare, item, "pretrain", Entry(model=entry.model, options=options), threads=1, seed=seed, **apart)
 
 
 def probe_spec(before: RunSpec) -> RunSpec:
@@ -247,7 +249,7 @@ def skipped_rows(
 ) -> list[Measurement]:
     base = {"run": f"skipped-{data}-{model}", "model": model, "family": family, "data": data, "split": split or "",
             "track": track}  # fmt: skip
-    return [row for kind in kinds for row in summary.owed_rows(base, kind, "skipped", reason)]
+    return [row for kind in kinds for row in owed_rows(base, kind, "skipped", reason)]
 
 
 def equal_flops_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[RunSpec], list[Measurement]]:
@@ -279,7 +281,7 @@ def equal_flops_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[l
             base = {"run": f"skipped-{label}", "model": entry.model, "variant": label, "data": item.job.data,
                     "split": item.prepared.split, "track": track,
                     "family": registry.model_spec(entry.model).family}  # fmt: skip
-            missing += summary.owed_rows(base, "quality", "skipped", f"equal FLOPs: {made}")
+            missing += owed_rows(base, "quality", "skipped", f"equal FLOPs: {made}")
     return specs, missing
 
 
@@ -292,7 +294,7 @@ def _flops_budget(
     a_row = _flops_a_row(plan, item, reference, runs_dir, done) if reference else None
     if reference is None or a_row is None:
         return None
-    return item.job.equal_flops * _spec(plan, item, "quality", reference).train_rows * a_row[0]
+    return item.job.equal_flops * spec_of(plan, item, "quality", reference).train_rows * a_row[0]
 
 
 def _at_budget(plan: Plan, item: Ready, entry: Entry, budget: float, spent: tuple[float, float]) -> list[RunSpec] | str:
@@ -315,7 +317,7 @@ def _flops_a_row(
     plan: Plan, item: Ready, entry: Entry, runs_dir: Path, done: Collection[str]
 ) -> tuple[float, float] | None:
     """Training FLOPs of an entry a row, and of its pre-training; None where they are not known."""
-    count, before = _spec(plan, item, "count", entry, threads=1), pretrain_spec(plan, item, entry, 0)
+    count, before = spec_of(plan, item, "count", entry, threads=1), pretrain_spec(plan, item, entry, 0)
     if count.key not in done or (before is not None and before.key not in done):
         return None
     extra = _body(runs_dir, count.key)["extra"]
@@ -335,19 +337,20 @@ def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
     if plan.tune_only:
         return made
     made += [probe_spec(p) for p in made if p.kind == "pretrain" and item.job.probed]
-    made.append(_spec(plan, item, "count", entry, threads=1))
+    made.append(spec_of(plan, item, "count", entry, threads=1))
     made += _trainings(plan, item, entry)
     if item.job.timed and not entry.brief:
-        made += [_spec(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
-        made.append(replace(_spec(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
+        made += [spec_of(plan, item, "time", entry, repeat=r) for r in range(run.processes)]
+        if item.job.traced:
+            made.append(replace(spec_of(plan, item, "trace", entry, tracer="torch.profiler"), steps=min(run.steps, 20)))
     return made
 
 
 def _trainings(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:
-    return [_spec(plan, item, "quality", entry, threads=1, seed=s) for s in range(plan.run.seeds)]
+    return [spec_of(plan, item, "quality", entry, threads=1, seed=s) for s in range(plan.run.seeds)]
 
 
-def _spec(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
+def spec_of(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -> RunSpec:
     model, run = entry.model, replace(plan.run, **entry.run)
     typed = {**entry.options, **plan.model_options.get(model, {})}
     tables = table_options(run) if kind != "floor" else {}

@@ -15,18 +15,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ctrbench.bench import control_cache, registry, summary
 from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.bars import published_bands
 from ctrbench.bench.controls import CONTROLS, METRICS, view
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Job, Plan
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
+from ctrbench.bench.progress import RunProgress
 from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.bench.serving.specs import serving_specs
 from ctrbench.bench.specs import (
     PROCESSES,
     Ready,
@@ -49,7 +51,8 @@ from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
 SIDE_BY_SIDE: tuple[Kind, ...] = (
-    "count", "published", "floor", "quality", "tune", "pretrain", "probe", "retrieve", *CONTROLS
+    "count", "published", "floor", "quality", "tune", "pretrain", "probe", "retrieve", "serve_count", "stages", "drift",
+    *CONTROLS,
 )  # fmt: skip
 """Kinds that are not timed: they share the cores, one thread each."""
 IDENTITY = ("model", "variant", "preset", "data", "split", "metric", "scope", "seed")
@@ -81,7 +84,7 @@ def run_suite(plan: Plan, console: Console) -> int:
     ready, rows, skipped = prepare_jobs(plan, console)
     specs, unsupported = suite_specs(plan, ready)
     swept, left_out = sweep_specs(plan)
-    specs, unsupported = specs + swept, unsupported + left_out
+    specs, unsupported = specs + swept + serving_specs(plan, ready), unsupported + left_out
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
@@ -140,7 +143,8 @@ def _later(
 
 def _run_dir(plan: Plan) -> Path:
     out = Path(plan.run.out)
-    body = [asdict(replace(plan, run=replace(plan.run, resume=False))), [registry.own_file(m) for m in plan.models]]
+    asked = replace(plan, run=replace(plan.run, resume=False), cost={})  # other prices are no other run
+    body = [asdict(asked), [registry.own_file(m) for m in plan.models]]
     digest = hashlib.sha256(json.dumps(body, default=str, sort_keys=True).encode()).hexdigest()
     if plan.run.resume:
         for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
@@ -241,44 +245,10 @@ def _run(todo: list[RunSpec], runs_dir: Path, console: Console) -> list[Outcome]
     shared = [s for s in todo if s.kind in SIDE_BY_SIDE]
     alone = _round_robin(s for s in todo if s.kind not in SIDE_BY_SIDE)
     shared.sort(key=_work, reverse=True)  # longest first: the last run must not leave a core idle
-    with _progress(console, len(todo)) as done:
+    with RunProgress(console, len(todo)) as done:
         return run_all(shared, runs_dir, workers=min(2, os.cpu_count() or 1), done=done) + run_all(
             alone, runs_dir, workers=1, done=done
         )
-
-
-class _progress:
-    """A bar on a terminal, a line a run in a log."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total, self.count = console, total, 0
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-        ) if console.is_terminal else None  # fmt: skip
-
-    def __enter__(self) -> Any:
-        if self.bar is not None:
-            self.bar.start()
-            self.task = self.bar.add_task("runs", total=self.total)
-        return self.done
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def done(self, outcome: Outcome) -> None:
-        self.count += 1
-        if self.bar is not None:
-            self.bar.update(
-                self.task,
-                advance=1,
-                description=f"{outcome.spec.data or 'meta'} {outcome.spec.model} {outcome.spec.kind}",
-            )
-        else:
-            self.console.print(
-                f"[{self.count}/{self.total}] {outcome.status} {outcome.spec.key} {outcome.seconds:.1f} s", markup=False
-            )
-            sys.stdout.flush()
 
 
 def _write_skips(
@@ -305,7 +275,7 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
     )
     base = base_columns(spec, family, track)
     seed = spec.seed if spec.kind in ("quality", "retrieve", *CONTROLS) else None
-    rows = summary.owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
+    rows = owed_rows(base, spec.kind, outcome.status, outcome.reason, seed)
     body = {
         "spec": spec.to_json(),
         "status": outcome.status,

@@ -24,40 +24,13 @@ from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make, withheld
-from ctrbench.reports.records import Measurement, Status
+from ctrbench.reports.records import Measurement
 
 DRAWS = 400
-TIMED = (
-    "step_time", "throughput", "infer_latency", "loader_stall", "cpu_core_seconds", "cpu_core_s_per_million",
-    "rss_peak", "mfu_cpu", "mbu",
-)  # fmt: skip
-TRAINED = ("auc", "gauc", "logloss", "ne", "calibration")
-COUNTED = (
-    "flops_fwd_per_sample", "flops_train_per_sample", "flop_coverage", "ops_per_step", "ops_per_sample",
-    "kernels_per_step", "kernels_per_sample", "bytes_operands", "bytes_compulsory", "ai_operands", "ai_compulsory",
-    "bytes_tables", "bytes_optimizer", "bytes_checkpoint", "parameters", "flops_elementwise",
-    "unique_row_ratio", "padding_waste",
-)  # fmt: skip
-OWED = {
-    "time": TIMED,
-    "quality": TRAINED,
-    "floor": TRAINED,
-    "tune": ("valid_auc",),
-    "pretrain": ("recall_at_k",),
-    "probe": ("probe_accuracy",),
-    "retrieve": ("recall_at_k", "ndcg_at_k"),
-    "shuffled": ("auc_shuffled",),
-    "ids_only": ("auc_ids_only",),
-    "count": COUNTED,
-    "trace": ("split_host", "split_component"),
-    "published": ("mfu_bound",),
-}
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
 HISTORY_FLOOR = "lightgbm_history"
 POOL_CONTROL = "target_ids"
 MADE_BEFORE = "n/a: random batches are made before the first step, no step waits for one"
-PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"}
-
 Body = Mapping[str, Any]
 Who = tuple[str, str]
 """Model and variant."""
@@ -82,13 +55,6 @@ class Run:
     def record(self) -> str:
         """Key of the record with its rows and scores."""
         return self.key or self.spec.key
-
-
-def owed_rows(
-    base: Mapping[str, Any], kind: str, status: Status, reason: str, seed: int | None = None
-) -> list[Measurement]:
-    """The rows that a skipped or failed process owed, each with the reason."""
-    return [withheld(base, m, reason, status=status, phase=PHASE.get(m, "train"), seed=seed) for m in OWED[kind]]
 
 
 def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurement]:

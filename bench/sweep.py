@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ctrbench.bench import registry, summary
+from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns, lookup, model_config
+from ctrbench.bench.owed import OWED, PHASE
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.runspec import Kind, RunSpec
@@ -30,7 +31,7 @@ def sweep_specs(plan: Plan) -> tuple[list[RunSpec], list[Measurement]]:
     specs: list[RunSpec] = []
     skipped: list[Measurement] = []
     for job in plan.jobs:
-        for entry in job.models if job.data in random_batches.TRACKS else ():
+        for entry in job.models if job.data in random_batches.TRACKS and not job.served else ():
             _check_options(plan, entry)
             count = _spec(plan, job, "count", entry, threads=1)
             if entry.skip:
@@ -80,7 +81,7 @@ def _skipped(spec: RunSpec, reason: str) -> list[Measurement]:
     base = base_columns(spec, registry.model_spec(spec.model).family, random_batches.TRACKS[spec.data])
     base["run"] = f"skipped-{spec.data}-{spec.model}"
     return [
-        withheld(base, metric, reason, phase=summary.PHASE.get(metric, "train"))
+        withheld(base, metric, reason, phase=PHASE.get(metric, "train"))
         for kind in PROCESSES
-        for metric in summary.OWED[kind]
+        for metric in OWED[kind]
     ]

@@ -147,6 +147,9 @@ class ModelSpec:
     """None retrieves nothing."""
     serving: Forms | None = None
     """How it is served at its best; None shares the embeddings of the user's side between candidates."""
+    request_flops: Callable[..., tuple[float, float]] | None = None
+    """(config, schema, history name -> true length or None for full, candidates) -> executed FLOPs of `reuse`: once a
+    request, and for each candidate. None shares no FLOPs."""
     own_batches: OwnBatches | None = None
     """None is a ranker. The model of any other returns its loss and has `returns_loss`."""
     skip_reason: Mapping[str, str] | None = None

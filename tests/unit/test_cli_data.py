@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from ctrbench.bench.cli import main
-from ctrbench.bench.summary import OWED
+from ctrbench.bench.owed import OWED
 from ctrbench.reports import records
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))

@@ -22,9 +22,9 @@ from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import backward_ratio_error, withhold_reason
 from ctrbench.bench.counts import useful_flops
 from ctrbench.bench.jobs import JOBS
+from ctrbench.bench.owed import OWED
 from ctrbench.bench.points import NO_LENGTH, sweep_points, times_d
 from ctrbench.bench.step import TrainStep
-from ctrbench.bench.summary import OWED
 from ctrbench.bench.sweep import sweep_specs
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.random_batches import HELD, random_schema

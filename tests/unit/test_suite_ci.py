@@ -19,7 +19,7 @@ import pytest
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
 from ctrbench.bench.hardware import catalogue
-from ctrbench.bench.summary import OWED
+from ctrbench.bench.owed import OWED
 from ctrbench.reports import records
 from ctrbench.reports.measures import MEASURES
 

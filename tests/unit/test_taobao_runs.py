@@ -11,9 +11,10 @@ import torch
 
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
+from ctrbench.bench.owed import TRAINED
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
-from ctrbench.bench.summary import POOL_CONTROL, TRAINED, Run, pool_doubt
+from ctrbench.bench.summary import POOL_CONTROL, Run, pool_doubt
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
