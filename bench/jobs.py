@@ -28,6 +28,7 @@ from ctrbench.bench.ranking import Retrieval
 from ctrbench.bench.retrieval import run_retrieve
 from ctrbench.bench.retrieval_rows import seed_rows
 from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.serving.process import run_serve, run_serve_count
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.traced import run_trace
 from ctrbench.bench.train import Budget, scores, seed_everything, train
@@ -305,7 +306,8 @@ def run_count(spec: RunSpec, folder: Path) -> RunRecord:
 JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
     "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
-    "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control,
+    "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control, "serve": run_serve,
+    "serve_count": run_serve_count,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

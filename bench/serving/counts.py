@@ -15,11 +15,13 @@ from ctrbench.bench.counting.projection import projections
 from ctrbench.bench.counting.rows import StepCounts
 from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.models.requests import Requests
-from ctrbench.models.serving import WHOLE, ServingForm, serve
+from ctrbench.models.serving import REUSE, WHOLE, ServingForm, serve
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
+CACHED = "cached"
+"""Scope of the candidates' side of the best form alone: a request whose user's side was computed before."""
 TFLOP = 1e12
 HISTORIES = (50, 200, 1000, 4000)
 """Events of a history at which the candidates of a TFLOP are asked for."""
@@ -46,51 +48,63 @@ def joined(parts: tuple[StepCounts, StepCounts]) -> StepCounts:
     return replace(parts[1], rows=(*parts[0].rows, *parts[1].rows))
 
 
+def against(name: str, other: str) -> str:
+    """Scope of a ratio of two forms: `form`, or `form/other` where the other is not `whole`."""
+    return name if other == WHOLE else f"{name}/{other}"
+
+
 def request_rows(
-    base: Mapping[str, Any], model: nn.Module, forms: Mapping[str, ServingForm], requests: Requests
+    base: Mapping[str, Any], model: nn.Module, forms: Mapping[str, ServingForm], requests: Requests, other: str = WHOLE
 ) -> list[Measurement]:
     """Rows of one request in every form; `batch` of the rows is its candidates.
 
     Args:
         base: identifying columns.
         model: in eval mode.
-        forms: of `serving_forms`; WHOLE among them.
+        forms: of `serving_forms`; the other among them.
         requests: one.
+        other: form that FLOPs are compared with.
     """
     base = {**base, "batch": requests.count, "phase": "serve"}
     rows: list[Measurement] = []
-    whole = joined(count_form(model, forms[WHOLE], requests))
-    for name, form in forms.items():
-        parts = count_form(model, form, requests)
+    counts = {name: count_form(model, form, requests) for name, form in forms.items()}
+    for name, parts in counts.items():
         both = joined(parts)
-        rows += _flop_rows(base, name, parts, whole, requests.count)
+        if both.unknown:
+            reason = "uncounted_op: " + ", ".join(f"{op} x{n}" for op, n in sorted(both.unknown.items()))
+            rows += [withheld(base, m, reason, scope=name) for m in FLOP_ROWS]
+        else:
+            rows += [
+                make(base, "flops_request", both.flops(), "counted", scope=name),
+                make(base, "flops_request", parts[0].flops(), "counted", scope=f"{name}:user"),
+                make(base, "flops_candidate", both.flops() / requests.count, "counted", scope=name),
+            ]
         rows += [
             make(base, "bytes_request", both.bytes_operands(), "counted", scope=name),
             make(base, "ops_request", both.ops, "counted", scope=name),
+            *gpu_rows(base, name, both),
         ]
-        rows += gpu_rows(base, name, both)
+    rows += _ratio_rows(base, counts, other)
     wire = requests.nbytes + 4 * requests.count
     return [*rows, make(base, "bytes_wire", wire, "counted")]
 
 
-def _flop_rows(
-    base: Mapping[str, Any], name: str, parts: tuple[StepCounts, StepCounts], whole: StepCounts, count: int
+def _ratio_rows(
+    base: Mapping[str, Any], counts: Mapping[str, tuple[StepCounts, StepCounts]], other: str
 ) -> list[Measurement]:
-    both = joined(parts)
-    unknown = {**both.unknown, **whole.unknown}
-    if unknown:
-        reason = "uncounted_op: " + ", ".join(f"{op} x{n}" for op, n in sorted(unknown.items()))
-        return [withheld(base, m, reason, scope=name) for m in (*FLOP_ROWS, "reuse_flops")]
-    return [
-        make(base, "flops_request", both.flops(), "counted", scope=name),
-        make(base, "flops_request", parts[0].flops(), "counted", scope=f"{name}:user"),
-        make(base, "flops_candidate", both.flops() / count, "counted", scope=name),
-        *(
-            [make(base, "reuse_flops", both.flops() / whole.flops(), "counted", scope=name)]
-            if name != WHOLE and whole.flops()
-            else []
-        ),
-    ]
+    """FLOPs of every form over those of the other one; scope `cached` leaves out the user's side of the best."""
+    whole, out = joined(counts[other]), []
+    works = {name: joined(parts) for name, parts in counts.items() if name != other}
+    if REUSE in counts:
+        works[CACHED] = counts[REUSE][1]
+    for name, mine in works.items():
+        scope = against(name, other)
+        if mine.unknown or whole.unknown or not whole.flops():
+            why = "uncounted_op: see flops_request" if mine.unknown or whole.unknown else "n/a: it costs 0 FLOP"
+            out.append(withheld(base, "reuse_flops", why, scope=scope))
+        else:
+            out.append(make(base, "reuse_flops", mine.flops() / whole.flops(), "counted", scope=scope))
+    return out
 
 
 def gpu_rows(base: Mapping[str, Any], name: str, counts: StepCounts) -> list[Measurement]:

@@ -1,0 +1,302 @@
+"""A model under load: latencies of its forms, rates within a budget, overload; in one process, without any counter.
+
+Dims: C candidates of a request
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ctrbench.bench import proc, stability
+from ctrbench.bench.assemble import as_record, base_columns, build, lookup, model_config
+from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.serving.capacity import Overload, overload, qps_at
+from ctrbench.bench.serving.counts import CACHED, against, request_rows, tflop_rows
+from ctrbench.bench.serving.intake import Intake
+from ctrbench.bench.serving.load import Limits, Run, Serve, latency_percentiles, offline, server_of, single_stream
+from ctrbench.bench.serving.traffic import Traffic, data_traffic, random_traffic
+from ctrbench.bench.statistics import P99_STEPS
+from ctrbench.bench.train import seed_everything
+from ctrbench.datasets import random_batches
+from ctrbench.datasets.schema import Batch
+from ctrbench.models.requests import Requests
+from ctrbench.models.serving import REUSE, WHOLE, ServingForm, serve, serving_forms
+from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.measures import make, withheld
+from ctrbench.reports.records import Measurement, RunRecord
+
+TOLERANCE = 1e-5
+"""Largest difference between logits of two exact forms, float32."""
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+PROBED = 4
+"""Requests on which all forms are held against each other before they are timed."""
+WARM, WARM_ROUNDS = 5, 2
+PAIR_POOL = 16
+"""Different requests of a pair of forms: random ones are alike."""
+INPUTS = {"reuse_time": {"serve_latency": "measured"}}
+
+
+class Inexact(ArithmeticError):
+    """A form of serving gives other logits than the model's own forward."""
+
+
+def served_model(spec: RunSpec) -> tuple[ModelSpec, nn.Module, dict[str, ServingForm], Traffic]:
+    """(model's spec, the model, its forms, requests with the most candidates), on prepared data or random ones.
+
+    Weights are those of the seed: no training changes what a request executes.
+    """
+    count = max(spec.serving["candidates"])
+    if spec.data in random_batches.TRACKS:
+        seed_everything(spec.seed)
+        model_spec = lookup(spec)
+        schema = random_batches.random_schema(spec.data, spec.history_length)
+        model = model_spec.build(model_config(spec, model_spec), schema)
+        traffic = random_traffic(schema, count, pool=PAIR_POOL)
+    else:
+        model_spec, _, schema, model, prepared = build(spec)
+        traffic = data_traffic(prepared, count)
+        intake = Intake(schema, count)
+        traffic = Traffic(schema, tuple(intake(r)[0] for r in traffic.requests), traffic.seed)
+    model.eval()
+    return model_spec, model, serving_forms(model_spec.serving, model, schema), traffic
+
+
+def of(traffic: Traffic, count: int) -> Traffic:
+    """The same requests with their first candidates alone."""
+    return Traffic(traffic.schema, tuple(r.candidates(0, count) for r in traffic.requests), traffic.seed)
+
+
+def largest_difference(forms: Mapping[str, ServingForm], requests: tuple[Requests, ...]) -> float:
+    """Between the logits of any form and those of `whole`.
+
+    Raises:
+        Inexact: it is above the tolerance.
+    """
+    worst = 0.0
+    for request in requests:
+        want = serve(forms[WHOLE], request)
+        for name, form in forms.items():
+            apart = float((serve(form, request) - want).abs().max())
+            if not apart <= TOLERANCE * max(1.0, float(want.abs().max())):
+                raise Inexact(f"form {name}: a logit differs by {apart:.3g} from the model's own forward")
+            worst = max(worst, apart)
+    return worst
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Seconds of single requests served in two forms by turns, and the CPU core-seconds of each."""
+
+    first: list[float]
+    second: list[float]
+    cpu_first: float
+    cpu_second: float
+
+    @property
+    def rounds(self) -> int:
+        """Requests served in both forms."""
+        return len(self.first)
+
+
+def by_turns(first: ServingForm, second: ServingForm, traffic: Traffic, limit_s: float) -> Turns:
+    """A B, B A, A B ...: each round serves one request in both forms, after two rounds that warm both up."""
+    forms, took, cpu = (first, second), ([0.0][:0], [0.0][:0]), [0.0, 0.0]
+    for request in traffic.stream(WARM_ROUNDS):
+        for form in forms:
+            serve(form, request)
+    start = time.perf_counter()
+    for i, request in enumerate(traffic.stream(MOST_ROUNDS)):
+        for which in (0, 1) if i % 2 else (1, 0):
+            spent, begin = proc.cpu_seconds(), time.perf_counter()
+            serve(forms[which], request)
+            took[which].append(time.perf_counter() - begin)
+            cpu[which] += proc.cpu_seconds() - spent
+        if i + 1 >= LEAST_ROUNDS and time.perf_counter() - start > limit_s:
+            break
+    return Turns(took[0], took[1], cpu[0], cpu[1])
+
+
+def ratio_row(base: Mapping[str, Any], scope: str, turns: Turns) -> Measurement:
+    """Median of the ratios of the rounds, with its bootstrap interval."""
+    ratios = np.asarray(turns.first) / np.asarray(turns.second)
+    draws = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return make(base, "reuse_time", float(np.median(ratios)), "derived", scope=scope, n=len(ratios), ci_low=float(low),
+                ci_high=float(high))  # fmt: skip
+
+
+def latency_row(base: Mapping[str, Any], scope: str, seconds: Sequence[float] | np.ndarray) -> Measurement:
+    """Median with percentiles; p99 is left out below 1,000 requests."""
+    p = latency_percentiles(seconds)
+    return make(base, "serve_latency", p["p50"], "measured", scope=scope, n=len(seconds), p50=p["p50"], p90=p["p90"],
+                p99=p.get("p99"))  # fmt: skip
+
+
+def run_serve(spec: RunSpec, folder: Path) -> RunRecord:
+    """Process S: requests against the clock."""
+    model_spec, model, forms, traffic = served_model(spec)
+    base = {**base_columns(spec, model_spec.family, traffic.schema.track), "phase": "serve"}
+    apart = largest_difference(forms, of(traffic, min(spec.serving["candidates"])).requests[:PROBED])
+    if "pair" in spec.serving:
+        rows, extra = _pair(spec, base, model, forms, traffic)
+    else:
+        rows, extra = _under_load(spec, base, forms, traffic)
+    title = {"title": model_spec.title, "family": model_spec.family, "track": traffic.schema.track,
+             "control": model_spec.control, "largest_difference": apart}  # fmt: skip
+    return as_record(spec, rows, title | extra, INPUTS)
+
+
+def _pair(
+    spec: RunSpec, base: Mapping[str, Any], model: nn.Module, forms: Mapping[str, ServingForm], traffic: Traffic
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """The best form against another one by turns, beside what FLOPs predict; and the candidates' side alone, where the
+    user's side was computed before."""
+    count, other = max(spec.serving["candidates"]), spec.serving["pair"]
+    base, limit = {**base, "batch": count}, spec.serving["rounds_seconds"]
+    rows = request_rows(base, model, {n: forms[n] for n in (REUSE, other)}, traffic.requests[0], other)
+    samples = {}
+    for scope, form in ((REUSE, forms[REUSE]), (CACHED, Held(forms[REUSE], traffic.requests))):
+        turns = by_turns(form, forms[other], traffic, limit)
+        rows.append(ratio_row(base, against(scope, other), turns))
+        samples[against(scope, other)] = [turns.first, turns.second]
+    return rows, {"samples": samples}
+
+
+def _under_load(
+    spec: RunSpec, base: Mapping[str, Any], forms: Mapping[str, ServingForm], traffic: Traffic
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Every number of candidates: latencies, sharing against none by turns, the offline rate, a rate within the budget;
+    and overload at the middle one."""
+    options, counts = spec.serving, sorted(spec.serving["candidates"])
+    limits = Limits(budget_s=options["budget_ms"] / 1e3, max_batch=options["max_batch"], max_queue=options["queue"],
+                    max_wait_s=options["max_wait_ms"] / 1e3)  # fmt: skip
+    rows: list[Measurement] = []
+    extra: dict[str, Any] = {"options": dict(options), "latency": {}, "turns": {}, "capacity": {}}
+    ceilings = [_ceilings(spec.threads)]
+    clocks, began = stability.read_clocks(), time.perf_counter()
+    for count in counts:
+        at, mine = {**base, "batch": count}, of(traffic, count)
+        answer = server_of(forms[REUSE])
+        single_stream(answer, mine.stream(WARM))
+        spent = proc.cpu_seconds()
+        alone = single_stream(answer, mine.stream(options["requests"]))
+        spent = proc.cpu_seconds() - spent
+        full = offline(answer, mine.stream(P99_STEPS), options["max_batch"], limit_s=options["qps_seconds"] / 4)
+        rows += [
+            latency_row(at, REUSE, alone.latency_N),
+            make(at, "serve_cpu", spent / alone.answered, "measured", scope=REUSE, n=alone.answered),
+            make(at, "serve_offline", full.rate, "measured", scope=REUSE, n=full.answered),
+        ]
+        extra["latency"][count] = alone.latency_N.tolist()
+        turned, extra["turns"][count] = _against_whole(at, forms, mine, options["rounds_seconds"])
+        rows += turned
+        if options["qps"]:
+            row, extra["capacity"][count] = _within_budget(at, answer, mine, limits, alone, full, options)
+            rows.append(row)
+        ceilings.append(_ceilings(spec.threads))
+        if count == counts[len(counts) // 2]:
+            limits_now = replace(limits, least_s=float(np.median(alone.latency_N)))
+            seen = overload(answer, mine.stream, full.rate, options["overload_seconds"], limits_now,
+                            admit=Intake(mine.schema, count))  # fmt: skip
+            rows += _overload_rows(at, seen)
+            extra["overload"] = asdict(seen) | {"accounted": seen.accounted, "batch": count}
+    rows.append(make(base, "rss_peak", proc.rss_peak(), "measured"))
+    return rows, extra | {
+        "ceilings": [asdict(c) for c in ceilings],
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)),
+        "hints": stability.hints(clocks, stability.read_clocks(), time.perf_counter() - began),
+    }
+
+
+def _ceilings(threads: int) -> Ceilings:
+    with proc.memory_aside():
+        return measure_ceilings(threads, quick=True)
+
+
+def _against_whole(
+    at: Mapping[str, Any], forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """Every form against `whole` by turns; latency and CPU of those that are timed nowhere else."""
+    rows, samples = [], {}
+    for name, form in forms.items():
+        if name == WHOLE:
+            continue
+        turns = by_turns(form, forms[WHOLE], traffic, limit_s)
+        rows.append(ratio_row(at, name, turns))
+        samples[name] = [turns.first, turns.second]
+        timed = [(WHOLE, turns.second, turns.cpu_second)] if name == REUSE else [(name, turns.first, turns.cpu_first)]
+        for scope, seconds, cpu in timed:
+            rows.append(latency_row(at, scope, seconds))
+            rows.append(make(at, "serve_cpu", cpu / len(seconds), "measured", scope=scope, n=len(seconds)))
+    return rows, samples
+
+
+def _within_budget(
+    at: Mapping[str, Any], answer: Serve[Requests], traffic: Traffic, limits: Limits, alone: Run, full: Run,
+    options: Mapping[str, Any],
+) -> tuple[Measurement, dict[str, Any]]:  # fmt: skip
+    """The highest rate within the budget, or why there is none and the best p99 instead."""
+    found = qps_at(answer, traffic.stream, limits, alone=alone, full=full, limit_s=options["qps_seconds"])
+    if found.rate is None:
+        best = "" if found.best_p99 is None else f"; p99 of a request served alone is {found.best_p99 * 1e3:.3g} ms"
+        return withheld(at, "serve_qps", f"{found.reason}{best}", scope=REUSE), asdict(found)
+    row = make(at, "serve_qps", found.rate, "measured", scope=REUSE, n=len(found.trials), ci_low=found.rate,
+               ci_high=max(found.upper, found.rate))  # fmt: skip
+    return row, asdict(found)
+
+
+def _overload_rows(at: Mapping[str, Any], seen: Overload) -> list[Measurement]:
+    rows = [make(at, "serve_refused", seen.refused_share, "measured", scope=REUSE, n=seen.sent)]
+    if seen.p99 is None:
+        reason = f"too_few_repeats: {seen.answered} answered, a p99 needs {P99_STEPS}"
+        return [*rows, withheld(at, "serve_overload_p99", reason, scope=REUSE)]
+    return [*rows, make(at, "serve_overload_p99", seen.p99, "measured", scope=REUSE, n=seen.answered)]
+
+
+class Held:
+    """A form whose user's sides were all computed before: what a request costs when its user is in the cache."""
+
+    def __init__(self, form: ServingForm, requests: Sequence[Requests]) -> None:
+        self.form = form
+        with torch.no_grad():
+            self.contexts = {id(r.users): form.context(r.users) for r in requests}
+
+    def context(self, users: Batch) -> Any:
+        """As computed before."""
+        return self.contexts[id(users)]
+
+    def score(self, context: Any, requests: Requests) -> Tensor:
+        """As the form does."""
+        return self.form.score(context, requests)
+
+
+def run_serve_count(spec: RunSpec, folder: Path) -> RunRecord:
+    """What requests execute, operator by operator, at every number of candidates; and of published sizes the
+    candidates of a TFLOP."""
+    model_spec, model, forms, traffic = served_model(spec)
+    base = {**base_columns(spec, model_spec.family, traffic.schema.track), "phase": "serve"}
+    rows: list[Measurement] = []
+    for count in sorted(spec.serving["candidates"]):
+        rows += request_rows(base, model, forms, longest(of(traffic, count)))
+    with torch.no_grad():
+        context = forms[REUSE].context(longest(traffic).users)
+    if (kept := getattr(context, "nbytes", None)) is not None:
+        rows.append(make({**base, "batch": None}, "bytes_user_cache", kept, "counted", scope=REUSE))
+    title = {"title": model_spec.title, "family": model_spec.family, "track": traffic.schema.track,
+             "control": model_spec.control}  # fmt: skip
+    return as_record(spec, [*rows, *tflop_rows(base, model_spec)], title)
+
+
+def longest(traffic: Traffic) -> Requests:
+    """The request with the most events: what a request costs at most."""
+    return max(traffic.requests, key=lambda r: sum(len(t) for t in r.users.event_times.values()))
