@@ -180,17 +180,16 @@ class EmbeddingTables(nn.Module):
         return out
 
     @torch.no_grad()
-    def gather(self, features: Sequence[str], ids_FN: Tensor) -> Tensor:
-        """Rows [F, N, W] of some features, one id a cell, for serving: a gather without the operator's overhead."""
-        names, weights = [self.table_of[f] for f in features], self.weights()
+    def gather(self, ids: KeyedJaggedTensor) -> Tensor:
+        """Rows [N, W] of all ids, key by key, for serving: a gather without the lookup operator's overhead.
+
+        The keys may be some of the features only.
+        """
         if isinstance(self.lookup, nn.ModuleDict):
-            rows = [torch.nn.functional.embedding(ids_N, weights[n]) for n, ids_N in zip(names, ids_FN, strict=True)]
-            return torch.stack(rows)[..., : self.width]
-        # The tables lie one after another, so that one gather serves all.
-        first = next(iter(weights.values()))
+            return self._unpooled(ids)[:, : self.width]
+        first = next(iter(self.weights().values()))  # the tables lie one after another
         whole = first.as_strided((sum(self.rows.values()), self.stored), (self.stored, 1))
-        starts_F1 = torch.tensor([[self._start[n]] for n in names], device=ids_FN.device)
-        return torch.nn.functional.embedding(ids_FN + starts_F1, whole)[..., : self.width]
+        return torch.nn.functional.embedding(self._flat(ids), whole)[:, : self.width]
 
     def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
         if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):

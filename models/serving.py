@@ -15,9 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.blocks import Embedded, Events, FeatureEmbedder
+from ctrbench.models.embedding import EmbeddingTables
 from ctrbench.models.requests import Requests, dense_rows, full_rows, host_of, item_dense, item_fields, take_users
 
 REUSE, WHOLE, ALONE = "reuse", "whole", "alone"
@@ -109,20 +112,57 @@ class Sides:
         plain = [*schema.categorical, *(schema.dense if embedder.numeric_ID is not None else ())]
         self.item_slots = [i for i, f in enumerate(plain) if f.role == "item"]
         self.user_slots = [i for i in range(embedder.num_fields) if i not in self.item_slots]
+        self.slots_U = torch.tensor(self.user_slots, dtype=torch.long)
         self.names = [f.name for f in item_fields(schema)]
         self.dense = item_dense(schema) if embedder.numeric_ID is not None else []
 
     def user(self, users: Batch) -> UserSide:
         """The user's side; R rows."""
+        if users.size == 1 and self.embedder.tables is not None:
+            return self._one(users, self.embedder.tables)
         fields_RFW, events = self.embedder.rows(users)
         return UserSide(fields_RFW[:, self.user_slots], events)
+
+    def _one(self, user: Batch, tables: EmbeddingTables) -> UserSide:
+        """The same of one row without what only many rows need: offsets, bags, indices of padding."""
+        schema, embedder = self.embedder.schema, self.embedder
+        per_key = user.ids.length_per_key()
+        n_cat = len(schema.categorical)
+        rows = dict(zip(user.ids.keys(), tables.gather(user.ids).split(per_key), strict=True))
+        fields_FW = [torch.cat([rows[f.name] for f in schema.categorical])] if n_cat else []
+        if embedder.numeric_ID is not None:
+            fields_FW.append(embedder.dense_rows(user.dense_BI, user.missing_BI)[0])
+        if embedder.pooled:
+            fields_FW += [rows[f.name].sum(0, keepdim=True) / max(1, len(rows[f.name])) for f in schema.sequences]
+        fields_1FW = torch.cat(fields_FW).unsqueeze(0)
+        events = {} if embedder.pooled else {h: self._history(h, rows, user) for h in schema.histories}
+        return UserSide(fields_1FW.index_select(1, self.slots_U), events)
+
+    def _history(self, history: str, rows: Mapping[str, Tensor], user: Batch) -> Events:
+        """The newest events of one row, padding on the left."""
+        fields = self.embedder.schema.histories[history]
+        length = fields[0].max_length
+        values_TE = torch.cat([rows[f.name][-length:, : self.embedder.dim] for f in fields], dim=1)
+        short = length - len(values_TE)
+        mask_T = values_TE.new_ones(len(values_TE), dtype=torch.bool)
+
+        def padded(x: Tensor) -> Tensor:
+            return pad(x, (0, 0, short, 0) if x.dim() == 2 else (short, 0)).unsqueeze(0)
+
+        ids = {f.name: padded(user.ids[f.name].values()[-length:]) for f in fields}
+        return Events(padded(values_TE), ids, padded(user.event_times[history][-length:]), padded(mask_T))
 
     def items(self, requests: Requests) -> Tensor:
         """The candidates' fields, [N, J, W]."""
         parts = []
         if self.names:
             assert self.embedder.tables is not None
-            parts.append(self.embedder.tables.gather(self.names, requests.ids_JN).transpose(0, 1))
+            count = requests.ids_JN.shape[1]
+            ids = KeyedJaggedTensor(
+                keys=self.names, values=requests.ids_JN.flatten(), stride=count,
+                length_per_key=[count] * len(self.names), lengths=requests.ids_JN.new_empty(0),
+            )  # fmt: skip
+            parts.append(self.embedder.tables.gather(ids).view(len(self.names), count, -1).transpose(0, 1))
         if self.dense:
             parts.append(self.embedder.dense_rows(requests.dense_NI, requests.missing_NI, self.dense))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
