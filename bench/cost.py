@@ -6,7 +6,6 @@ input or price is not known is withheld with the reason, and then so is the tota
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +13,9 @@ import pandas as pd
 
 from ctrbench.bench.cost_amounts import Amount, Facts
 from ctrbench.bench.cost_prices import Prices, usd_per_tflops
-from ctrbench.bench.cost_terms import TOTAL, Assumptions, request_terms, sample_terms
+from ctrbench.bench.cost_terms import TERMS, TOTAL, TRAINING, Assumptions, request_terms, sample_terms
 from ctrbench.bench.cost_whatif import break_evens, sensitivities, what_ifs
-from ctrbench.bench.cost_workloads import trainings, workloads
+from ctrbench.bench.cost_workloads import Workload, trainings, workloads
 from ctrbench.reports.records import Measurement
 
 REQUESTS, SAMPLES = "usd_per_million_requests", "usd_per_million_samples"
@@ -40,16 +39,12 @@ def cost_rows(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, run:
     out = []
     for w in workloads(facts):
         base = {**w.columns, **({"run": run} if run else {}), "phase": "serve", "batch": w.batch}
-        out += [x.row(base, REQUESTS, scope=f"{w.scope}:{t}") for t, x in _terms(request_terms(w, prices, assumptions))]
+        out += [x.row(base, REQUESTS, scope=f"{w.scope}:{t}") for t, x in request_terms(w, prices, assumptions).items()]
     for t in trainings(facts):
         base = {**t.columns, **({"run": run} if run else {}), "phase": "train"}
         priced = sample_terms(t, prices, assumptions)
-        out += [x.row(base, SAMPLES, scope=f"{t.deployment}:{name}") for name, x in _terms(priced)]
+        out += [x.row(base, SAMPLES, scope=f"{t.deployment}:{name}") for name, x in priced.items()]
     return out
-
-
-def _terms(priced: dict[str, Amount]) -> Iterator[tuple[str, Amount]]:
-    yield from priced.items()
 
 
 def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> dict[str, Any]:
@@ -79,8 +74,8 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         what_if: common keys, `knob` (`qps`, `tables_gb`, `replicas`, `peak_to_mean`), `at` (its value), `usd, low,
             high, reason`: the total. And knob `history` with `at` events, where rows of longer workloads exist: `usd`
             is then accelerator + host CPU alone.
-        break_even: `kind` `deployments`: one model (`a` = `b`) on `deployment_a` and `deployment_b`; `kind` `models`: two
-            models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name of
+        break_even: `kind` `deployments`: one model (`a` = `b`) on `deployment_a` and `deployment_b`; `kind` `models`:
+            two models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name of
             a price), `unit, low, high` (range searched), `at` (equal cost, None where none), `cheaper_below`,
             `cheaper_above` (`a` or `b`), `reason`.
         usd_per_tflops: see `cost_prices.usd_per_tflops`: `gpu, dtype, tflops, usd_per_tflops_hour, low, high,
@@ -94,9 +89,16 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         "assumptions": {
             **asdict(assumptions), "headroom": assumptions.headroom, "samples_a_day": assumptions.samples_a_day,
         },
-        "terms": [t for t in _order(assumptions)],
-        "workloads": [], "sensitivity": flips, "pairs": pairs,
+        "terms": [t for t in TERMS if assumptions.training or t != TRAINING],
+        "workloads": [_described(w, request_terms(w, prices, assumptions)) for w in known],
+        "sensitivity": flips, "pairs": pairs,
         "what_if": what_ifs(known, prices, assumptions),
         "break_even": break_evens(known, prices, assumptions),
         "usd_per_tflops": usd_per_tflops(prices),
     }  # fmt: skip
+
+
+def _described(w: Workload, terms: dict[str, Amount]) -> dict[str, Any]:
+    inputs = {name: sorted(x.inputs) for name, x in terms.items() if name != TOTAL}
+    who = {c: w.columns[c] for c in ("data", "model", "variant", "preset")}
+    return {**who, "form": w.form, "deployment": w.deployment, "batch": w.batch, "basis": w.basis, "inputs": inputs}

@@ -83,7 +83,9 @@ def load_prices(path: Path | None = None) -> Prices:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"{file}: prices cannot be read: {error.strerror}; give a TOML file like {DEFAULT.name}") from None
+        raise BadInput(
+            f"{file}: prices cannot be read: {error.strerror}; give a TOML file like {DEFAULT.name}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: not TOML: {error}; see {DEFAULT.name} for the form") from None
     gpus = tables.pop("gpu", {})
@@ -116,8 +118,10 @@ def _price(file: Path, name: str, row: Any) -> Price:
         raise wrong("currency", f"{row['currency']!r}", "convert to USD and say the rate in `note`")
     if type(row.get("read_on")) is not date:
         raise wrong("read_on", f"{row.get('read_on')!r} is no date", "write the day it was read, e.g. 2026-11-26")
-    numbers = {key: float(row[key]) for key in ("value", "low", "high")}
-    return Price(name=name, note=row.get("note", ""), read_on=row["read_on"], **numbers, **{k: row[k] for k in _TEXTS})
+    texts = {key: str(row[key]) for key in _TEXTS}
+    value, low, high = (float(row[key]) for key in ("value", "low", "high"))
+    note = str(row.get("note", ""))
+    return Price(name=name, value=value, low=low, high=high, read_on=row["read_on"], note=note, **texts)
 
 
 def usd_per_tflops(prices: Prices, gpus: Iterable[Gpu] | None = None) -> list[dict[str, Any]]:

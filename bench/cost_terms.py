@@ -1,4 +1,4 @@
-"""What a request and a training sample occupy, priced term by term. Pure arithmetic on workloads, prices, assumptions."""
+"""What a request and a training sample occupy, priced term by term: arithmetic on workloads, prices, assumptions."""
 
 from __future__ import annotations
 
