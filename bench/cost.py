@@ -75,8 +75,8 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
             high, reason`: the total. And knob `history` with `at` events, where rows of longer workloads exist: `usd`
             is then accelerator + host CPU alone.
         break_even: `kind` `deployments`: one model (`a` = `b`) on `deployment_a` and `deployment_b`; `kind` `models`:
-            two models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name of
-            a price), `unit, low, high` (range searched), `at` (equal cost, None where none), `cheaper_below`,
+            two models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name
+            of a price), `unit, low, high` (range searched), `at` (equal cost, None where none), `cheaper_below`,
             `cheaper_above` (`a` or `b`), `reason`.
         usd_per_tflops: see `cost_prices.usd_per_tflops`: `gpu, dtype, tflops, usd_per_tflops_hour, low, high,
             times_v100_fp16, reason`.

@@ -81,10 +81,17 @@ class Curves:
 
         return self._kept.setdefault((id(w), knob.name), (w, usd))[1]
 
+    def _now(self, w: Workload) -> float:
+        found = _total(w, self.prices, self.a).value
+        return math.nan if found is None else found
+
     def crossing(self, knob: Knob, x: Workload, y: Workload) -> Crossing | None:
         """The value of the knob nearest to where it stands at which both cost the same; None where there is none."""
         one, other = self.of(x, knob), self.of(y, knob)
         found = crossings(lambda value: one(value) - other(value), knob.low, knob.high)
+        start = knob.low
+        if knob.now is None and (gap := self._now(x) - self._now(y)) * (one(start) - other(start)) < 0:
+            found = [(start, gap), *found]  # the ranking turns between what was measured and the range
         sides = [Crossing(at, *(("a", "b") if before < 0 else ("b", "a"))) for at, before in found]
         return min(sides, key=lambda c: knob.distance(c.at), default=None)
 
