@@ -179,10 +179,9 @@ def prepare_jobs(plan: Plan, console: Console) -> tuple[list[Ready], list[Measur
             "split": prepared.split,
             "track": prepared.schema.track,
         }
-        rows += [
-            make(base, "bytes_raw", prepared.bytes_raw, "measured", phase="prepare"),
-            make(base, "bytes_shards", prepared.bytes_shards, "measured", phase="prepare"),
-        ]
+        samples = sum(prepared.rows(part) for part in ("train", "valid", "test"))
+        kept = {"bytes_raw": prepared.bytes_raw, "bytes_shards": prepared.bytes_shards}
+        rows += [make(base, metric, size, "measured", phase="prepare", n=samples) for metric, size in kept.items()]
         console.print(
             f"  {job.data}: {prepared.rows('train'):,} train / {prepared.rows('valid'):,} valid /"
             f" {prepared.rows('test'):,} test rows, {time.perf_counter() - start:.1f} s"

@@ -126,9 +126,9 @@ MEASURES: Mapping[str, Measure] = _table(
     ("stages_diff", "Score difference, shared cache", "1", "down", "number", "largest |difference| between scores of retrieval or ranking served one after the other on one user-side cache and each computed alone; scope is the stage", _SCORES),
     ("stages_saved", "Saved by a shared cache", "ratio", "up", "percent", "1 - what two stages on one user-side cache need / what they need apart; scope `flops` or `bytes`", _TAG),
     ("feature_cpu", "CPU of the feature path", "core*s", "down", "number", "user + system time a million samples, or a million candidates of requests, spent on one step of the feature path; scope `paradigm:step`", _CALLS),
-    # cost: `scope` is `form:term`, or `form:total`; a total with a term that is not known is not known
-    ("usd_per_million_requests", "USD / million requests", "USD", "down", "number", "prices x what a million requests occupy: CPU, accelerator, memory, storage, network; low and high ends of prices, and of a modelled time, are the band", "prices.toml"),
-    ("usd_per_million_samples", "USD / million training samples", "USD", "down", "number", "prices x what a million training samples occupy", "prices.toml"),
+    # cost: a total with a term that is not known is not known; deployments are `cpu` and the names of GPUs, terms `accelerator`, `host_cpu`, `feature_cpu`, `dram`, `storage`, `network`, of requests `training` too, and `total`
+    ("usd_per_million_requests", "USD / million requests", "USD", "down", "number", "prices x what a million requests occupy at the planned traffic: accelerator, CPU of the host and of the feature path, memory, storage, network, their share of training; scope `form/deployment:term`; the band holds the low and the high ends of the prices and of a modelled time", "prices.toml"),
+    ("usd_per_million_samples", "USD / million training samples", "USD", "down", "number", "prices x what a million training samples occupy; scope `deployment:term`; band as usd_per_million_requests", "prices.toml"),
     # memory and storage
     ("rss_peak", "Peak RSS", "B", "down", "bytes", "largest resident set of the process, one process per configuration", _CALLS),
     ("bytes_raw", "Raw data", "B", "down", "bytes", "input files as found", _FILES),
