@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw the report of recorded runs; needs no torch")
     report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or file of pytest --benchmark-json")
     report.add_argument("-o", "--out", default="report.html", help="a name in .md gives Markdown without figures")
+    report.add_argument("--prices", metavar="FILE", help="price the run again, in the report alone")
     report.add_argument("--section", action="append", default=[], metavar="ID", help="of Markdown: only these")
     export = commands.add_parser("export", help="records for other programs; needs no torch")
     export.add_argument(
@@ -274,6 +275,10 @@ def _report(options: argparse.Namespace) -> int:
         bodies.update(found)
     table, out = pd.concat(tables, ignore_index=True), Path(options.out)
     kernels = kernels_of(runs)
+    if options.prices:
+        from ctrbench.bench.priced import priced_again
+
+        table, bodies = priced_again(table, bodies, Path(options.prices))
     if out.suffix == ".md":
         try:
             print(build_markdown(table, bodies, out, options.section, kernels))

@@ -15,6 +15,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from ctrbench.bench import registry
 from ctrbench.bench.plan import Entry, Job, Plan, RunOptions, ServeOptions
 from ctrbench.bench.points import sweep_points
+from ctrbench.bench.priced import asked
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
@@ -54,10 +55,11 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         _check_keys(given, base)
     typed = {k: _value(k, v) for k, v in given.items()}
     jobs = _jobs(suite_values, base, typed, only, data)
-    run = _run_options(base, suite_values, typed)
+    run, cost = _run_options(base, suite_values, typed), _group("cost", base, suite_values, typed)
+    asked(cost)  # wrong prices fail before any work
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
-        serve=_serve_options(base, suite_values, typed), cost=_group("cost", base, suite_values, typed),
+        serve=_serve_options(base, suite_values, typed), cost=cost,
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
         counted=() if only else _counted(suite_values.get("counted", ())),
@@ -86,7 +88,8 @@ def data_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 _AS_TYPED = (
-    "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy", "run.out",
+    "cost.prices", "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy",
+    "run.out",
 )  # fmt: skip
 
 

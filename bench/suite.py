@@ -26,6 +26,7 @@ from ctrbench.bench.plan import Job, Plan
 from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
+from ctrbench.bench.priced import price_run
 from ctrbench.bench.progress import RunProgress
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.serving.specs import serving_specs
@@ -109,6 +110,7 @@ def run_suite(plan: Plan, console: Console) -> int:
         console.print(f"[red]{outcome.status}[/] {outcome.spec.key}: {escape(outcome.reason)}")
     rows = _summarise(specs, plan, runs_dir, chosen, missing)
     judged = [r for r in rows if r.metric == bands.METRIC]
+    price_run(runs_dir, plan.cost)
     _draw(runs_dir, console)
     if not any(o.spec.pretrained for o in failures):  # a resumed run would ask for them again
         _drop_answers(specs, runs_dir)

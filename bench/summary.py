@@ -21,6 +21,7 @@ from ctrbench.bench.joint import joint_rows
 from ctrbench.bench.option_gains import option_rows, same_seeds
 from ctrbench.bench.retrieval_rows import RANKS, over_seeds
 from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.serving.rows import utilisation_rows
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make, withheld
@@ -71,6 +72,9 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
         if kinds["retrieve"]:
             files = [runs_dir / "records" / r.record / RANKS for r in kinds["retrieve"]]
             rows += over_seeds(_base(kinds["retrieve"][0], run_id), files)
+        if kinds["serve"] and kinds["serve_count"]:
+            served, counted = kinds["serve"][0], kinds["serve_count"][0]
+            rows += utilisation_rows(_base(served, run_id), served.body, counted.body)
         for kind in CONTROLS:
             if kinds[kind]:
                 extras = [r.body["extra"] for r in kinds[kind]]

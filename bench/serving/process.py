@@ -153,7 +153,16 @@ def run_serve(spec: RunSpec, folder: Path) -> RunRecord:
         rows, extra = _under_load(spec, base, forms, traffic)
     title = {"title": model_spec.title, "family": model_spec.family, "track": traffic.schema.track,
              "control": model_spec.control, "largest_difference": apart}  # fmt: skip
-    return as_record(spec, rows, title | extra, INPUTS)
+    return as_record(spec, rows, title | extra | {"seconds": by_form(rows, "serve_latency")}, INPUTS)
+
+
+def by_form(rows: Sequence[Measurement], metric: str) -> dict[str, dict[str, float]]:
+    """form -> candidates -> value, where it is known."""
+    out: dict[str, dict[str, float]] = {}
+    for r in rows:
+        if r.metric == metric and r.value is not None:
+            out.setdefault(r.scope, {})[str(r.batch)] = r.value
+    return out
 
 
 def _pair(
@@ -287,16 +296,23 @@ def run_serve_count(spec: RunSpec, folder: Path) -> RunRecord:
     base = {**base_columns(spec, model_spec.family, traffic.schema.track), "phase": "serve"}
     rows: list[Measurement] = []
     for count in sorted(spec.serving["candidates"]):
-        rows += request_rows(base, model, forms, longest(of(traffic, count)))
+        rows += request_rows(base, model, forms, typical(of(traffic, count)))
+    longest = max(traffic.requests, key=events_of)
     with torch.no_grad():
-        context = forms[REUSE].context(longest(traffic).users)
+        context = forms[REUSE].context(longest.users)
     if (kept := getattr(context, "nbytes", None)) is not None:
         rows.append(make({**base, "batch": None}, "bytes_user_cache", kept, "counted", scope=REUSE))
     title = {"title": model_spec.title, "family": model_spec.family, "track": traffic.schema.track,
-             "control": model_spec.control}  # fmt: skip
+             "control": model_spec.control, "events": events_of(typical(traffic)),
+             "flops": by_form(rows, "flops_request")}  # fmt: skip
     return as_record(spec, [*rows, *tflop_rows(base, model_spec)], title)
 
 
-def longest(traffic: Traffic) -> Requests:
-    """The request with the most events: what a request costs at most."""
-    return max(traffic.requests, key=lambda r: sum(len(t) for t in r.users.event_times.values()))
+def events_of(request: Requests) -> int:
+    """Events of all histories of a request."""
+    return sum(len(t) for t in request.users.event_times.values())
+
+
+def typical(traffic: Traffic) -> Requests:
+    """The request with the median number of events."""
+    return sorted(traffic.requests, key=events_of)[len(traffic.requests) // 2]
