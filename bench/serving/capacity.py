@@ -190,6 +190,9 @@ def overload(
 ) -> Overload:  # fmt: skip
     """Several times the rate that the server bears, for some time, under its limits.
 
+    What is begun had waited no longer than the budget, so the answered stay within twice the budget wherever a batch
+    takes no longer than one.
+
     Args:
         serve: answers a batch.
         stream: gives the requests.

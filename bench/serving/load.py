@@ -158,7 +158,7 @@ def single_stream(serve: Serve[T], requests: Sequence[T], *, limit_s: float = ma
     Raises:
         ValueError: no request.
     """
-    start, ends = _one_by_one(serve, requests, 1, limit_s, clock)
+    start, ends = _back_to_back(serve, requests, 1, limit_s, clock)
     return Run(latency_N=np.diff(ends, prepend=start), sent=len(ends), seconds=ends[-1] - start, batches=len(ends))
 
 
@@ -172,12 +172,12 @@ def offline(
     Raises:
         ValueError: no request, or a batch of less than 1.
     """
-    start, ends = _one_by_one(serve, requests, batch, limit_s, clock)
+    start, ends = _back_to_back(serve, requests, batch, limit_s, clock)
     latency_N = np.repeat(np.asarray(ends) - start, batch)[: len(requests)]
     return Run(latency_N=latency_N, sent=len(latency_N), seconds=ends[-1] - start, batches=len(ends))
 
 
-def _one_by_one(
+def _back_to_back(
     serve: Serve[T], requests: Sequence[T], batch: int, limit_s: float, clock: Clock
 ) -> tuple[float, list[float]]:
     """The start, and when each batch was answered."""
@@ -199,8 +199,8 @@ def server(
     """Open loop: request i is due at `arrivals[i]` seconds from the start, whatever became of those before it.
 
     A batch starts when `max_batch` requests wait or the oldest has waited `max_wait_s`, and the server is free. Every
-    request is answered, or refused and counted: on arrival by `admit` or a full queue; at its turn where it cannot be on
-    time any more.
+    request is answered, or refused and counted: on arrival by `admit` or a full queue; at its turn where it cannot be
+    on time any more.
 
     Args:
         serve: answers a batch.

@@ -6,6 +6,7 @@ Dims: C candidates of a request, J item fields, I dense item fields, V distinct 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import polars as pl
@@ -112,12 +113,8 @@ def _longer(schema: FeatureSchema, length: int) -> FeatureSchema:
 
 def _users(prepared: Prepared, pool: int, history: int | None, seed: int) -> list[Batch]:
     kept = None if history is None else min(history, *(f.max_length for f in prepared.schema.sequences))
-    out: list[Batch] = []
-    for batch in Loader(prepared, "test", pool, shuffle_seed=seed, history_length=kept, prefetch=0):
-        rows = (take_users(prepared.schema, batch, r) for r in range(batch.size))
-        out += [u for u in rows if history is None or all(map(len, u.event_times.values()))]
-        if len(out) >= pool:
-            return out[:pool]
+    rows = Loader(prepared, "test", 1, shuffle_seed=seed, history_length=kept, prefetch=0)
+    out = list(islice((u for u in rows if history is None or all(map(len, u.event_times.values()))), pool))
     if not out:
         raise BadInput(f"{prepared.path}: no test impression of a user with an event; leave `history` out")
     return out
