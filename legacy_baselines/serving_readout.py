@@ -42,7 +42,9 @@ def _readout(mlp: nn.Sequential | None, head_1M: Tensor) -> Readout:
     return Readout(weight_MK.detach(), bias_M.detach(), nn.Sequential(*list(mlp)[1:]), head_1M)
 
 
-def readouts(mlps: Mapping[str, nn.Sequential], head: nn.Linear, width: int, mlp: int) -> tuple[Readout, Readout | None]:
+def readouts(
+    mlps: Mapping[str, nn.Sequential], head: nn.Linear, width: int, mlp: int
+) -> tuple[Readout, Readout | None]:
     """(crossed, straight or None).
 
     Args:
