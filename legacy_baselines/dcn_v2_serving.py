@@ -25,7 +25,7 @@ from ctrbench.kernels.cross_mixture import mixture_cost, mixture_inner
 from ctrbench.kernels.linear import linear
 from ctrbench.legacy_baselines.dcn_v2_fold import Folded, FoldedCross, fold_flops
 from ctrbench.legacy_baselines.serving_readout import readout_flops, readouts
-from ctrbench.legacy_baselines.serving_split import SplitLinear, side_widths, with_user
+from ctrbench.legacy_baselines.serving_split import SplitLinear, side_widths
 from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, ServingForm, Sides
 

@@ -1,8 +1,8 @@
 """What stands behind a cross network, taken apart for serving: linear readouts of its output and of its input.
 
 The logit of DCN and DCN-v2 is the head's bias plus, for each branch, head_b(rest_b(W_b x + b_b)), where x is the
-network's output x_L (`crossed`) or its input x0 (`straight`): with an MLP, W_b is its first layer; without, the head's own
-columns.
+network's output x_L (`crossed`) or its input x0 (`straight`): with an MLP, W_b is its first layer; without, the
+head's own columns.
 
 Dims: N candidates, K width of the network, M width of a readout
 """
