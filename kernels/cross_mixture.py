@@ -41,11 +41,17 @@ def mixture_fused(
 ) -> Tensor:
     """Fast path: one GEMM into all experts, one batched product, one GEMM out of them."""
     experts, rank, width = v_KRN.shape
-    z_KBR = _act(linear(x_BN, v_KRN.reshape(experts * rank, width)), act).view(-1, experts, rank).transpose(0, 1)
+    into_BE = linear(x_BN, v_KRN.reshape(experts * rank, width))
+    return torch.addcmul(x_BN, x0_BN, mixture_inner(into_BE, gate_BK, u_NKR, c_KRR, b_N, act))
+
+
+def mixture_inner(into_BE: Tensor, gate_BK: Tensor, u_NKR: Tensor, c_KRR: Tensor, b_N: Tensor, act: Act) -> Tensor:
+    """sum_k G_k U_k g(C_k g(V_k^T x)) + b, [B, N], of all experts' V^T x side by side, [B, K*R]."""
+    width, experts, rank = u_NKR.shape
+    z_KBR = _act(into_BE, act).view(-1, experts, rank).transpose(0, 1)
     z_KBR = _act(torch.bmm(z_KBR, c_KRR.transpose(1, 2)), act)
     gated_BKR = z_KBR.transpose(0, 1) * gate_BK.unsqueeze(-1)
-    inner_BN = linear(gated_BKR.reshape(-1, experts * rank), u_NKR.reshape(width, experts * rank), b_N)
-    return torch.addcmul(x_BN, x0_BN, inner_BN)
+    return linear(gated_BKR.reshape(-1, experts * rank), u_NKR.reshape(width, experts * rank), b_N)
 
 
 def mixture(

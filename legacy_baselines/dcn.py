@@ -17,6 +17,7 @@ from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross_vector import Impl, cross_vector, cross_vector_cost
 from ctrbench.kernels.linear import Linear
+from ctrbench.legacy_baselines.dcn_serving import serving
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -169,4 +170,5 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=serving,
 )

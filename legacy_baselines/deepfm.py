@@ -16,6 +16,7 @@ from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.fm import Impl
 from ctrbench.legacy_baselines.fm import FmTerm
+from ctrbench.legacy_baselines.serving_split import split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -112,4 +113,5 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=split_forms(pairs=True),
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.fm import Impl, fm
+from ctrbench.legacy_baselines.serving_split import split_forms
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.cards import fixed, shared_rows
 from ctrbench.models.embedding import TableConfig
@@ -103,4 +104,5 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=split_forms(pairs=True),
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.legacy_baselines.serving_split import split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.cards import fixed, shared_rows, switched
 from ctrbench.models.embedding import TableConfig
@@ -97,4 +98,5 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=split_forms(),
 )
