@@ -3,8 +3,8 @@
 A question sees the history and itself, nobody sees it: keys and values of the history serve any number of questions,
 now and, as long as no event leaves the window, after events were appended.
 
-Dims: R users, L events, N tokens of a history, U questions or blocks of tokens, m tokens of a block, H heads, D width of
-a token, d width of a head
+Dims: R users, L events, N tokens of a history, U questions or blocks of tokens, m tokens of a block, H heads, D width
+of a token, d width of a head
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def ask(layers: nn.ModuleList, kept: Kept, x_RUmD: Tensor) -> Tensor:
 class Reader(Protocol):
     """A user model as serving asks it."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """Event fields that it reads."""
+        ...
 
     def history(self, sequences: Sequences, past: Kept | None = None) -> Kept:
         """Histories of R users, the newest event at the right end; `past` is what comes before (no padding then)."""

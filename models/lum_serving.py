@@ -145,7 +145,9 @@ class Stored(GroupQuery):
     def answers(self, users: Batch, cond_RU: Tensor) -> Tensor:
         """Answers [R, U, D] of users under conditions; a user's are looked up together."""
         sequences, out = self.lum.sequences(users), []
-        times = torch.split(users.event_times[self.lum.fields.history], users.ids[self.lum.fields.item].lengths().tolist())
+        times = torch.split(
+            users.event_times[self.lum.fields.history], users.ids[self.lum.fields.item].lengths().tolist()
+        )
         for row, (user, cond_U) in enumerate(zip(users.user_B.tolist(), cond_RU, strict=True)):
             one = sequences.take(torch.tensor([row], device=cond_U.device))
             stamp = (self.version, int(times[row][-1]) if len(times[row]) else 0, events_of(one))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ctrbench.models.embedding import embedding_tables
+from ctrbench.models.embedding import dense_parameters, embedding_tables
 from ctrbench.models.lum_rows import Sequences
 
 Stamp = tuple[str, int, str]
@@ -23,9 +23,11 @@ the same time."""
 def version_of(model: nn.Module) -> str:
     """Digest of all weights, tables included."""
     found = hashlib.blake2b(digest_size=8)
-    weights = [*model.parameters(), *model.buffers()]
-    for t in (*weights, *(w for tables in embedding_tables(model) for w in tables.weights().values())):
-        found.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().data if t.numel() else b"")
+    tables = embedding_tables(model)
+    aside = {id(b) for t in tables for b in t.buffers()}  # the operator's own and its optimizer's
+    weights = [*dense_parameters(model), *(b for b in model.buffers() if id(b) not in aside)]
+    for t in (*weights, *(w for table in tables for w in table.weights().values())):
+        found.update(t.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
