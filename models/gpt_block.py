@@ -19,7 +19,7 @@ from torch.nn.functional import gelu
 from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.attention import attention, visible_pairs
-from ctrbench.kernels.linear import Linear
+from ctrbench.kernels.linear import Linear, linear
 from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import history_lengths, merge_by_time, no_padding, ordinals
@@ -88,6 +88,13 @@ class GptLayer(nn.Module):
         """Queries, keys and values, each [B, H, S, d]."""
         q_BHSd, k_BHSd, v_BHSd = self.qkv(self.norm1(x_BSD)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q_BHSd, k_BHSd, v_BHSd
+
+    def memory(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values alone: all that later tokens need of these in the last layer."""
+        width, bias_E = x_BSD.shape[2], self.qkv.bias
+        kv_BSE = linear(self.norm1(x_BSD), self.qkv.weight[width:], bias_E[width:])
+        k_BHSd, v_BHSd = kv_BSE.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k_BHSd, v_BHSd
 
     def after(self, x_BSD: Tensor, out_BHSd: Tensor) -> Tensor:
         """What follows the attention whose result is given."""

@@ -27,6 +27,7 @@ from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_card import card
 from ctrbench.models.lum_fields import SidTarget, UserModelConfig, event_fields
 from ctrbench.models.lum_retriever import RETRIEVER
+from ctrbench.models.lum_serving import forms
 from ctrbench.models.lum_sid import SidUserModel, sid_flops
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
@@ -134,6 +135,7 @@ class LumRanker(nn.Module):
         with torch.device(device) if device else nullcontext():
             self.lum = UserAnswers(config, schema, str(torch.get_default_device()))
             self.host = host.build(host_config(host, config), with_answers(schema, config))
+            self.host_forms = host.serving
             direct = config.queries + 1 if config.use != "match" else 0
             # Field order of the embedder: categorical, dense, then pooled sequences; answers are the last dense ones.
             dense = len(with_answers(schema, config).dense)
@@ -238,5 +240,6 @@ SPEC = ModelSpec(
     takes_host=True,
     step_one=STEP_ONE,
     retriever=RETRIEVER,
+    serving=forms,
     skip_reason={"tabular": "no event sequence to pre-train on"},
 )

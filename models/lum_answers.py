@@ -125,7 +125,10 @@ class UserAnswers(nn.Module):
         return self.user.sequences(ids, mask_BT)
 
     def conditions(self, batch: Batch) -> Tensor:
-        """Condition ids [B, Q]; vocabularies are sorted by frequency, so the first ids are the most frequent."""
+        """Condition ids [B, Q]: the target's own, then the common ones."""
         own_B = batch.ids[self.fields.cond_target].values()
-        common = torch.arange(FIRST_ID, FIRST_ID + self.config.queries - 1, device=own_B.device)
-        return torch.cat([own_B.unsqueeze(1), common.expand(own_B.shape[0], -1)], dim=1)
+        return torch.cat([own_B.unsqueeze(1), self.common(own_B.device).expand(own_B.shape[0], -1)], dim=1)
+
+    def common(self, device: torch.device) -> Tensor:
+        """Condition ids [Q - 1] asked whatever the target: vocabularies are sorted, the first ids are most frequent."""
+        return torch.arange(FIRST_ID, FIRST_ID + self.config.queries - 1, device=device)

@@ -123,7 +123,7 @@ class UserModel(nn.Module):
             before_RLd = item.view(*place_RL.shape, -1).roll(1, dims=1)
             return torch.where((place_RL == 0).unsqueeze(-1), self.start_d, before_RLd) + self.place(place_RL)
         cond = self.cond_map(rows[self.fields.cond])
-        x = torch.stack([cond, item], dim=1).view(*place_RL.shape, 2, -1)
+        x = torch.stack([cond, item], dim=1).unflatten(0, place_RL.shape)
         return (x + self.place(self._places(place_RL))).flatten(1, 2)
 
     def _places(self, place_RL: Tensor) -> Tensor:

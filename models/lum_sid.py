@@ -86,6 +86,11 @@ class SidUserModel(nn.Module):
         return torch.stack(placed, dim=2).flatten(1, 2), code_RLm
 
     @property
+    def even(self) -> float:
+        """Mean log of the codes at a place: what drawing them evenly would cost."""
+        return sum(math.log(k) for k in self.codes.vocabulary) / self.places
+
+    @property
     def catalogue(self) -> int:
         """V, rows of the item table."""
         return len(self.codes.known_V)
@@ -142,8 +147,7 @@ class SidUserModel(nn.Module):
         out_BNd = self.run(x_BNd, query_mask(sequences.segment_RL, queries, self.per_event, m))
         out_BQmd = out_BNd[:, -queries * m :].unflatten(1, (queries, m))
         log_BQm = self.head(out_BQmd).log_softmax(dim=3).gather(3, code_Bm[:, None, :, None].expand(-1, queries, -1, 1))
-        even = sum(math.log(k) for k in self.codes.vocabulary) / m
-        match_BQ = (log_BQm.squeeze(3).mean(dim=2) + even) * self.codes.known_V[item_B].unsqueeze(1)
+        match_BQ = (log_BQm.squeeze(3).mean(dim=2) + self.even) * self.codes.known_V[item_B].unsqueeze(1)
         none = out_BNd[:0, :0]
         return Read(out_BQmd[:, :, 0], self.items(item_B), match_BQ, none, none)
 
