@@ -115,12 +115,15 @@ class EventPositions(nn.Module):
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, tokens_BTD: Tensor, times_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    def index(self, times_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Row of the table for each event, 0 where there is none."""
+        if self.kind == "none":
+            return torch.zeros_like(times_BT)
+        return ordinals(mask_BT) if self.kind == "learned_from_start" else gap_buckets(times_BT, mask_BT)
+
+    def forward(self, tokens_BTD: Tensor, index_BT: Tensor) -> Tensor:
         """Tokens with their positions added."""
-        if self.table is None:
-            return tokens_BTD
-        index_BT = ordinals(mask_BT) if self.kind == "learned_from_start" else gap_buckets(times_BT, mask_BT)
-        return tokens_BTD + self.table(index_BT)
+        return tokens_BTD if self.table is None else tokens_BTD + self.table(index_BT)
 
 
 def take_order(tokens_BSD: Tensor, mask_BS: Tensor, key_BS: Tensor) -> tuple[Tensor, Tensor]:

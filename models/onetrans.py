@@ -4,15 +4,15 @@ S-tokens (events) share one weight set, every NS-token (other features) owns one
 newest S-tokens ask. Padding S-tokens see only themselves and nobody sees them. What the last layer computes for
 S-tokens reaches no output unless a later layer reads it: its shared query and feed-forward weights get no gradient.
 
-Dims: B batch, C candidates, S sequence tokens, N NS-tokens, Q queries, I all tokens, D width, H heads, d head width
+Dims: B batch, S sequence tokens, N NS-tokens, Q queries, I all tokens, D width, H heads, d head width
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from ctrbench.models.histories import Positions, history_lengths, no_padding
 from ctrbench.models.onetrans_blocks import (
     Head,
     NormScope,
-    OneTransCache,
     OneTransHead,
     OneTransLayer,
     OutProj,
@@ -35,6 +34,7 @@ from ctrbench.models.onetrans_blocks import (
     kept_tokens,
 )
 from ctrbench.models.onetrans_card import card
+from ctrbench.models.onetrans_serving import forms
 from ctrbench.models.onetrans_tokens import (
     Activation,
     AutoFields,
@@ -134,37 +134,6 @@ class OneTrans(nn.Module):
             s_BSD, n_BND = layer(s_BSD, n_BND, mask)
         return self.head(n_BND)
 
-    def serve_context(self, user: Batch) -> OneTransCache:
-        """Stage I, once a request: the S side through all layers, keys and values kept.
-
-        Args:
-            user: one row with the user's histories; its candidate fields are not read.
-
-        Raises:
-            ValueError: more than one row, no history, or a mask under which S-tokens see the candidate.
-        """
-        if user.size != 1 or not self.schema.histories or self.config.mask != "causal":
-            raise ValueError(
-                f"serve_context needs one row with a history and mask=causal; got {user.size} rows, "
-                f"{len(self.schema.histories)} histories, mask={self.config.mask}"
-            )
-        s_1SD, valid_1S = self.event_tokens(self.embedder(user).events)
-        mask = causal_mask(valid_1S, 0, True, s_1SD.dtype)
-        keys, values = [], []
-        for layer in cast(Iterable[OneTransLayer], self.layers):
-            s_1SD, k_1HSd, v_1HSd = layer.encode(s_1SD, mask)
-            keys.append(k_1HSd)
-            values.append(v_1HSd)
-        return OneTransCache(tuple(keys), tuple(values), valid_1S)
-
-    def score(self, cache: OneTransCache, candidates: Batch) -> Tensor:
-        """Stage II, logit_C of C candidates of the same request; their histories may be empty, the cache has them."""
-        n_CND = self.field_tokens(self.embedder(candidates).fields_BFD)
-        layers = cast(Iterable[OneTransLayer], self.layers)
-        for layer, k_1HSd, v_1HSd in zip(layers, cache.keys, cache.values, strict=True):
-            n_CND = layer.score(n_CND, k_1HSd, v_1HSd, cache.valid_1S[:, -k_1HSd.shape[2] :])
-        return self.head(n_CND)
-
 
 def _field_tokens(config: OneTransConfig, schema: FeatureSchema) -> nn.Module:
     if config.ns == "group":
@@ -239,5 +208,6 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=forms,
     skip_reason={"tabular": "no S-tokens; variant ns_only enters no verdict"},
 )

@@ -1,14 +1,13 @@
 """Layers of OneTrans (2510.26104 sections 3.3 and 3.4): mixed weights, pyramid, mask, head, and their cost.
 
-Dims: B batch, C candidates, S sequence tokens, N NS-tokens, Q queries, I all tokens, D width, E output width, H heads,
-d head width
+Dims: B batch, R requests, C candidates of each, N = R*C rows, S sequence tokens, N NS-tokens, Q queries, I all tokens,
+D width, E output width, H heads, d head width
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,21 +25,6 @@ OutProj = Literal["shared", "mixed", "none"]
 NormScope = Literal["shared", "per_token"]
 Head = Literal["flatten", "mean", "last"]
 EPS = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class OneTransCache:
-    """What stage I of serving leaves for the candidates of one request."""
-
-    keys: tuple[Tensor, ...]
-    """[1, H, S_l, d] a layer."""
-    values: tuple[Tensor, ...]
-    valid_1S: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
 
 def kept_tokens(pyramid: Pyramid, layers: int, l_s: int, l_ns: int, multiple: int = 1) -> list[int]:
@@ -153,22 +137,36 @@ class OneTransLayer(nn.Module):
         q_BHQd, k_BHId, v_BHId = self._project(s_BSD, n_BND)
         return self._finish(self._tail(s_BSD), n_BND, self._attend(q_BHQd, k_BHId, v_BHId, mask))
 
-    def encode(self, s_BSD: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The S side alone: (S-tokens kept, keys, values)."""
-        q_BHQd, k_BHSd, v_BHSd = self._project(s_BSD, None)
-        kept_BQD, _ = self._finish(self._tail(s_BSD), None, self._attend(q_BHQd, k_BHSd, v_BHSd, mask))
-        assert kept_BQD is not None
-        return kept_BQD, k_BHSd, v_BHSd
+    def keys_values(self, s_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, d] of S-tokens."""
+        kv_BSE, _ = self.key_value(self.norm1(s_BSD, None)[0], None)
+        assert kv_BSE is not None
+        k_BHSd, v_BHSd = kv_BSE.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k_BHSd, v_BHSd
 
-    def score(self, n_CND: Tensor, k_1HSd: Tensor, v_1HSd: Tensor, valid_1S: Tensor) -> Tensor:
-        """The NS side of C candidates against cached keys and values, [C, N, D]."""
-        q_CHNd, k_CHNd, v_CHNd = self._project(None, n_CND)
-        _, n_out_CND = self._finish(None, n_CND, prefix_attention(q_CHNd, k_1HSd, v_1HSd, k_CHNd, v_CHNd, valid_1S))
-        assert n_out_CND is not None
-        return n_out_CND
+    def extend(self, s_BQD: Tensor, k_BHSd: Tensor, v_BHSd: Tensor) -> Tensor:
+        """What the newest Q S-tokens become, [B, Q, D], on keys and values of all S, none of them padding."""
+        q_BQD, _ = self.query(self.norm1(s_BQD, None)[0], None)
+        assert q_BQD is not None
+        q_BHQd = q_BQD.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        out_BQD, _ = self._finish(s_BQD, None, attention(q_BHQd, k_BHSd, v_BHSd, causal=self.causal))
+        assert out_BQD is not None
+        return out_BQD
+
+    def score(self, n_NND: Tensor, pasts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The NS side of R requests, [R*C, N, D], against keys and values [1, H, S, d] of each one's S-tokens."""
+        count = n_NND.shape[0] // len(pasts)
+        own = zip(*(t.split(count) for t in self._project(None, n_NND)), strict=True)
+        parts = [
+            prefix_attention(q_CHNd, past_k, past_v, k_CHNd, v_CHNd)
+            for (q_CHNd, k_CHNd, v_CHNd), (past_k, past_v) in zip(own, pasts, strict=True)
+        ]
+        _, out_NND = self._finish(None, n_NND, torch.cat(parts) if len(parts) > 1 else parts[0])
+        assert out_NND is not None
+        return out_NND
 
     def _tail(self, s_BSD: Tensor | None) -> Tensor | None:
-        return None if s_BSD is None else s_BSD[:, s_BSD.shape[1] - self.kept :]
+        return None if s_BSD is None else s_BSD[:, max(0, s_BSD.shape[1] - self.kept) :]
 
     def _project(self, s_BSD: Tensor | None, n_BND: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         s_BSD, n_BND = self.norm1(s_BSD, n_BND)

@@ -5,7 +5,7 @@ Dims: B batch, F fields, E width of an event, S sequence tokens, N NS-tokens, D 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -72,16 +72,23 @@ class EventTokens(nn.Module):
 
     def forward(self, events: Mapping[str, Events]) -> tuple[Tensor, Tensor]:
         """(s_BSD, valid_BS)."""
-        tokens, masks, times = [], [], []
-        for i, (history, e) in enumerate(events.items()):
-            token_BTD = self.positions(self.mlps[history](e.values_BTE), e.times_BT, e.mask_BT)
-            tokens.append(token_BTD if self.types_HD is None else token_BTD + self.types_HD[i])
-            masks.append(e.mask_BT)
-            times.append(e.times_BT)
-        if self.separators_ND is None:
-            return merge_by_time(tokens, times, masks)
+        tokens = [self.one(h, e.values_BTE, self.positions.index(e.times_BT, e.mask_BT)) for h, e in events.items()]
+        return self.merge(tokens, events, self.separators_ND)
+
+    def one(self, history: str, values_BTE: Tensor, index_BT: Tensor) -> Tensor:
+        """Tokens [B, T, D] of events of one history at their positions, not merged yet."""
+        token_BTD = self.positions(self.mlps[history](values_BTE), index_BT)
+        return token_BTD if self.types_HD is None else token_BTD + self.types_HD[list(self.mlps).index(history)]
+
+    def merge(
+        self, tokens: Sequence[Tensor], events: Mapping[str, Events], separators_ND: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(one sequence [B, S, D] of what each history has an event, its mask)."""
+        masks = [e.mask_BT for e in events.values()]
+        if separators_ND is None:
+            return merge_by_time(tokens, [e.times_BT for e in events.values()], masks)
         group_BS = torch.cat(self._groups(events), dim=1)
-        return merge_by_intent(torch.cat(tokens, dim=1), torch.cat(masks, dim=1), group_BS, self.separators_ND)
+        return merge_by_intent(torch.cat(list(tokens), dim=1), torch.cat(masks, dim=1), group_BS, separators_ND)
 
     def _groups(self, events: Mapping[str, Events]) -> list[Tensor]:
         if len(events) > 1:

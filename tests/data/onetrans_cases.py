@@ -5,11 +5,15 @@ Dims: B batch, T padded history length, E event width
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field, synthetic_batch
+from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema, Field, synthetic_batch
 from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.embedding import TableConfig
 from ctrbench.models.onetrans import OneTrans, OneTransConfig
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -18,6 +22,10 @@ SWITCHES = [
     {"fusion": "intent"}, {"ns": "group"}, {"pyramid": "shrink_first"}, {"pyramid": "none"}, {"mask": "full"},
     {"out_proj": "mixed"}, {"out_proj": "none"}, {"norm": "per_token"}, {"head": "mean"}, {"head": "last"},
     {"pos": "time_bucket"}, {"pos": "none"}, {"act": "silu"}, {"ffn_mult": 3}, {"ns_hidden": "full"}, {"round": 32},
+]  # fmt: skip
+SERVED = [
+    {}, {"norm": "per_token"}, {"out_proj": "mixed"}, {"fusion": "intent"}, {"ns": "group"}, {"pos": "time_bucket"},
+    {"head": "mean"}, {"ns_weights": "shared"},
 ]  # fmt: skip
 LENGTH, ACTIONS = 9, 3
 
@@ -89,9 +97,41 @@ def model_of(config=SMALL, schema=ONE) -> OneTrans:
     return model
 
 
-def rows_of(e: Embedded, index) -> Embedded:
-    events = {
-        h: Events(v.values_BTE[index], {n: i[index] for n, i in v.ids.items()}, v.times_BT[index], v.mask_BT[index])
-        for h, v in e.events.items()
-    }
-    return Embedded(e.fields_BFD[index], None, events)
+def looked_up(config=SMALL, schema=ONE, dtype=torch.float64) -> OneTrans:
+    """A OneTrans that looks its own rows up, tables and weights far from their start."""
+    model = (
+        OneTrans(replace(config, tables=TableConfig(impl="per_table", optimizer="adagrad")), schema).to(dtype).eval()
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+def drawn_events(schema: FeatureSchema, history: str, count: int, start: int = 0) -> list[tuple[int, ...]]:
+    """(time, ids of its fields) of random events, oldest first."""
+    tops = [schema[schema[f.name].table].cardinality for f in schema.histories[history]]
+    times = start + torch.randint(1, 1000, (count,)).cumsum(0)
+    ids = [torch.randint(FIRST_ID, top, (count,)) for top in tops]
+    return [tuple(int(x) for x in event) for event in zip(times, *ids, strict=True)]
+
+
+def rows_with(schema: FeatureSchema, users: list[dict[str, list[tuple[int, ...]]]], now: int = 10**6) -> Batch:
+    """A batch whose rows have the given events; other fields as drawn from the number of the row alone."""
+    base = synthetic_batch(schema, len(users))
+    values, lengths = [], []
+    for f in schema.of_kind("categorical", "sequence"):
+        if f.history is None:
+            own = [[int(i)] for i in base.ids[f.name].values()]
+        else:
+            at = [x.name for x in schema.histories[f.history]].index(f.name) + 1
+            own = [[event[at] for event in user[f.history]] for user in users]
+        values.append([i for row in own for i in row])
+        lengths += [len(row) for row in own]
+    times = {h: torch.tensor([e[0] for user in users for e in user[h]], dtype=torch.long) for h in schema.histories}
+    ids = KeyedJaggedTensor(
+        keys=base.ids.keys(), values=torch.tensor([i for v in values for i in v]), lengths=torch.tensor(lengths),
+        length_per_key=[len(v) for v in values], stride=len(users),
+    )  # fmt: skip
+    host = {"lengths": {h: [len(user[h]) for user in users] for h in schema.histories}}
+    return replace(base, ids=ids, event_times=times, time_B=torch.full_like(base.time_B, now), host=host)

@@ -16,14 +16,17 @@ from tests.data.onetrans_cases import (
     CLOSE,
     LENGTH,
     ONE,
+    SERVED,
     SMALL,
     SWITCHES,
     TWO,
     batch_of,
+    drawn_events,
     embedded_of,
     events_of,
+    looked_up,
     model_of,
-    rows_of,
+    rows_with,
     schema_with,
 )
 from torch import Tensor, nn
@@ -32,9 +35,11 @@ from ctrbench.bench.counting.counter import count_step
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, synthetic_batch
 from ctrbench.models.blocks import Embedded, Events
 from ctrbench.models.histories import gap_buckets, merge_by_intent, merge_by_time
-from ctrbench.models.onetrans import SPEC, OneTransConfig, card, flops
+from ctrbench.models.onetrans import SPEC, OneTransConfig, card, flops, sequence_tokens
 from ctrbench.models.onetrans_blocks import OneTransLayer, block_flops, causal_mask, kept_tokens
-from ctrbench.models.onetrans_tokens import AutoFields, EventTokens, GroupFields
+from ctrbench.models.onetrans_tokens import AutoFields, EventTokens, GroupFields, separators
+from ctrbench.models.requests import requests_of
+from ctrbench.models.serving import REUSE, WHOLE, EmbeddedOnce, serve, serving_forms
 
 # ------------------------------------------------------------------ counts
 
@@ -129,37 +134,26 @@ def test_ns_tokens_reach_s_states_only_under_the_full_mask(mask):
 
 
 @pytest.mark.parametrize("pyramid", ["full_first", "shrink_first", "none"])
-@pytest.mark.parametrize("switch", [{}, {"norm": "per_token"}, {"out_proj": "mixed"}, {"fusion": "intent"}], ids=str)
+@pytest.mark.parametrize("switch", SERVED, ids=str)
 @pytest.mark.parametrize("schema", [ONE, TWO], ids=["one", "two"])
 def test_candidates_on_one_cache_are_full_runs(schema, switch, pyramid):
-    model = model_of(replace(SMALL, pyramid=pyramid, **switch), schema)
-    for length in (LENGTH, 4, 0):
-        e = embedded_of(schema, (length,) * 5)
-        user = rows_of(e, [0])
-        shared = Embedded(e.fields_BFD, None, rows_of(e, [0] * 5).events)
-        whole = model(batch_of(schema, shared))
-        cache = model.serve_context(batch_of(schema, user))
-        empty = Embedded(e.fields_BFD, None, {})  # the candidates bring no history
-        torch.testing.assert_close(model.score(cache, batch_of(schema, empty)), whole, **CLOSE)
-        assert cache.nbytes == sum(2 * 8 * 8 * k.shape[2] for k in cache.keys)
+    model = looked_up(replace(SMALL, pyramid=pyramid, **switch), schema)
+    users = rows_with(schema, [{h: drawn_events(schema, h, n) for h in schema.histories} for n in (LENGTH, 4, 0, 12)])
+    asked = requests_of(schema, users, synthetic_batch(schema, 4 * 3, seed=3))
+    forms = serving_forms(SPEC.serving, model, schema)
+    torch.testing.assert_close(serve(forms[REUSE], asked), serve(forms[WHOLE], asked), **CLOSE)
+    context = forms[REUSE].context(users)
+    tokens = [min(n, LENGTH) * len(schema.histories) + separators(schema, model.config.fusion) for n in (9, 4, 0, 12)]
+    for states, n in zip(context.states, tokens, strict=True):
+        kept = [n, *(min(n, q) for q in kept_tokens(pyramid, 3, sequence_tokens(model.config, schema), 3)[:-1])]
+        assert [k.shape[2] for k, _ in states.pasts] == kept
+        asking = 0 if states.asking_1QD is None else min(n, kept_tokens(pyramid, 3, tokens[0], 3)[states.redo])
+        assert states.nbytes == 8 * (8 * (2 * sum(kept) + asking) + states.facts_SK.numel())
 
 
-def test_cache_from_real_batches(sequence_schema, take_rows, randomise):
-    model = randomise(SPEC.build(OneTransConfig(), sequence_schema)).eval()
-    batch = synthetic_batch(sequence_schema, 5, full=False, seed=4)
-    with torch.no_grad():
-        for user in range(5):
-            cache = model.serve_context(take_rows(sequence_schema, batch, [user]))
-            own = take_rows(sequence_schema, batch, [user] * 3)
-            torch.testing.assert_close(model.score(cache, own), model(own), rtol=1e-4, atol=1e-5)
-
-
-def test_a_mask_that_shows_candidates_to_events_cannot_be_cached():
-    model = model_of(replace(SMALL, mask="full"))
-    with pytest.raises(ValueError, match="mask=full"):
-        model.serve_context(batch_of(ONE, embedded_of(ONE, (4,))))
-    with pytest.raises(ValueError, match="2 rows"):
-        model_of().serve_context(batch_of(ONE, embedded_of(ONE, (4, 4))))
+def test_a_mask_that_shows_candidates_to_events_shares_embeddings_alone():
+    model = looked_up(replace(SMALL, mask="full"))
+    assert isinstance(serving_forms(SPEC.serving, model, ONE)[REUSE], EmbeddedOnce)
 
 
 @pytest.mark.parametrize("pyramid", ["full_first", "shrink_first"])
@@ -242,8 +236,9 @@ def test_appending_an_event_keeps_old_states_under_time_fusion_only(pos, fusion,
     states = []
     for events in (old, new):
         s, valid = model.event_tokens(events)
+        n = torch.zeros(2, 3, 8, dtype=torch.float64)
         for layer in model.layers:
-            s, _, _ = layer.encode(s, causal_mask(valid, 0, True, torch.float64))
+            s, n = layer(s, n, causal_mask(valid, 3, True, torch.float64))
         states.append(s)
     width = 5  # real events of the shorter row
     if fusion == "time":
