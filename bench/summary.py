@@ -73,8 +73,8 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
             files = [runs_dir / "records" / r.record / RANKS for r in kinds["retrieve"]]
             rows += over_seeds(_base(kinds["retrieve"][0], run_id), files)
         if kinds["serve"] and kinds["serve_count"]:
-            served, counted = kinds["serve"][0], kinds["serve_count"][0]
-            rows += utilisation_rows(_base(served, run_id), served.body, counted.body)
+            load, work = kinds["serve"][0], kinds["serve_count"][0]
+            rows += utilisation_rows(_base(load, run_id), load.body, work.body)
         for kind in CONTROLS:
             if kinds[kind]:
                 extras = [r.body["extra"] for r in kinds[kind]]

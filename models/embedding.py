@@ -20,7 +20,14 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from ctrbench.models.row_penalty import RowPenalty
-from ctrbench.models.table_lookups import MetaTables, Optimizer, fused_tables, padded_width, table_optimizer
+from ctrbench.models.table_lookups import (
+    MetaTables,
+    Optimizer,
+    fused_tables,
+    one_id_each,
+    padded_width,
+    table_optimizer,
+)
 
 Impl = Literal["fused", "per_table"]
 
@@ -179,12 +186,13 @@ class EmbeddingTables(nn.Module):
             at += n
         return out
 
-    @torch.no_grad()
-    def gather(self, ids: KeyedJaggedTensor) -> Tensor:
-        """Rows [N, W] of all ids, key by key, for serving: a gather without the lookup operator's overhead.
+    def gather(self, features: Sequence[str], ids_FN: Tensor) -> Tensor:
+        """Rows [F, N, W] of some features, one id a cell, likewise."""
+        return self.gather_jagged(one_id_each(features, ids_FN)).view(*ids_FN.shape, self.width)
 
-        The keys may be some of the features only.
-        """
+    @torch.no_grad()
+    def gather_jagged(self, ids: KeyedJaggedTensor) -> Tensor:
+        """Rows [N, W] of all ids, key by key, of some features: a gather without the lookup operator's overhead."""
         if isinstance(self.lookup, nn.ModuleDict):
             return self._unpooled(ids)[:, : self.width]
         first = next(iter(self.weights().values()))  # the tables lie one after another

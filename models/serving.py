@@ -16,7 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.blocks import Embedded, Events, FeatureEmbedder
@@ -128,7 +127,7 @@ class Sides:
         schema, embedder = self.embedder.schema, self.embedder
         per_key = user.ids.length_per_key()
         n_cat = len(schema.categorical)
-        rows = dict(zip(user.ids.keys(), tables.gather(user.ids).split(per_key), strict=True))
+        rows = dict(zip(user.ids.keys(), tables.gather_jagged(user.ids).split(per_key), strict=True))
         fields_FW = [torch.cat([rows[f.name] for f in schema.categorical])] if n_cat else []
         if embedder.numeric_ID is not None:
             fields_FW.append(embedder.dense_rows(user.dense_BI, user.missing_BI)[0])
@@ -157,12 +156,7 @@ class Sides:
         parts = []
         if self.names:
             assert self.embedder.tables is not None
-            count = requests.ids_JN.shape[1]
-            ids = KeyedJaggedTensor(
-                keys=self.names, values=requests.ids_JN.flatten(), stride=count,
-                length_per_key=[count] * len(self.names), lengths=requests.ids_JN.new_empty(0),
-            )  # fmt: skip
-            parts.append(self.embedder.tables.gather(ids).view(len(self.names), count, -1).transpose(0, 1))
+            parts.append(self.embedder.tables.gather(self.names, requests.ids_JN).transpose(0, 1))
         if self.dense:
             parts.append(self.embedder.dense_rows(requests.dense_NI, requests.missing_NI, self.dense))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

@@ -17,6 +17,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 
@@ -77,6 +78,15 @@ def table_optimizer(
     if optimizer == "adagrad":
         return torch.optim.Adagrad(params, lr=lr, eps=eps)
     raise ValueError("embedding=per_table has no row-wise Adagrad; use table_optimizer=adagrad or sgd")
+
+
+def one_id_each(features: Sequence[str], ids_FN: Tensor) -> KeyedJaggedTensor:
+    """Ids of some features for a plain lookup, which reads no lengths."""
+    count = ids_FN.shape[1]
+    return KeyedJaggedTensor(
+        keys=list(features), values=ids_FN.flatten(), lengths=ids_FN.new_empty(0), stride=count,
+        length_per_key=[count] * len(features),
+    )  # fmt: skip
 
 
 class MetaTables(nn.Module):
