@@ -38,9 +38,9 @@ from ctrbench.reports.records import Measurement, RunRecord
 TOLERANCE = 1e-5
 """Largest difference between logits of two exact forms, float32."""
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-PROBED = 4
-"""Requests on which all forms are held against each other before they are timed."""
-WARM, WARM_ROUNDS = 5, 2
+PROBED, PROBED_CANDIDATES = 4, 8
+"""Requests, and candidates of each, on which all forms are held against each other before they are timed."""
+WARM = 5
 PAIR_POOL = 16
 """Different requests of a pair of forms: random ones are alike."""
 INPUTS = {"reuse_time": {"serve_latency": "measured"}}
@@ -72,7 +72,7 @@ def served_model(spec: RunSpec) -> tuple[ModelSpec, nn.Module, dict[str, Serving
 
 
 def of(traffic: Traffic, count: int) -> Traffic:
-    """The same requests with their first candidates alone."""
+    """The same requests with at most so many candidates, their first ones."""
     return Traffic(traffic.schema, tuple(r.candidates(0, count) for r in traffic.requests), traffic.seed)
 
 
@@ -95,40 +95,34 @@ def largest_difference(forms: Mapping[str, ServingForm], requests: tuple[Request
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Seconds of single requests served in two forms by turns, and the CPU core-seconds of each."""
+    """Single requests served in several forms by turns, each request in all forms."""
 
-    first: list[float]
-    second: list[float]
-    cpu_first: float
-    cpu_second: float
-
-    @property
-    def rounds(self) -> int:
-        """Requests served in both forms."""
-        return len(self.first)
+    seconds: Mapping[str, list[float]]
+    cpu: Mapping[str, float]
+    """Core-seconds of all rounds."""
 
 
-def by_turns(first: ServingForm, second: ServingForm, traffic: Traffic, limit_s: float) -> Turns:
-    """A B, B A, A B ...: each round serves one request in both forms, after two rounds that warm both up."""
-    forms, took, cpu = (first, second), ([0.0][:0], [0.0][:0]), [0.0, 0.0]
-    for request in traffic.stream(WARM_ROUNDS):
-        for form in forms:
-            serve(form, request)
+def by_turns(forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float) -> Turns:
+    """A B C, B C A, C A B ...: after a round that warms all up, rounds until the limit, five at least."""
+    names = list(forms)
+    seconds, cpu = {n: list[float]() for n in names}, dict.fromkeys(names, 0.0)
+    for form in forms.values():
+        serve(form, traffic.requests[0])
     start = time.perf_counter()
     for i, request in enumerate(traffic.stream(MOST_ROUNDS)):
-        for which in (0, 1) if i % 2 else (1, 0):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
             spent, begin = proc.cpu_seconds(), time.perf_counter()
-            serve(forms[which], request)
-            took[which].append(time.perf_counter() - begin)
-            cpu[which] += proc.cpu_seconds() - spent
+            serve(forms[name], request)
+            seconds[name].append(time.perf_counter() - begin)
+            cpu[name] += proc.cpu_seconds() - spent
         if i + 1 >= LEAST_ROUNDS and time.perf_counter() - start > limit_s:
             break
-    return Turns(took[0], took[1], cpu[0], cpu[1])
+    return Turns(seconds, cpu)
 
 
-def ratio_row(base: Mapping[str, Any], scope: str, turns: Turns) -> Measurement:
+def ratio_row(base: Mapping[str, Any], scope: str, first: Sequence[float], second: Sequence[float]) -> Measurement:
     """Median of the ratios of the rounds, with its bootstrap interval."""
-    ratios = np.asarray(turns.first) / np.asarray(turns.second)
+    ratios = np.asarray(first) / np.asarray(second)
     draws = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.percentile(draws, [2.5, 97.5])
     return make(base, "reuse_time", float(np.median(ratios)), "derived", scope=scope, n=len(ratios), ci_low=float(low),
@@ -146,7 +140,7 @@ def run_serve(spec: RunSpec, folder: Path) -> RunRecord:
     """Process S: requests against the clock."""
     model_spec, model, forms, traffic = served_model(spec)
     base = {**base_columns(spec, model_spec.family, traffic.schema.track), "phase": "serve"}
-    apart = largest_difference(forms, of(traffic, min(spec.serving["candidates"])).requests[:PROBED])
+    apart = largest_difference(forms, of(traffic, PROBED_CANDIDATES).requests[:PROBED])
     if "pair" in spec.serving:
         rows, extra = _pair(spec, base, model, forms, traffic)
     else:
@@ -173,19 +167,18 @@ def _pair(
     count, other = max(spec.serving["candidates"]), spec.serving["pair"]
     base, limit = {**base, "batch": count}, spec.serving["rounds_seconds"]
     rows = request_rows(base, model, {n: forms[n] for n in (REUSE, other)}, traffic.requests[0], other)
-    samples = {}
-    for scope, form in ((REUSE, forms[REUSE]), (CACHED, Held(forms[REUSE], traffic.requests))):
-        turns = by_turns(form, forms[other], traffic, limit)
-        rows.append(ratio_row(base, against(scope, other), turns))
-        samples[against(scope, other)] = [turns.first, turns.second]
-    return rows, {"samples": samples}
+    turned = {REUSE: forms[REUSE], CACHED: Held(forms[REUSE], traffic.requests), other: forms[other]}
+    seconds = by_turns(turned, traffic, limit).seconds
+    rows += [ratio_row(base, against(n, other), seconds[n], seconds[other]) for n in (REUSE, CACHED)]
+    rows += [latency_row(base, n, seconds[n]) for n in turned]
+    return rows, {"samples": dict(seconds)}
 
 
 def _under_load(
     spec: RunSpec, base: Mapping[str, Any], forms: Mapping[str, ServingForm], traffic: Traffic
 ) -> tuple[list[Measurement], dict[str, Any]]:
     """Every number of candidates: latencies, sharing against none by turns, the offline rate, a rate within the budget;
-    and overload at the middle one."""
+    and overload at the smallest."""
     options, counts = spec.serving, sorted(spec.serving["candidates"])
     limits = Limits(budget_s=options["budget_ms"] / 1e3, max_batch=options["max_batch"], max_queue=options["queue"],
                     max_wait_s=options["max_wait_ms"] / 1e3)  # fmt: skip
@@ -213,7 +206,7 @@ def _under_load(
             row, extra["capacity"][count] = _within_budget(at, answer, mine, limits, alone, full, options)
             rows.append(row)
         ceilings.append(_ceilings(spec.threads))
-        if count == counts[len(counts) // 2]:
+        if count == counts[0]:
             limits_now = replace(limits, least_s=float(np.median(alone.latency_N)))
             seen = overload(answer, mine.stream, full.rate, options["overload_seconds"], limits_now,
                             admit=Intake(mine.schema, count))  # fmt: skip
@@ -240,13 +233,13 @@ def _against_whole(
     for name, form in forms.items():
         if name == WHOLE:
             continue
-        turns = by_turns(form, forms[WHOLE], traffic, limit_s)
-        rows.append(ratio_row(at, name, turns))
-        samples[name] = [turns.first, turns.second]
-        timed = [(WHOLE, turns.second, turns.cpu_second)] if name == REUSE else [(name, turns.first, turns.cpu_first)]
-        for scope, seconds, cpu in timed:
-            rows.append(latency_row(at, scope, seconds))
-            rows.append(make(at, "serve_cpu", cpu / len(seconds), "measured", scope=scope, n=len(seconds)))
+        turns = by_turns({name: form, WHOLE: forms[WHOLE]}, traffic, limit_s)
+        rows.append(ratio_row(at, name, turns.seconds[name], turns.seconds[WHOLE]))
+        samples[name] = dict(turns.seconds)
+        timed = WHOLE if name == REUSE else name
+        seconds = turns.seconds[timed]
+        rows.append(latency_row(at, timed, seconds))
+        rows.append(make(at, "serve_cpu", turns.cpu[timed] / len(seconds), "measured", scope=timed, n=len(seconds)))
     return rows, samples
 
 

@@ -19,8 +19,8 @@ STREAMS = "onetrans"
 """The model whose states are kept between requests, approximately: its drift is measured."""
 TWO_STAGES = "hstu"
 """The backbone of retrieval and ranking on one cache (models/two_stages.py)."""
-PAIR_ROUNDS_S = 20.0
-"""Most wall time of the alternation of the two forms of a pair."""
+PAIR_ROUNDS_S = 12.0
+"""Most wall time of the alternation of a pair."""
 
 
 def serving_specs(plan: Plan, ready: list[Ready]) -> list[RunSpec]:
