@@ -62,7 +62,7 @@ def statistics_twin(log: ImpressionLog, made: Recipe, row: int) -> list[int]:
             ]  # fmt: skip
             seen.append((len(same), sum(int(log.label_N[n]) for n in same)))
         out += [FIRST_ID + min(15, floor(log2(1 + count))) for count, _ in seen]
-        out += [FIRST_ID + floor(RATES * (c + SMOOTHING * made.prior) / (n + SMOOTHING)) for n, c in seen]
+        out += [FIRST_ID + floor(RATES * ((c + SMOOTHING * made.prior) / (n + SMOOTHING))) for n, c in seen]
     return out
 
 
