@@ -21,6 +21,7 @@ from ctrbench.reports import (
     quality,
     retrieval,
     scaling,
+    serving,
     step_split,
     sweep,
     tables,
@@ -273,7 +274,7 @@ def pairing(c: Context) -> Section | None:
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
     gpus.section, sweep.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, cost_stack.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, serving.section, cost_stack.section,
     step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
     options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
