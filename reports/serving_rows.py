@@ -56,13 +56,13 @@ def of_point(rows: pd.DataFrame, point: Point) -> pd.DataFrame:
 
 
 def usual_batch(rows: pd.DataFrame) -> float | None:
-    """The candidates at which models are set side by side: the largest number that most of them have a value at."""
+    """The candidates at which models are set side by side: the middle one of the numbers most models have values at."""
     known = rows[rows["status"].isin(KNOWN) & rows["value"].notna() & rows["batch"].notna()]
     if known.empty:
         return None
-    who = known["model"] + "\n" + known["variant"]
-    counts = who.groupby(known["batch"]).nunique()
-    return float(max(counts[counts == counts.max()].index))
+    counts = (known["model"] + "\n" + known["variant"]).groupby(known["batch"]).nunique()
+    most = sorted(float(b) for b in counts[counts == counts.max()].index)
+    return most[len(most) // 2]
 
 
 def percentile(rows: pd.DataFrame, metric: str, column: str, scope: str) -> Cell:

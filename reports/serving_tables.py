@@ -78,9 +78,9 @@ def reuse(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
 def against(time: Cell, flops: Cell) -> Cell:
     """Ratio of times over the ratio of FLOPs, with the band of the times."""
     lost = next((c for c in (time, flops) if c.value is None), None)
-    if lost is not None:
-        return absent("reuse_time", lost.reason)
-    return times(time, 1 / flops.value, "reuse_time") if flops.value else absent("reuse_time", "no FLOPs are left")
+    if lost is not None or not flops.value:
+        return absent("reuse_over_flops", lost.reason if lost else "no FLOPs are left")
+    return times(time, 1 / flops.value, "reuse_over_flops")
 
 
 def promise(over: Cell) -> str:
