@@ -13,7 +13,9 @@ from ctrbench.reports.cost_figures import EQUAL_AT, ON_CPU
 from ctrbench.reports.cost_tables import CPU, SHARE, TOTAL
 from ctrbench.reports.cost_words import manager
 from ctrbench.reports.costs import RIDGE_GPU
+from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
+from ctrbench.reports.serving_rows import kept
 
 COLOURS = (*figures.BAR_COLOURS, "#D55E00", "#5B6270", "#F0E442")
 OTHERS, BEHIND, WHAT_IF = "Other accelerators", "Prices and assumptions", "What if"
@@ -87,7 +89,7 @@ def _bars(table: pd.DataFrame) -> go.Figure | None:
     """Stacked terms of the models whose total is known: a bar of the other terms would be read as a total."""
     if table.empty:
         return None
-    whole = table[[x.value is not None for x in table[TOTAL]]]
+    whole = known(table, TOTAL)
     terms = [str(h) for h in table.columns if h not in ("Model", "Camp", "Form", "Candidates", TOTAL)]
     colours = dict(zip(terms, COLOURS * (1 + len(terms) // len(COLOURS)), strict=False))
     return figures.stacked(whole, colours, "USD per million requests", unit="USD")
@@ -123,7 +125,7 @@ def price_lines(c: Context, data: str, gpu: str) -> pd.DataFrame:
     on_gpu = on_gpu[on_gpu["GPU"] == gpu]
     on_cpu = tables.compared(tables.by_term(c.frame, data, c.names, CPU), batch)
     totals = dict(zip(on_cpu["Model"], on_cpu[TOTAL], strict=True)) if len(on_cpu) else {}
-    rows = on_gpu[[m in totals for m in on_gpu["Model"]]]
+    rows = kept(on_gpu, (m in totals for m in on_gpu["Model"]))
     cpu = [totals[m] for m in rows["Model"]]
     equal = [_equal(x, total, part) for x, total, part in zip(cpu, rows[TOTAL], rows["Accelerators"], strict=True)]
     return rows.drop(columns=[SHARE, tables.EQUAL]).assign(**{ON_CPU: cpu, EQUAL_AT: equal})

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.names import Names
-from ctrbench.reports.serving_rows import REUSE, form_of, of_point, points, served, times, usual_batch
+from ctrbench.reports.serving_rows import REUSE, form_of, kept, of_point, points, served, times, usual_batch
 from ctrbench.reports.tables import models_of
 
 REQUESTS, SAMPLES = "usd_per_million_requests", "usd_per_million_samples"
@@ -56,7 +56,7 @@ def whole(mine: pd.DataFrame, metric: str, place: str, terms: list[str]) -> Cell
 def by_term(frame: pd.DataFrame, data: str, names: Names, deployment: str) -> pd.DataFrame:
     """USD of a million requests by term, one row a model, form and number of candidates."""
     rows = where(served(frame, data), metric=REQUESTS)
-    rows = rows[[f"/{deployment}:" in str(s) for s in rows["scope"]]]
+    rows = kept(rows, (f"/{deployment}:" in str(s) for s in rows["scope"]))
     terms = terms_of(rows, f"/{deployment}")
     out, index = [], []
     for point in points(rows, names, [REQUESTS]):
@@ -83,7 +83,7 @@ def compared(table: pd.DataFrame, batch: float | None) -> pd.DataFrame:
 def batch_of(frame: pd.DataFrame, data: str) -> float | None:
     """The candidates at which costs are set side by side."""
     rows = where(served(frame, data), metric=REQUESTS)
-    return usual_batch(rows[[form_of(str(s)) == REUSE for s in rows["scope"]]])
+    return usual_batch(kept(rows, (form_of(str(s)) == REUSE for s in rows["scope"])))
 
 
 def training(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:

@@ -170,7 +170,7 @@ def _features(c: Context, data: str) -> tuple[Exhibit, ...]:
     table = states.feature_path(c.frame, data)
     if table.empty:
         return ()
-    whole = table[[x.value is not None for x in table[states.TOTAL]]]
+    whole = known(table, states.TOTAL)
     steps = [str(h) for h in table.columns if h not in ("Path", states.TOTAL)]
     colours = dict(zip(steps, COLOURS * (1 + len(steps) // len(COLOURS)), strict=False))
     drawn = figures.stacked(whole, colours, "CPU core-s per million", unit="core-s", heading="Path")

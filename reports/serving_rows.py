@@ -29,6 +29,11 @@ def served(frame: pd.DataFrame, data: str | None = None) -> pd.DataFrame:
     return rows[~rows["preset"].str.startswith("published")]
 
 
+def kept(rows: pd.DataFrame, keep: Iterable[bool]) -> pd.DataFrame:
+    """The rows for which a test holds; an empty list would choose columns."""
+    return rows.loc[np.fromiter(keep, dtype=bool)]
+
+
 def form_of(scope: str) -> str:
     """`reuse` of `reuse:user` or of `reuse/cpu:total`."""
     return re.split("[:/]", scope, maxsplit=1)[0]
