@@ -164,7 +164,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
     `trained` marks the rows of rankers that ran here, of whatever size; the others were traced at published sizes, are
-    points of a sweep on random batches, retrieve, or probe a pre-training, which is no variant of a ranker.
+    points of a sweep on random batches, retrieve, probe a pre-training, which is no variant of a ranker, or are of
+    requests that were served, whose batch and scope mean other things.
 
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.
@@ -179,6 +180,7 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
     body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
     aside = text["preset"].str.startswith(("published", SWEEP, RETRIEVAL)) | text["metric"].str.startswith("probe_")
+    aside |= text["phase"] == "serve"
     return body.assign(trained=~aside.to_numpy(dtype=bool))
 
 

@@ -1,11 +1,11 @@
-"""Rules about counts: launches, intensity, FLOPs of a request, what serving launches, tokens of semantic IDs."""
+"""Rules about counts: launches of a step, intensity, tokens of semantic IDs."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from ctrbench.reports import recorded
-from ctrbench.reports.cells import Cell, pick
+from ctrbench.reports.cells import Cell
 from ctrbench.reports.claim_evidence import (
     OPEN,
     REFUTED,
@@ -20,7 +20,6 @@ from ctrbench.reports.claim_evidence import (
     listed,
     untestable,
 )
-from ctrbench.reports.claim_rules_mfu import divided
 from ctrbench.reports.costs import RIDGE_GPU, gpu_limits
 from ctrbench.reports.kernel_rows import KERNEL, SHORT_NS, short_share
 
@@ -81,94 +80,6 @@ def intensity(e: Evidence, claim: Claim) -> Verdict:
         f"of the ridge of {RIDGE_GPU} ({ridge.text}), over a whole training step without fusion; the highest is "
             f"{sizes[top[0]].text} ({top[0]}).",
     )  # fmt: skip
-
-
-def request(e: Evidence, claim: Claim) -> Verdict:
-    """Candidates at which one request costs so many FLOPs; only models that share nothing between candidates decide."""
-    rows = e.published("flops_fwd_per_sample", phase="infer")
-    controls = {m for m in set(rows["model"]) if e.context.names.camp(m) == "control"}
-    rows = rows[~rows["model"].isin([*claim.options["not_rankers"], *controls]) & (rows["value"] > 0)]
-    if rows.empty:
-        return untestable(f"`flops_fwd_per_sample` of {PUBLISHED}")
-    flops, most = float(claim.options["flops"]), float(claim.options["candidates"])
-    keys = {e.title(m, p, v): m for m, v, p in rows[["model", "variant", "preset"]].itertuples(index=False)}
-    work = largest(rows, e)
-    needs = {n: flops / c.value for n, c in work.items() if c.value}
-    alone = [n for n in needs if keys[n] in claim.options["shares_nothing"]]
-    reached = [n for n in alone if needs[n] <= most]
-    shared = [n for n in needs if n not in alone and needs[n] <= most]
-    word: Word = SUPPORTED if reached else OPEN if shared else REFUTED
-    chosen = reached or shared or sorted(needs, key=lambda n: needs[n])
-    said = f"{flops / 1e12:g} TFLOP takes " + listed(
-        f"{needs[n]:,.0f} candidates of {n}" for n in sorted(chosen, key=lambda n: needs[n])
-    )
-    said += f"; a request is taken to have at most {most:,.0f}."
-    if shared and not reached:
-        said += (
-            " These share work between the candidates of a request, and no suite records FLOPs of a request "
-            "with sharing."
-        )
-    return Verdict(
-        word=word, reason=said, numbers=tuple(Number(f"forward FLOPs a candidate of {n}", work[n]) for n in chosen[:4])
-    )
-
-
-def serving_launches(e: Evidence, claim: Claim) -> Verdict:
-    """The model launches at most a share of the other's kernels in a forward call, at the same or a better AUC."""
-    name, other = claim.options["model"], claim.options["other"]
-    mine, theirs = (list(largest(e.published("kernels_per_step", [m], phase="infer"), e).items())
-                    for m in (name, other))  # fmt: skip
-    if not mine or not theirs:
-        return untestable(
-            f"`kernels_per_step` of a forward call of {e.title(name)} and {e.title(other)} at {PUBLISHED}"
-        )
-    most = max(mine, key=lambda c: c[1].value or 0.0)
-    least = min(theirs, key=lambda c: c[1].value or 0.0)
-    ratio, share = divided(most[1], least[1]), float(claim.options["share"])
-    assert ratio.value is not None
-    numbers = [Number(f"kernels of {n} ({phase})", c) for (n, c), phase in ((most, "forward"), (least, "forward"))]
-    said = (
-        f"A forward call of {most[0]} launches {most[1].text} kernels, {ratio.text} {ratio.band} times "
-        f"{least[0]} ({least[1].text})."
-    )
-    few = (
-        None
-        if ratio.low is not None and ratio.high is not None and ratio.low <= share < ratio.high
-        else ratio.value <= share
-    )
-    if few is False:
-        return Verdict(word=REFUTED, reason=f"{said} That is not far fewer (limit {share:g}).", numbers=tuple(numbers))
-    data, deltas = _same_auc(e, name, other)
-    if few is None or not deltas:
-        why = " The bands leave it open whether that is far fewer."
-        if few is not None:
-            why = f" No record pairs the AUC of {e.title(name)} with {e.title(other)} on observed labels."
-        return Verdict(word=OPEN, reason=f"{said}{why}", numbers=tuple(numbers))
-    numbers += [
-        Number(f"AUC of {e.title(name)} minus {e.title(other)} on {d}", c) for d, c in zip(data, deltas, strict=True)
-    ]
-    behind = [d for d, c in zip(data, deltas, strict=True) if c.high is None or c.high < 0]
-    if behind:
-        return Verdict(word=OPEN, reason=f"{said} But its AUC is lower on {listed(behind)}, so these are not "
-            "rankers of the same AUC.",
-                       numbers=tuple(numbers))  # fmt: skip
-    return Verdict(
-        word=SUPPORTED,
-        reason=f"{said} Its AUC is not lower on {listed(data)}.",
-        numbers=tuple(numbers),
-        caps=e.caps(data),
-    )
-
-
-def _same_auc(e: Evidence, name: str, other: str) -> tuple[list[str], list[Cell]]:
-    found = {}
-    for _, data in e.logs:
-        cell = pick(
-            e.rows("auc_delta", model=name, variant="", data=data), "auc_delta", scope=f"vs:{other}", signed=True
-        )
-        if cell.value is not None and (cell.n or 0) >= 3:
-            found[data] = cell
-    return list(found), list(found.values())
 
 
 def tokens(e: Evidence, claim: Claim) -> Verdict:

@@ -15,6 +15,7 @@ from ctrbench.reports import claim_rules_counts as counts
 from ctrbench.reports import claim_rules_mfu as mfu
 from ctrbench.reports import claim_rules_quality as quality
 from ctrbench.reports import claim_rules_scaling as scaling
+from ctrbench.reports import claim_rules_serving as serving
 from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.claim_evidence import OPEN, UNTESTABLE, WORDS, Claim, Evidence, Rule, Verdict, highest, listed
 from ctrbench.reports.costs import RIDGE_GPU, cited
@@ -24,7 +25,8 @@ RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
         mfu.mfu_below, mfu.mfu_reaches, mfu.mfu_ratio,
-        counts.launches, counts.intensity, counts.request, counts.serving_launches, counts.tokens,
+        counts.launches, counts.intensity, counts.tokens,
+        serving.request, serving.serving_launches, serving.cost_by_class, serving.shared_cache,
         quality.auc_above, quality.fields_control, quality.both_parts, quality.option_costs, quality.joint,
         quality.weights_agree, quality.recall_above, quality.recall_reaches,
         scaling.grows, scaling.module_costs, scaling.fades,

@@ -66,6 +66,13 @@ def section(c: Context) -> Section | None:
         sentence=" ".join(said) or "No CPU work is known.",
         exhibits=tuple(exhibits),
         caveat="User and system time of the process and its children, as the operating system counts it; work of one "
-        "model on two data sets is not comparable where the rows differ. USD per million requests is withheld: these "
-        "records hold no price and no rate of serving. Bytes that are kept stand in the section on memory.",
+        f"model on two data sets is not comparable where the rows differ. {_money(c)} Bytes that are kept stand in the "
+        "section on memory.",
     )
+
+
+def _money(c: Context) -> str:
+    """Where USD stand, or that there are none."""
+    if (c.frame["metric"] == "usd_per_million_requests").any():
+        return "What that costs in USD stands in the section on a million requests."
+    return "USD per million requests is withheld: these records hold no price and no rate of serving."

@@ -290,23 +290,30 @@ def gain(table: pd.DataFrame, names: Names) -> go.Figure | None:
 
 
 def stacked(
-    table: pd.DataFrame, columns: Mapping[str, str], axis: str, *, scale: float = 1.0, unit: str = ""
+    table: pd.DataFrame,
+    columns: Mapping[str, str],
+    axis: str,
+    *,
+    scale: float = 1.0,
+    unit: str = "",
+    heading: str = "Model",
 ) -> go.Figure | None:
     """Horizontal bars of a row's numbers end to end.
 
     Args:
-        table: with `Model` and the columns.
+        table: with the heading and the columns.
         columns: of cells -> colour, in the order of the stack.
         axis: axis title; the origin is added.
         scale: factor from the record's unit to the axis.
         unit: of the axis, for what a pointer shows.
+        heading: column that names a row.
     """
     drawn = [any(row[c].value is not None for c in columns) for _, row in table.iterrows()]
     rows = table.loc[np.array(drawn, dtype=bool)]
     if rows.empty:
         return None
     fig = blank(120 + 36 * len(rows), f"{axis}, {origins(x for c in columns for x in rows[c])}")
-    labels = row_labels(rows["Model"])
+    labels = row_labels(rows[heading])
     for column, colour in columns.items():
         fig.add_trace(
             go.Bar(
@@ -316,7 +323,7 @@ def stacked(
                 name=safe(column),
                 marker={"color": colour, "line": {"width": 0.5, "color": "rgba(255,255,255,0.8)"}},
                 hovertemplate="%{y}: " + safe(column) + " %{x:.3~g} " + unit + "<extra></extra>",
-                meta=point_facets(rows["Model"], rows[column]),
+                meta=point_facets(rows[heading], rows[column]) if heading == "Model" else None,
             )
         )
     fig.update_layout(barmode="stack", bargap=0.35, legend={"traceorder": "normal"})

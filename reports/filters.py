@@ -23,6 +23,8 @@ OTHER_HEAD = "Against"
 HARDWARE_HEADS = ("GPU", "Hardware", "Recorded on")
 PER_GPU = ("mfu_bound", "gpu_time_bound", "gpu_time_modelled")
 """Measures whose scope is a GPU."""
+PER_FORM_AND_GPU = "gpu_request_time"
+"""Its scope is a form of serving and a GPU: `reuse:H100 SXM`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ def facets_of(
     for model, variant in sorted(pairs, key=lambda p: names.order(*p)):
         for title in (names.title(model), names.title(model, variant)):
             models.setdefault(title, names.title(model))
-    gpus = sorted(set(rows.loc[rows["metric"].isin(PER_GPU), "scope"]) - {""})
+    asked = {str(s).partition(":")[2] for s in rows.loc[rows["metric"] == PER_FORM_AND_GPU, "scope"]}
+    gpus = sorted((set(rows.loc[rows["metric"].isin(PER_GPU), "scope"]) | asked) - {""})
     recorded = {str(b.get("extra", {}).get("kernels", {}).get("device", "")) for b in bodies.values()}
     devices = sorted((set(rows["device"]) | recorded) - {"", "cpu", "meta"} - set(gpus))
     return Facets(

@@ -108,6 +108,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("serve_refused", "Refused at overload", "ratio", "down", "percent", "requests refused by the bounded queue or because their budget was spent before they were begun / requests sent, at three times the offline rate", _CLOCK),
     ("serve_overload_p99", "p99 at overload", "s", "down", "time", "p99 of the answered requests at three times the offline rate", _CLOCK),
     ("reuse_time", "Time over unshared", "ratio", "down", "number", "wall time of a request served in a form / that of `whole`, in alternation in one process: median of the ratios with an interval over them", _CLOCK),
+    ("reuse_over_flops", "Time / predicted", "ratio", "down", "number", "reuse_time / reuse_flops: 1 where sharing saves as much time as FLOPs", _CLOCK),
     ("reuse_flops", "FLOPs over unshared", "ratio", "down", "number", "executed FLOPs of a request served in a form / those of `whole`: what sharing saves if nothing but FLOPs counted", _TAG),
     ("flops_request", "FLOPs / request", "FLOP/request", "none", "si", "executed FLOPs of one request, user's side and all candidates; scope `form:user` is the part that is there once a request whatever its candidates", _TAG),
     ("flops_candidate", "FLOPs / candidate", "FLOP/candidate", "none", "si", "executed FLOPs of one request / its candidates", _TAG),
@@ -137,6 +138,9 @@ MEASURES: Mapping[str, Measure] = _table(
     ("bytes_optimizer", "Optimizer state", "B", "down", "bytes", "state tensors of all optimizers", _TAG),
     ("bytes_checkpoint", "Checkpoint", "B", "down", "bytes", "files written for one checkpoint", _FILES),
     ("parameters", "Parameters", "parameters", "none", "si", "trainable elements; scope `dense` and `tables` apart where given", _TAG),
+    # shares of cost
+    ("usd_accelerator_share", "Accelerators / total", "ratio", "none", "percent", "USD of accelerators (of serving, and of their part of the share of training) / USD of a million requests; the band is the box of prices and modelled times: accelerators low and all else high, and the other way round", "prices.toml"),
+    ("usd_half_factor", "Accelerators half at", "ratio", "none", "number", "(USD of a million requests - USD of accelerators) / USD of accelerators: by what the accelerator's price is multiplied to be half of the total", "prices.toml"),
     # quality
     ("auc", "AUC", "ratio", "up", "auc", "probability that a positive outranks a negative over the whole test split, ties half", _SCORES),
     ("auc_shuffled", "AUC, labels shuffled", "ratio", "none", "auc", "AUC on the true test labels of a model trained, and stopped, on shuffled labels: mean over shuffles with a 99 % t interval by their own spread; an interval without .5 is a doubt about data or code", _SCORES),

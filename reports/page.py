@@ -35,7 +35,8 @@ ROWS_SHOWN = 100
 LONG_HEADS = frozenset(
     {
         "Reason", "Measures", "Value", "Meaning", "Note", "Formula", "Largest blocks", "Each seed", "Each shuffle",
-        "Mechanism", "Claim", "Numbers", "Confidence", "Difference", "Confirmed where", "Refuted where",
+        "Mechanism", "Flipped by", "Term", "Claim", "Numbers", "Confidence", "Difference", "Confirmed where",
+        "Refuted where",
     }
 )  # fmt: skip
 

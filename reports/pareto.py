@@ -28,6 +28,7 @@ from ctrbench.reports.drawing import (
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
 from ctrbench.reports.limits import levels
 from ctrbench.reports.names import Names
+from ctrbench.reports.serving_rows import REUSE, served, usual_batch
 from ctrbench.reports.tables import models_of
 from ctrbench.reports.ties import Who, pair_of
 
@@ -53,17 +54,29 @@ class Axis:
     """Recorded for a batch, shown for a sample."""
     scale: float = 1.0
     """From the record's unit to that of the axis."""
+    served: bool = False
+    """Of a request: read from the rows of serving, at the candidates at which models are set side by side."""
 
-    def of(self, mine: pd.DataFrame) -> Cell:
-        """The cost of one configuration."""
-        cells = [pick(mine, self.metric, scope=s) for s in self.scopes]
+    def of(self, mine: pd.DataFrame, candidates: float | None = None) -> Cell:
+        """The cost of one configuration; `candidates` of a request, where it is of one."""
+        rows = where(served(mine), batch=candidates) if self.served else where(mine, trained=True)
+        if self.served and candidates is None:
+            return absent(self.metric, "no row")
+        cells = [pick(rows, self.metric, scope=s) for s in self.scopes]
         if lost := next((c for c in cells if c.value is None), None):
             return absent(self.metric, lost.reason)
         if len(cells) > 1:
             shaky = next((c for c in cells if c.status == "unstable"), cells[0])
             total = sum(c.value for c in cells if c.value is not None)
             return Cell(total, self.metric, "derived", status=shaky.status, reason=shaky.reason)
-        return _per_sample(cells[0], where(mine, metric=self.metric)["batch"]) if self.per_batch else cells[0]
+        return _per_sample(cells[0], where(rows, metric=self.metric)["batch"]) if self.per_batch else cells[0]
+
+    def candidates(self, frame: pd.DataFrame, data: str) -> float | None:
+        """Candidates of the requests that are compared."""
+        if not self.served:
+            return None
+        rows = where(served(frame, data), metric=self.metric)
+        return usual_batch(rows[rows["scope"].isin(self.scopes)])
 
 
 def _per_sample(cell: Cell, batches: pd.Series) -> Cell:
@@ -85,8 +98,13 @@ AXES = (
          short="forward latency", hardware=CPU, per_batch=True, scale=1e6),
     Axis(metric="cpu_core_s_per_million", scopes=("data", "compute"), head="Training core-s / million",
          text="CPU core-s per million samples", short="CPU work of training", hardware=CPU),
+    Axis(metric="serve_latency", scopes=(REUSE,), head="Latency of a request", text="median latency of a request, ms",
+         short="request latency", hardware=CPU, scale=1e3, served=True),
+    Axis(metric="usd_per_million_requests", scopes=(f"{REUSE}/cpu:total",), head="USD / million requests, CPU only",
+         text="USD per million requests, served on CPUs", short="USD of requests", hardware=CPU, served=True),
 )  # fmt: skip
-"""Every cost that records hold. USD and energy have no measure yet: one entry here each once the catalogue has."""
+"""Every cost that records hold. Energy has no measure yet: one entry here once the catalogue has. USD count as timed on
+this CPU, since what they price was."""
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -150,10 +168,11 @@ def table_of(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
     deltas, every = deltas[deltas["metric"].isin(["auc_pair", "auc_delta"])], rivals(frame, data, names)
     rows: list[dict[str, Any]] = []
     who: list[Who] = []
+    candidates = {axis.head: axis.candidates(frame, data) for axis in AXES}
     for model, variant in every:
-        mine = where(frame, data=data, model=model, variant=variant, trained=True)
-        found = {axis.head: axis.of(mine) for axis in AXES}
-        auc = pick(mine, "auc")
+        mine = where(frame, data=data, model=model, variant=variant)
+        found = {axis.head: axis.of(mine, candidates[axis.head]) for axis in AXES}
+        auc = pick(where(mine, trained=True), "auc")
         if auc.value is not None and any(c.value is not None for c in found.values()):
             rows.append({"Model": names.title(model, variant), "Camp": names.camp(model), "AUC": auc, **found})
             who.append((model, variant))
@@ -233,8 +252,17 @@ def section(c: Context) -> Section | None:
         "chance too, and neighbours may be tied. Beaten (faint): a model of no more FLOPs has a paired interval of AUC "
         "above it, which is known of models that records pair, without correction for the number of pairs. Fronts of "
         "time are dashed, rank nobody and beat nobody. Tuned models are left out, since no record totals their trials; "
-        "floors have no FLOPs. Fronts of USD per million requests and of energy are withheld: these records hold no "
-        "price, no rate of serving and no energy counter, and energy is never made from a modelled time.",
+        f"floors have no FLOPs. {_withheld(c)}, and energy is never made from a modelled time.",
+    )
+
+
+def _withheld(c: Context) -> str:
+    """Which fronts there are not."""
+    if (c.frame["metric"] == "usd_per_million_requests").any():
+        return "A front of energy is withheld: these records hold no energy counter"
+    return (
+        "Fronts of USD per million requests and of energy are withheld: these records hold no price, no rate of "
+        "serving and no energy counter"
     )
 
 

@@ -10,6 +10,7 @@ from ctrbench.reports import (
     bands,
     claims,
     controls,
+    cost_section,
     cost_stack,
     costs,
     drawing,
@@ -21,6 +22,7 @@ from ctrbench.reports import (
     quality,
     retrieval,
     scaling,
+    serving,
     step_split,
     sweep,
     tables,
@@ -273,9 +275,9 @@ def pairing(c: Context) -> Section | None:
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
     gpus.section, sweep.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, cost_stack.section,
-    step_split.section, kernels.section, memory, field_pairs.section, tuning.pretraining, retrieval.retrieval,
-    options.section, pairing, tuning.tuning, bands.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, serving.section,
+    cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
+    tuning.pretraining, retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
 
 

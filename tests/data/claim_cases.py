@@ -182,6 +182,34 @@ def serving_launches(c: Claim) -> Cases:
     return {SUPPORTED: at(30, tied), REFUTED: at(110), OPEN: at(30)}
 
 
+def served(model: str, metric: str, value: float, scope: str, **kw: Any) -> Measurement:
+    """A row of a request that was served here."""
+    where = {"phase": "serve", "data": DATA, "split": "s", "track": "sequence", "batch": 128, "scope": scope}
+    return make(base(model), metric, value, kw.pop("origin", "modelled"), **(where | kw))
+
+
+def cost_by_class(c: Claim) -> Cases:
+    def at(accelerator: float, factor: float = 1.1) -> Case:
+        """USD 1 of all else and so much of the accelerator, each with its band; time in the same ratio."""
+        usd = {"accelerator": accelerator, "dram": 1.0}
+        usd["total"] = sum(usd.values())
+        rows = [served("din", "usd_per_million_requests", v, f"reuse/{H100}:{t}", ci_low=v / factor, ci_high=v * factor)
+                for t, v in usd.items()]  # fmt: skip
+        busy = served("din", "gpu_request_time", 1e-6 * 128 * accelerator, f"reuse:{H100}")
+        return Case((*rows, busy, served("", "feature_cpu", 1.0, "legacy:total", origin="measured")))
+
+    return {SUPPORTED: at(0.2), REFUTED: at(5.0), OPEN: at(0.9, 2.0)}
+
+
+def shared_cache(c: Claim) -> Cases:
+    def at(difference: float, *stages: str) -> Case:
+        differ = (served("onetrans", "stages_diff", difference, s, origin="measured") for s in stages)
+        return Case((*differ, served("onetrans", "stages_saved", 0.4, "flops", origin="counted")))
+
+    limit, stages = c.options["difference"], c.options["stages"]
+    return {SUPPORTED: at(limit / 10, *stages), REFUTED: at(limit * 10, *stages), OPEN: at(limit / 10, stages[0])}
+
+
 def tokens(c: Claim) -> Cases:
     def at(items: int, vocabulary: list[int]) -> Case:
         ids = {"items": items, "vocabulary": vocabulary}
@@ -379,7 +407,8 @@ def unrecorded(c: Claim) -> Cases:
 BUILDERS: Mapping[str, Callable[[Claim], Cases]] = {
     f.__name__: f
     for f in (
-        mfu_below, mfu_reaches, mfu_ratio, launches, intensity, request, serving_launches, tokens, auc_above,
+        mfu_below, mfu_reaches, mfu_ratio, launches, intensity, request, serving_launches, cost_by_class, shared_cache,
+        tokens, auc_above,
         fields_control, both_parts, option_costs, joint, weights_agree, recall_above, recall_reaches, grows,
         module_costs, fades, peak_growth, price_fall, value_growth, unrecorded,
     )
