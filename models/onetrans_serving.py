@@ -30,18 +30,24 @@ if TYPE_CHECKING:
     from ctrbench.models.onetrans_blocks import OneTransLayer
 
 
+Past = tuple[Tensor, Tensor]
+"""Keys and values [1, H, S, d] of one layer."""
+
+
 @dataclass(frozen=True, slots=True)
 class UserStates:
     """What the S side of one user leaves for candidates, and for events that arrive later."""
 
     facts_SK: Tensor
     """Of the events that it was computed from."""
-    pasts: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values [1, H, S, d] of each layer, of its newest tokens."""
+    pasts: tuple[Past, ...]
+    """Of each layer, of its newest tokens."""
     redo: int
     """Layer in which old tokens must ask again when events arrive: the keys that they see have moved on."""
     asking_1QD: Tensor | None
     """Inputs of the tokens that ask there; None where nothing is asked again."""
+    appended: int
+    """Events that arrived since all of it was computed at once."""
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +136,7 @@ class OneTransServing:
         """S-tokens of every request through all layers."""
         user = self.sides.user(users)
         lines = [timeline(self.model.event_tokens, user.events, r) for r in range(users.size)]
-        return OneTransContext(tuple(self.grow(line, line.size) for line in lines), self.fields.user(user.fields_RUW))
+        return OneTransContext(tuple(self.grow(n, self.tokens(n)) for n in lines), self.fields.user(user.fields_RUW))
 
     def score(self, context: OneTransContext, requests: Requests) -> Tensor:
         """NS-tokens of every candidate through all layers."""
@@ -148,22 +154,30 @@ class OneTransServing:
         dropping = (i for i, layer in enumerate(self.layers) if layer.kept < size)
         return min(next(dropping, len(self.layers)) + 1, len(self.layers) - 1)
 
+    def tokens(self, line: Timeline, new: int | None = None) -> Tensor:
+        """The newest S-tokens [1, M, D] of a user, all if not told how many."""
+        return tokens_of(self.model.event_tokens, line, line.size if new is None else new)
+
     def grow(
-        self, line: Timeline, new: int, old: UserStates | None = None, lost: int = 0, redo: int | None = None
-    ) -> UserStates:
+        self, line: Timeline, s_1MD: Tensor, old: UserStates | None = None, *, lost: int = 0, redo: int | None = None,
+        first: Past | None = None,
+    ) -> UserStates:  # fmt: skip
         """States of a user.
 
         Args:
             line: all events.
-            new: how many of the newest are in no old state.
+            s_1MD: tokens of the newest, those that are in no old state.
             old: states of the others; None computes all.
             lost: how many of the newest tokens of `old` are no longer among the events.
-            redo: layer above which all is computed afresh, `self.redo` if not given.
+            redo: layer above which all is computed afresh (`self.redo`); not given, no token asks again.
+            first: keys and values of the first layer, where they are known; s_1MD is of all events then.
         """
-        redo, last = self.redo(line.size) if redo is None else redo, len(self.layers) - 1
-        s_1MD, inside, pasts, asking = tokens_of(self.model.event_tokens, line, new), line.size, [], None
+        last = len(self.layers) - 1
+        redo = last if redo is None else redo
+        pasts: list[Past] = []
+        inside, asking, appended = line.size, None, 0 if old is None else old.appended + s_1MD.shape[1]
         for i, layer in enumerate(self.layers):
-            k, v = layer.keys_values(s_1MD)
+            k, v = first if first is not None and i == 0 else layer.keys_values(s_1MD)
             if old is not None and i <= redo:
                 k, v = (_newest(torch.cat([_less(o, lost), n], dim=2), inside, 2) for o, n in
                         zip(old.pasts[i], (k, v), strict=True))  # fmt: skip
@@ -176,7 +190,7 @@ class OneTransServing:
                 s_1MD = asking = _newest(s_1MD, layer.kept, 1).contiguous()
             s_1MD = layer.extend(_newest(s_1MD, layer.kept, 1), *pasts[-1])
             inside = min(inside, layer.kept)
-        return UserStates(line.facts_SK, tuple(pasts), redo, asking)
+        return UserStates(line.facts_SK, tuple(pasts), redo, asking, appended)
 
 
 def _newest(x: Tensor, count: int, dim: int) -> Tensor:

@@ -8,7 +8,7 @@ Dims: R requests, C candidates of each, N = R*C candidates, J item fields, I den
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -160,3 +160,22 @@ def take_users(schema: FeatureSchema, users: Batch, row: int) -> Batch:
         users.dense_BI[at], users.missing_BI[at], ids, times, users.time_B[at], users.label_B[at], users.user_B[at],
         host,
     )  # fmt: skip
+
+
+def without_newest(schema: FeatureSchema, users: Batch, count: int) -> Batch:
+    """One row as it was before the newest `count` events of all its histories together; the others stay."""
+    sizes = {h: len(t) for h, t in users.event_times.items()}
+    of = torch.cat([torch.full((n,), i) for i, n in enumerate(sizes.values())]) if sizes else torch.empty(0)
+    newest_first = torch.argsort(torch.cat([*users.event_times.values()]).cpu(), stable=True).flip(0) if sizes else of
+    gone = of[newest_first[:count]].tolist()
+    kept = {h: n - gone.count(i) for i, (h, n) in enumerate(sizes.items())}
+    values = [
+        users.ids[f.name].values()[: None if f.history is None else kept[f.history]]
+        for f in schema.of_kind("categorical", "sequence")
+    ]
+    per_key = [len(v) for v in values]
+    lengths = torch.tensor(per_key, dtype=users.ids.lengths().dtype, device=users.ids.lengths().device)
+    ids = KeyedJaggedTensor(keys=users.ids.keys(), values=torch.cat(values), lengths=lengths, length_per_key=per_key,
+                            stride=1)  # fmt: skip
+    times = {h: t[: kept[h]] for h, t in users.event_times.items()}
+    return replace(users, ids=ids, event_times=times, host={"lengths": {h: [n] for h, n in kept.items()}})

@@ -147,8 +147,7 @@ def test_candidates_on_one_cache_are_full_runs(schema, switch, pyramid):
     for states, n in zip(context.states, tokens, strict=True):
         kept = [n, *(min(n, q) for q in kept_tokens(pyramid, 3, sequence_tokens(model.config, schema), 3)[:-1])]
         assert [k.shape[2] for k, _ in states.pasts] == kept
-        asking = 0 if states.asking_1QD is None else min(n, kept_tokens(pyramid, 3, tokens[0], 3)[states.redo])
-        assert states.nbytes == 8 * (8 * (2 * sum(kept) + asking) + states.facts_SK.numel())
+        assert states.nbytes == 8 * (8 * 2 * sum(kept) + states.facts_SK.numel())
 
 
 def test_a_mask_that_shows_candidates_to_events_shares_embeddings_alone():
