@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from ctrbench.kernels.attention import attention, lower_right
 from ctrbench.models.gpt_block import GptLayer
@@ -47,6 +47,25 @@ class Kept:
     def nbytes(self) -> int:
         """Bytes of keys and values."""
         return sum(t.nbytes for t in (*self.keys, *self.values))
+
+
+def side_by_side(kept: Sequence[Kept]) -> Kept:
+    """Histories without padding, one user each, as R users, padded on the left."""
+    if len(kept) == 1:
+        return kept[0]
+    most = max(k.keys[0].shape[2] for k in kept)
+
+    def wide(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([pad(t, (0, 0, most - t.shape[2], 0)) for t in tensors])
+
+    lengths_R1 = torch.tensor([[k.keys[0].shape[2]] for k in kept], device=kept[0].next_R.device)
+    back_N = torch.arange(most, 0, -1, device=lengths_R1.device)
+    starts = [k.start_RD for k in kept if k.start_RD is not None]
+    return Kept(
+        tuple(wide(of_layer) for of_layer in zip(*(k.keys for k in kept), strict=True)),
+        tuple(wide(of_layer) for of_layer in zip(*(k.values for k in kept), strict=True)),
+        back_N > lengths_R1, torch.cat([k.next_R for k in kept]), torch.cat(starts) if starts else None,
+    )  # fmt: skip
 
 
 def trimmed(sequences: Sequences) -> Sequences:

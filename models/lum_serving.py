@@ -1,7 +1,8 @@
 """How LUM is served (2502.08309 sections 4.2 and 4.4): group query, one by one, answers from a store.
 
 `reuse` runs the user's history once and asks every different condition of the request once behind it; `one_by_one`
-runs the history again for every condition of every candidate; `stored` looks answers up, so that step 3 alone is left.
+runs the history again for every condition of every candidate; `kept` runs only what a history has grown by since the
+user's last request; `stored` looks answers up, so that step 3 alone is left.
 All share step 3: the host in its own best form.
 
 Dims: R requests, C candidates of each, N = R*C candidates, U different conditions of a request, M = R*U answers,
@@ -18,16 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.models.lum_history import Kept, reader_of
+from ctrbench.models.kv_store import KVStore
+from ctrbench.models.lum_history import Kept, reader_of, side_by_side
 from ctrbench.models.lum_host import Host
-from ctrbench.models.lum_store import AnswerStore, events_of, version_of
+from ctrbench.models.lum_rows import Sequences
+from ctrbench.models.lum_store import Answers, Remembered, digest_of, ids_of, real_events, version_of
 from ctrbench.models.requests import Requests, item_fields
 from ctrbench.models.serving import REUSE, ServingForm
 
 if TYPE_CHECKING:
     from ctrbench.models.lum import LumRanker
 
-ONE_BY_ONE, STORED = "one_by_one", "stored"
+ONE_BY_ONE, STORED, KEPT = "one_by_one", "stored", "kept"
+BUDGET = 1 << 28
+"""Bytes of a store that no one else brings."""
 PASSES_AT_ONCE = 64
 """Histories that `one_by_one` runs side by side."""
 
@@ -129,9 +134,11 @@ class OneByOne(GroupQuery):
 class Stored(GroupQuery):
     """Answers from a store; those it lacks are worked out as `reuse` does and put there."""
 
-    def __init__(self, model: LumRanker, schema: FeatureSchema, store: AnswerStore | None = None) -> None:
+    def __init__(self, model: LumRanker, schema: FeatureSchema, store: KVStore[Answers] | None = None) -> None:
         super().__init__(model, schema)
-        self.store, self.version = store if store is not None else AnswerStore(), version_of(model.user_model)
+        self.store = store if store is not None else KVStore(BUDGET)
+        self.version, self.stale = version_of(model.user_model), 0
+        """Users found whose answers were of other weights or events, and not served."""
 
     def context(self, users: Batch) -> LumContext:
         """The host's user side alone."""
@@ -139,36 +146,75 @@ class Stored(GroupQuery):
 
     def score(self, context: LumContext, requests: Requests) -> Tensor:
         """Answers looked up or worked out, then step 3."""
-        asked = self.questions(requests)
-        return self.step_three(context, requests, asked, self.answers(requests.users, asked.cond_RU).flatten(0, 1))
+        asked, sequences = self.questions(requests), self.lum.sequences(requests.users)
+        rows = enumerate(zip(requests.users.user_B.tolist(), self._newest(requests.users), strict=True))
+        answers = [self._answers(real_events(sequences, r), user, time, asked.cond_RU[r]) for r, (user, time) in rows]
+        return self.step_three(context, requests, asked, torch.cat(answers))
 
-    def answers(self, users: Batch, cond_RU: Tensor) -> Tensor:
-        """Answers [R, U, D] of users under conditions; a user's are looked up together."""
-        sequences, out = self.lum.sequences(users), []
-        times = torch.split(
-            users.event_times[self.lum.fields.history], users.ids[self.lum.fields.item].lengths().tolist()
-        )
-        for row, (user, cond_U) in enumerate(zip(users.user_B.tolist(), cond_RU, strict=True)):
-            one = sequences.take(torch.tensor([row], device=cond_U.device))
-            stamp = (self.version, int(times[row][-1]) if len(times[row]) else 0, events_of(one))
-            known = self.store.get(user, stamp)
-            lacking_K = cond_U.unique() if known is None else cond_U[~torch.isin(cond_U, known.cond_K)].unique()
-            if len(lacking_K):
-                fresh_KD = self.reader.answers(self.reader.history(one), lacking_K.unsqueeze(0))[0]
-                known = self.store.put(user, stamp, lacking_K, fresh_KD)
-            assert known is not None
-            out.append(known.take(cond_U))
-        return torch.stack(out)
+    def _newest(self, users: Batch) -> list[int]:
+        """Time of each user's newest event; 0 without any."""
+        lengths = users.ids[self.lum.fields.item].lengths().tolist()
+        times = users.event_times[self.lum.fields.history].split(lengths)
+        return [int(t[-1]) if len(t) else 0 for t in times]
+
+    def _answers(self, one: Sequences, user: int, time: int, cond_U: Tensor) -> Tensor:
+        """Answers [U, D] of one user."""
+        known, stamp = self.store.get(user), (self.version, time, digest_of(one))
+        if known is not None and known.stamp != stamp:
+            self.stale, known = self.stale + 1, None
+        if known is None:
+            known = Answers(stamp, cond_U[:0], self.lum.user.norm.weight.new_empty(0, self.config.width))
+        lacking_K = cond_U[~torch.isin(cond_U, known.cond_K)].unique()
+        if len(lacking_K):
+            fresh_KD = self.reader.answers(self.reader.history(one), lacking_K.unsqueeze(0))[0]
+            known = known.joined(lacking_K, fresh_KD)
+            self.store.put(user, known)
+        return known.take(cond_U)
+
+
+class KeptHistories(GroupQuery):
+    """`reuse` with keys and values kept between requests: of a history that only grew its new events alone are run.
+
+    Exact: as soon as an event leaves the window the history no longer starts with the same events, and is run anew.
+    """
+
+    def __init__(self, model: LumRanker, schema: FeatureSchema, store: KVStore[Remembered] | None = None) -> None:
+        super().__init__(model, schema)
+        self.store, self.version = store if store is not None else KVStore(BUDGET), version_of(model.user_model)
+
+    def context(self, users: Batch) -> LumContext:
+        """Keys and values, as far as they are kept, and the host's user side."""
+        sequences, ids = self.lum.sequences(users), users.user_B.tolist()
+        kept = [self._history(real_events(sequences, row), user) for row, user in enumerate(ids)]
+        return LumContext(side_by_side(kept), self.host.context(users))
+
+    def _history(self, one: Sequences, user: int) -> Kept:
+        known, ids_FL = self.store.get(user), ids_of(one)
+        if known is not None and known.version == self.version and known.begins(ids_FL):
+            old = known.ids_FL.shape[1]
+            if old == ids_FL.shape[1]:
+                return known.kept
+            if self.config.condition and old:  # without conditions the token behind the newest event changes with it
+                new = Sequences({n: t[:, old:] for n, t in one.ids.items()}, one.segment_RL[:, old:],
+                                one.place_RL[:, old:])  # fmt: skip
+                kept = self.reader.history(new, known.kept)
+                self.store.put(user, Remembered(self.version, ids_FL, kept))
+                return kept
+        kept = self.reader.history(one)
+        self.store.put(user, Remembered(self.version, ids_FL, kept))
+        return kept
 
 
 def forms(model: nn.Module, schema: FeatureSchema) -> Mapping[str, ServingForm]:
-    """`reuse`, `one_by_one` and, where answers alone tell how well an item fits, `stored`.
+    """`reuse`, `one_by_one`, `kept` and, where answers alone tell how well an item fits, `stored`.
 
     On semantic IDs the match is asked of the model item by item: with `use` other than `direct` nothing can be stored.
     """
     ranker = cast("LumRanker", model)
     config = ranker.lum.config
-    made: dict[str, ServingForm] = {REUSE: GroupQuery(ranker, schema), ONE_BY_ONE: OneByOne(ranker, schema)}
+    made: dict[str, ServingForm] = {
+        REUSE: GroupQuery(ranker, schema), ONE_BY_ONE: OneByOne(ranker, schema), KEPT: KeptHistories(ranker, schema),
+    }  # fmt: skip
     if config.target == "item" or config.use == "direct":
         made[STORED] = Stored(ranker, schema)
     return made

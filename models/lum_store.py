@@ -1,18 +1,18 @@
-"""Answers of LUM's user model that serving keeps of its users (2502.08309 section 4.4): never a stale one.
+"""What serving keeps of LUM's users between requests (2502.08309 section 4.4), and how it tells what is stale.
 
-Dims: K conditions that are kept of a user, U conditions asked, L events, D width of an answer
+Dims: K conditions that are kept of a user, U conditions asked, F event fields, L events, D width of an answer
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ctrbench.models.embedding import dense_parameters, embedding_tables
+from ctrbench.models.lum_history import Kept
 from ctrbench.models.lum_rows import Sequences
 
 Stamp = tuple[str, int, str]
@@ -31,15 +31,26 @@ def version_of(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def events_of(sequences: Sequences) -> str:
+def real_events(sequences: Sequences, row: int) -> Sequences:
+    """One user's events without padding."""
+    at_L = (sequences.segment_RL[row] > 0).nonzero().squeeze(1)
+    ids = {n: ids_RL[row : row + 1, at_L] for n, ids_RL in sequences.ids.items()}
+    return Sequences(ids, sequences.segment_RL[row : row + 1, at_L], sequences.place_RL[row : row + 1, at_L])
+
+
+def digest_of(sequences: Sequences) -> str:
     """Digest of one user's events."""
-    parts = [sequences.segment_RL, *sequences.ids.values()]
-    return hashlib.blake2b(torch.stack(parts).cpu().numpy().tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(ids_of(sequences).cpu().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def ids_of(sequences: Sequences) -> Tensor:
+    """Event ids [F, L] of one user."""
+    return torch.stack([ids_1L[0] for ids_1L in sequences.ids.values()])
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What is kept of one user."""
+    """The answers that are kept of one user, all under one stamp."""
 
     stamp: Stamp
     cond_K: Tensor
@@ -55,55 +66,27 @@ class Answers:
         """Answers [U, D] to conditions that are all kept."""
         return self.answer_KD[torch.searchsorted(self.cond_K, cond_U)]
 
+    def joined(self, cond_K: Tensor, answer_KD: Tensor) -> Answers:
+        """With answers to other conditions."""
+        cond_K, answer_KD = torch.cat([self.cond_K, cond_K]), torch.cat([self.answer_KD, answer_KD])
+        order_K = torch.argsort(cond_K)
+        return Answers(self.stamp, cond_K[order_K], answer_KD[order_K])
 
-class AnswerStore:
-    """Answers by user, under a budget: who was asked about longest ago goes first.
 
-    A user's answers share a stamp: with new weights or a new event all of them go.
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Keys and values of one user's history, and the events that they were made of."""
 
-    Args:
-        budget: bytes of answers and conditions; a user who alone exceeds it is not kept.
-
-    Attributes:
-        hits, misses: users found, and not found or of another stamp.
-    """
-
-    def __init__(self, budget: int = 1 << 28) -> None:
-        if budget < 0:
-            raise ValueError(f"budget={budget}: bytes of the store, 0 or more")
-        self.budget, self.nbytes, self.hits, self.misses = budget, 0, 0, 0
-        self.users: OrderedDict[int, Answers] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self.users)
+    version: str
+    ids_FL: Tensor
+    kept: Kept
 
     @property
-    def bytes_per_user(self) -> float:
-        """Mean over the users that are kept; 0 without any."""
-        return self.nbytes / len(self.users) if self.users else 0.0
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.kept.nbytes + self.ids_FL.nbytes
 
-    def get(self, user: int, stamp: Stamp) -> Answers | None:
-        """What is kept of a user under this stamp."""
-        known = self.users.get(user)
-        if known is None or known.stamp != stamp:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self.users.move_to_end(user)
-        return known
-
-    def put(self, user: int, stamp: Stamp, cond_K: Tensor, answer_KD: Tensor) -> Answers:
-        """Adds answers of a user, over those of another stamp, and gives all that are known of the user now."""
-        old = self.users.pop(user, None)
-        if old is not None:
-            self.nbytes -= old.nbytes
-            if old.stamp == stamp:
-                cond_K, answer_KD = torch.cat([old.cond_K, cond_K]), torch.cat([old.answer_KD, answer_KD])
-        order_K = torch.argsort(cond_K)
-        made = Answers(stamp, cond_K[order_K], answer_KD[order_K])
-        if made.nbytes <= self.budget:
-            self.users[user] = made
-            self.nbytes += made.nbytes
-        while self.nbytes > self.budget:
-            self.nbytes -= self.users.popitem(last=False)[1].nbytes
-        return made
+    def begins(self, ids_FL: Tensor) -> bool:
+        """Whether a history starts with these events: nothing has left the window since."""
+        known = self.ids_FL.shape[1]
+        return known <= ids_FL.shape[1] and torch.equal(ids_FL[:, :known], self.ids_FL)

@@ -18,13 +18,14 @@ from ctrbench.bench.registry import model_spec
 from ctrbench.datasets.random_batches import random_schema
 from ctrbench.datasets.schema import Batch, synthetic_batch
 from ctrbench.models.embedding import dense_parameters, embedding_tables
+from ctrbench.models.kv_store import KVStore
 from ctrbench.models.lum import LumConfig, LumRanker
 from ctrbench.models.lum_request import request_flops
-from ctrbench.models.lum_serving import GroupQuery, Stored, different
+from ctrbench.models.lum_serving import GroupQuery, KeptHistories, Stored, different
 from ctrbench.models.lum_sid import SidUserModel
-from ctrbench.models.lum_store import AnswerStore
+from ctrbench.models.lum_store import Answers
 from ctrbench.models.requests import Requests, requests_of, take_users
-from ctrbench.models.serving import WHOLE, serve, serving_forms
+from ctrbench.models.serving import WHOLE, WholeRows, serve, serving_forms
 
 LENGTH = 8
 SCHEMA = random_schema("random_sequence", LENGTH)
@@ -59,7 +60,7 @@ def ranker(variant: str, length: int = LENGTH) -> LumRanker:
         )  # the others' logits are large as they are
         for tables in embedding_tables(model):
             for weight in tables.weights().values():
-                weight.copy_((0.4 if loud else 0.1) * torch.randn_like(weight))
+                weight.copy_((0.4 if loud else 0.05) * torch.randn_like(weight))
         for weight in dense_parameters(model):
             weight.mul_(1.5 if loud else 1.0)
         if isinstance(model.user_model, SidUserModel):
@@ -148,69 +149,88 @@ def shortened(users: Batch, events: int) -> Batch:
 def test_a_stored_answer_is_the_fresh_one_and_costs_no_pass() -> None:
     model, asked = ranker("small"), requests(3, 4, seed=11, full=True)
     asked = replace(asked, users=replace(asked.users, user_B=torch.arange(3)))
-    form = Stored(model, SCHEMA)
+    form, fresh = Stored(model, SCHEMA), GroupQuery(model, SCHEMA)
     first = serve(form, asked)
-    assert (len(form.store), form.store.hits, form.store.misses) == (3, 0, 3)
-    kept = {u: a.answer_KD.clone() for u, a in form.store.users.items()}
-    assert form.store.nbytes == sum(a.nbytes for a in form.store.users.values()) == 3 * form.store.bytes_per_user
+    assert (len(form.store), form.store.counts.hits, form.store.counts.misses) == (3, 0, 3)
     assert torch.equal(serve(form, asked), first)
-    assert form.store.hits == 3
-    fresh = GroupQuery(model, SCHEMA)
+    assert (form.store.counts.hits, form.stale) == (3, 0)
     with torch.no_grad():
-        for row, user in enumerate(asked.users.user_B.tolist()):
-            one = model.lum.sequences(asked.users).take(torch.tensor([row]))
-            cond_K = form.store.users[user].cond_K
-            want = fresh.reader.answers(fresh.reader.history(one), cond_K.unsqueeze(0))[0]
-            torch.testing.assert_close(kept[user], want, **CLOSE)
-    twice = flops(model, lambda: form.score(form.context(asked.users), asked), asked.users)
+        for user in range(3):
+            kept = form.store.get(user)
+            assert kept is not None
+            one = model.lum.sequences(asked.users).take(torch.tensor([user]))
+            want = fresh.reader.answers(fresh.reader.history(one), kept.cond_K.unsqueeze(0))[0]
+            torch.testing.assert_close(kept.answer_KD, want, **CLOSE)
+    stored = flops(model, lambda: form.score(form.context(asked.users), asked), asked.users)
     again = flops(model, lambda: fresh.score(fresh.context(asked.users), asked), asked.users)
-    assert again - twice > 3 * request_flops(model.lum.config, SCHEMA, None, 4, 4, host_dim=16).user * 0.98
+    assert again - stored > 3 * request_flops(model.lum.config, SCHEMA, None, 4, 4, host_dim=16).user * 0.98
 
 
-@settings(max_examples=20, deadline=None, database=None)
-@given(seed=st.integers(0, 10**6), budget=st.sampled_from([0, 600, 2000, 1 << 20]),
-       steps=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=2, max_size=6))  # fmt: skip
-def test_no_stale_answer_whatever_is_appended_and_evicted(
-    seed: int, budget: int, steps: list[tuple[int, bool]]
+@pytest.mark.parametrize("variant", ["small", "no_condition", "sid_holes"])
+@settings(max_examples=6, deadline=None, database=None)
+@given(seed=st.integers(0, 10**6), budget=st.sampled_from([1, 2000, 1 << 20]),
+       steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=6))  # fmt: skip
+def test_nothing_stale_is_served_whatever_is_appended_and_evicted(
+    variant: str, seed: int, budget: int, steps: list[tuple[int, int]]
 ) -> None:
-    """Appended events have the time of the newest one: time alone would not tell."""
-    model, store = ranker("small"), AnswerStore(budget)
-    form, plain = Stored(model, SCHEMA, store), serving_forms(SPEC.serving, model, SCHEMA)[WHOLE]
+    """All events have one time, which alone would not tell; from 8 events on the oldest ones leave the window of 7."""
+    model = ranker(variant)
+    form: Stored | KeptHistories = (Stored if variant == "small" else KeptHistories)(model, SCHEMA, KVStore(budget))
+    forms, plain = [form], WholeRows(model, SCHEMA)
+    if variant == "small":
+        forms.append(KeptHistories(model, SCHEMA, KVStore(budget)))
     whole = {u: take_users(SCHEMA, synthetic_batch(SCHEMA, 3, seed=seed), u) for u in range(3)}
     whole = {u: replace(b, user_B=torch.tensor([u]), event_times={"hist": torch.full((LENGTH,), 9)})
              for u, b in whole.items()}  # fmt: skip
-    events = dict.fromkeys(range(3), 3)
-    for number, (user, appends) in enumerate(steps):
-        events[user] = min(LENGTH, events[user] + appends)
-        asked = requests_of(
-            SCHEMA, shortened(whole[user], events[user]), synthetic_batch(SCHEMA, 3, seed=seed + number)
-        )
-        torch.testing.assert_close(serve(form, asked), serve(plain, asked), **CLOSE)
-        assert store.nbytes <= budget
+    events = dict.fromkeys(range(3), 4)
+    for number, (user, more) in enumerate(steps):
+        events[user] = min(LENGTH, events[user] + more)
+        items = synthetic_batch(SCHEMA, 3, seed=seed + number)
+        asked = requests_of(SCHEMA, shortened(whole[user], events[user]), items)
+        for each in forms:
+            torch.testing.assert_close(serve(each, asked), serve(plain, asked), **CLOSE)
+            assert each.store.nbytes <= budget
+
+
+def test_of_a_history_that_grew_only_the_new_events_are_run() -> None:
+    model, users = ranker("pair"), synthetic_batch(SCHEMA, 1, seed=7)
+    form, fresh = KeptHistories(model, SCHEMA), GroupQuery(model, SCHEMA)
+
+    def cost(events: int) -> float:
+        recorder = Recorder(model, users, 1)
+        with torch.no_grad(), recorder.active():
+            form.context(shortened(users, events))
+        return recorder.result(train=False, blocks={}).flops()
+
+    host = flops(model, lambda: fresh.host.context(shortened(users, 6)), users)
+    cost(5)
+    d, layers, side = 32, 3, 2 * 16 * 32 * 3  # token maps of one event: condition, item, action
+    grown = side + (layers - 1) * (24 * d * d * 2 + 4 * d * 2 * 12) + 4 * d * d * 2
+    assert cost(6) - host == pytest.approx(grown, rel=0.02)
+    assert cost(6) == host
+    with torch.no_grad():
+        kept, want = (f.context(shortened(users, 6)).kept for f in (form, fresh))
+    assert kept is not None
+    assert want is not None
+    for mine, its in zip((*kept.keys, *kept.values), (*want.keys, *want.values), strict=True):
+        torch.testing.assert_close(mine, its, **CLOSE)
+    assert cost(8) - host > 2 * grown  # the oldest event left the window: all is run anew
 
 
 def test_an_appended_event_and_other_weights_make_answers_stale() -> None:
     model, users = ranker("small"), synthetic_batch(SCHEMA, 1, seed=7)
-    store = AnswerStore()
-    items = synthetic_batch(SCHEMA, 3, seed=8)
-    old = requests_of(SCHEMA, shortened(users, 4), items)
+    store: KVStore[Answers] = KVStore(1 << 20)
+    old, new = (requests_of(SCHEMA, shortened(users, n), synthetic_batch(SCHEMA, 3, seed=8)) for n in (4, 5))
     serve(Stored(model, SCHEMA, store), old)
-    new = requests_of(SCHEMA, shortened(users, 5), items)
-    serve(Stored(model, SCHEMA, store), new)
-    assert (store.hits, store.misses, len(store)) == (0, 2, 1)
-    other = Stored(ranker("trained_on"), SCHEMA, store)
-    assert other.version == Stored(model, SCHEMA, store).version  # the same weights: nothing is stale
+    form = Stored(model, SCHEMA, store)
+    serve(form, new)
+    assert (form.stale, len(store)) == (1, 1)
+    same = Stored(ranker("trained_on"), SCHEMA, store)  # its user model has the same weights
+    serve(same, new)
+    assert (same.version, same.stale) == (form.version, 0)
+    other = Stored(ranker("one_query"), SCHEMA, store)
     serve(other, new)
-    assert (store.hits, store.misses) == (1, 2)
-    changed = ranker("one_query")
-    with torch.no_grad():
-        changed.user_model.norm.bias += 0.1
-    try:
-        serve(Stored(changed, SCHEMA, store), new)
-        assert (store.hits, store.misses) == (2, 3)
-    finally:
-        with torch.no_grad():
-            changed.user_model.norm.bias -= 0.1
+    assert (other.version != form.version, other.stale) == (True, 1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
