@@ -188,7 +188,8 @@ def unit_flops(config: Any, schema: FeatureSchema, history: str, events: float) 
     width, own = len(fields) * config.dim, sum(f.target in items for f in fields) * config.dim
     once = 2.0 * events * width * out + 2.0 * (width - own) * out
     rest = mlp_flops(out, config.attention[1:], 1)
-    return once, events * (2.0 * own * out + rest + 2.0 * width) + 2.0 * own * out
+    query = 2.0 * own * out if events else 0.0
+    return once, events * (2.0 * own * out + rest + 2.0 * width) + query
 
 
 def request_flops(
