@@ -1,7 +1,7 @@
 """The cross network of DCN-v2 with the user's columns folded away, exactly, for requests of many candidates.
 
-With x = [x_u ; x_c], the user's and the candidate's columns, a full-matrix layer multiplies W x_l + b by x0, and x0_u is
-fixed within a request: x_{l,u} stays an affine map of the candidate's own columns so far,
+With x = [x_u ; x_c], the user's and the candidate's columns, a full-matrix layer multiplies W x_l + b by x0, and x0_u
+is fixed within a request: x_{l,u} stays an affine map of the candidate's own columns so far,
     x_{l,u} = A_l [1 ; z_l],    z_l = [x_{0,c} ; ... ; x_{l-1,c}],
     A_{l+1} = [A_l + diag(x0_u) (W_uu A_l + [b_u 0]), diag(x0_u) W_uc],
 so a candidate computes only its own columns,

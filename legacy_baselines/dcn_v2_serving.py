@@ -88,7 +88,7 @@ class CrossForm:
         mlps = dict(model.mlps.items())
         self.crossed, self.straight = readouts(mlps, model.head, width, model.head.in_features // max(1, len(mlps)))
         self.readout_MK = self.crossed.weight_MK[:, order]
-        self.folded = self.fold_from = None
+        self.folded, self.fold_from = None, math.inf
         if not hasattr(cross, "gates"):
             square = [(w.weight.detach()[order][:, order], w.bias.detach()[order]) for w in cross.layers]
             self.folded = FoldedCross(square, self.readout_MK, self.crossed.bias_M, self.user)

@@ -147,5 +147,5 @@ def request_flops(
         count: not read.
     """
     user, own = side_widths(schema, config.dim)
-    first, *rest = [*config.mlp, 1]
-    return 2.0 * user * first, mlp_flops(own, [first, *rest])
+    widths: list[int] = [*config.mlp, 1]
+    return 2.0 * user * widths[0], mlp_flops(own, widths)

@@ -23,6 +23,7 @@ from ctrbench.kernels.field_linear import compose_cost
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.fat_card import card
+from ctrbench.models.fat_serving import serving
 from ctrbench.models.field_blocks import (
     BasisInit,
     FieldBlock,
@@ -243,4 +244,5 @@ SPEC = ModelSpec(
     card=card,
     flops=flops,
     published=published,
+    serving=serving,
 )

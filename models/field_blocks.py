@@ -77,21 +77,29 @@ class FieldBlock(nn.Module):
 
     def forward(self, z_FBD: Tensor, weights: FieldWeights, pair_FF: Tensor | None) -> Tensor:
         """One block, [F, B, D] -> [F, B, D]; `pair_FF` [F, F] or [H, F, F], None for plain attention."""
+        # Row-major for the attention: the scores of a row are then contiguous, which pays for the copy.
+        qkv_BFE = self.project(z_FBD, weights).transpose(0, 1).contiguous()
+        return self.finish(z_FBD, self.attend(qkv_BFE, weights, pair_FF), weights)
+
+    def finish(self, z_FBD: Tensor, attended_FBD: Tensor, weights: FieldWeights) -> Tensor:
+        """What follows the attention part, residuals included."""
         if self.residual == "paper":
-            return z_FBD + self._feed(self.norm1(self.attend(self.norm0(z_FBD), weights, pair_FF)), weights)
+            return z_FBD + self._feed(self.norm1(attended_FBD), weights)
         if self.residual == "pre2":
-            z_FBD = z_FBD + self.attend(self.norm0(z_FBD), weights, pair_FF)
+            z_FBD = z_FBD + attended_FBD
             return z_FBD + self._feed(self.norm1(z_FBD), weights)
-        z_FBD = self.norm0(z_FBD + self.attend(z_FBD, weights, pair_FF))
+        z_FBD = self.norm0(z_FBD + attended_FBD)
         return self.norm1(z_FBD + self._feed(z_FBD, weights))
 
-    def attend(self, x_FBD: Tensor, weights: FieldWeights, pair_FF: Tensor | None) -> Tensor:
-        """Attention part without norm and residual, [F, B, D]."""
-        fields, batch, width = x_FBD.shape
+    def project(self, z_FBD: Tensor, weights: FieldWeights) -> Tensor:
+        """Q, K and V side by side of what enters the attention part, [F, B, 3D]; field by field."""
+        x_FBD = z_FBD if self.residual == "post2" else self.norm0(z_FBD)
         parts = [apply_weight(x_FBD, w) for w in weights.qkv]
-        qkv_FBE = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        # Row-major from here: the scores of a row are then contiguous, which pays for the copy.
-        qkv_BFE = qkv_FBE.transpose(0, 1).contiguous()
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def attend(self, qkv_BFE: Tensor, weights: FieldWeights, pair_FF: Tensor | None) -> Tensor:
+        """Attention over projected fields without residual, [B, F, 3D] -> [F, B, D]."""
+        batch, fields, width = *qkv_BFE.shape[:2], qkv_BFE.shape[2] // 3
         q_BHFd, k_BHFd, v_BHFd = qkv_BFE.view(batch, fields, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if pair_FF is None:
             out_BHFd = attention(q_BHFd, k_BHFd, v_BHFd)
@@ -152,12 +160,13 @@ class Hypernetwork(nn.Module):
         top = torch.matmul(meta_Fk, self.router_PkM).topk(self.chosen, dim=-1)
         return top.values.softmax(dim=-1), top.indices
 
-    def forward(self, meta_Fk: Tensor) -> FieldWeights:
-        """Weights of every field."""
+    def forward(self, meta_Fk: Tensor, composed: bool | None = None) -> FieldWeights:
+        """Weights of every field, in the form that was asked for at construction or here."""
+        composed = self.composed if composed is None else composed
         share_PFK, index_PFK = self.route(meta_Fk)
         weights: dict[str, Weight] = {}
         for i, (name, bases_MDE) in enumerate(self.bases.items()):
-            if self.composed:
+            if composed:
                 flat_FN = compose(share_PFK[i], index_PFK[i], bases_MDE.flatten(1))
                 weights[name] = flat_FN.view(-1, *bases_MDE.shape[1:])
             else:

@@ -161,8 +161,9 @@ def test_paper_layout_has_one_residual_around_both_parts(tabular_schema):
 def test_zero_pair_weights_give_every_token_the_mean_of_values(tabular_schema):
     model = on_given_fields(SMALL, tabular_schema)
     x_FBD, weights = model.embedder.fields_BFD.transpose(0, 1), model.field_weights()[0]
-    out_FBD = model.layers[0].attend(x_FBD, weights, torch.zeros_like(model.pairs[0]))
-    values_FBD = torch.bmm(x_FBD, weights.qkv[0][..., 2 * SMALL.dim :])
+    qkv_FBE = torch.bmm(x_FBD, weights.qkv[0])
+    out_FBD = model.layers[0].attend(qkv_FBE.transpose(0, 1), weights, torch.zeros_like(model.pairs[0]))
+    values_FBD = qkv_FBE[..., 2 * SMALL.dim :]
     torch.testing.assert_close(out_FBD, values_FBD.mean(dim=0, keepdim=True).expand_as(out_FBD), **CLOSE)
 
 
