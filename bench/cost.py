@@ -66,9 +66,9 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
             term -> names of the metrics behind it.
         sensitivity: form `reuse`, the middle one of the batches, every pair of models of the same data and deployment
             whose totals are both known: `data, form, deployment, batch, a, b` (models; `a` is the cheaper one now),
-            `usd_a, usd_b, knob, kind` (`price` or `assumption`), `value, low, high` (of the knob now and its range),
-            `unit`, `break_even` (the knob's value at which both cost the same, None where none within the range),
-            `flips` (bool), `reason`. Only the knobs that flip a pair have a record; `pairs` has every pair.
+            `usd_a, usd_b, knob, kind` (`price` or `assumption`), `value, low, high` (of the knob now, None where as
+            measured, and its range), `unit`, `break_even` (the knob's value nearest to now at which both cost the
+            same). Only the knobs that flip a pair have a record; `pairs` has every pair.
         pairs: the same pairs, one record each: `data, form, deployment, batch, a, b, usd_a, usd_b, apart` (bool: the
             bands of the totals do not overlap), `flipped_by` (names of knobs, most easily flipped first).
         what_if: common keys, `knob` (`qps`, `tables_gb`, `replicas`, `peak_to_mean`), `at` (its value), `usd, low,
@@ -77,7 +77,7 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         break_even: `kind` `deployments`: one model (`a` = `b`) on `deployment_a` and `deployment_b`; `kind` `models`:
             two models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name
             of a price), `unit, low, high` (range searched), `at` (equal cost, None where none), `cheaper_below`,
-            `cheaper_above` (`a` or `b`), `reason`.
+            `cheaper_above` (`a` or `b`; the same one where costs are never equal, None where not known), `reason`.
         usd_per_tflops: see `cost_prices.usd_per_tflops`: `gpu, dtype, tflops, usd_per_tflops_hour, low, high,
             times_v100_fp16, reason`.
     """
