@@ -62,8 +62,9 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         assumptions: field -> value, the fields of `Assumptions`, with `headroom` and `samples_a_day` derived from them.
         terms: names of the terms in the order of the stack.
         workloads: the common keys, `basis` (`serve_qps`: threads / rate within the latency budget, `serve_cpu`:
-            core-seconds of requests one after the other, `dispatch`: operators x dispatch of one), and `inputs`:
-            term -> names of the metrics behind it.
+            core-seconds of requests one after the other, `dispatch`: operators x dispatch of one), `trained_on` (the
+            deployment of the term `training`: the same, or `cpu` where no training step was projected on the GPU), and
+            `inputs`: term -> names of the metrics behind it.
         sensitivity: form `reuse`, the middle one of the batches, every pair of models of the same data and deployment
             whose totals are both known: `data, form, deployment, batch, a, b` (models; `a` is the cheaper one now),
             `usd_a, usd_b, knob, kind` (`price` or `assumption`), `value, low, high` (of the knob now, None where as
@@ -101,4 +102,5 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
 def _described(w: Workload, terms: dict[str, Amount]) -> dict[str, Any]:
     inputs = {name: sorted(x.inputs) for name, x in terms.items() if name != TOTAL}
     who = {c: w.columns[c] for c in ("data", "model", "variant", "preset")}
-    return {**who, "form": w.form, "deployment": w.deployment, "batch": w.batch, "basis": w.basis, "inputs": inputs}
+    return {**who, "form": w.form, "deployment": w.deployment, "batch": w.batch, "basis": w.basis,
+            "trained_on": w.training.deployment, "inputs": inputs}  # fmt: skip

@@ -70,6 +70,7 @@ class Workload:
     wire_b: Amount
     sizes: Sizes
     training: Training
+    """On the same deployment, or on CPU where the time of a training step is not known there."""
 
     @property
     def scope(self) -> str:
@@ -111,6 +112,7 @@ def _workload(facts: Facts, row: Row, form: str, deployment: str, batch: int) ->
     served = {"phase": "serve", "scope": form, "batch": batch, **exact}
     basis, host = _host(facts, served) if deployment == CPU else ("dispatch", _dispatch(facts, "ops_request", served))
     on_gpu = {**served, "scope": f"{form}:{deployment}"}
+    trained_on = _trained_on(facts, plain, deployment)
     return Workload(
         columns=_columns(row), form=form, deployment=deployment, batch=batch, basis=basis, host_s=host,
         accelerator_s=NOTHING if deployment == CPU else facts.find("gpu_request_time", **on_gpu),
@@ -118,8 +120,14 @@ def _workload(facts: Facts, row: Row, form: str, deployment: str, batch: int) ->
         cache_b=_kept(facts, "bytes_user_cache", form, exact),
         knowledge_b=_kept(facts, "bytes_knowledge", form, exact),
         wire_b=_wire(facts, form, batch, exact),
-        sizes=_sizes(facts, plain), training=_training(facts, _columns(row), plain, deployment),
+        sizes=_sizes(facts, plain), training=_training(facts, _columns(row), plain, trained_on),
     )  # fmt: skip
+
+
+def _trained_on(facts: Facts, who: dict[str, Any], deployment: str) -> str:
+    """A model is trained where it is served if the time of its step is known there, else on the CPUs that timed it."""
+    there = facts.rows("gpu_time_modelled", phase="train", scope=deployment, **who)
+    return deployment if any(r["value"] is not None for r in there) else CPU
 
 
 def _without_history(who: dict[str, Any]) -> dict[str, Any]:

@@ -138,6 +138,19 @@ def test_the_terms_of_a_request_on_a_gpu_by_hand() -> None:
     assert found["training"] == NEAR(0.005 + 171e-5 + 2.4 * 10 / 3600 * 0.004 + 0.004)
 
 
+@pytest.mark.parametrize("withheld_row", [True, False])
+def test_a_model_is_trained_on_cpu_where_its_step_was_not_projected(withheld_row: bool) -> None:
+    rows = [*served(), *shared_rows()]
+    gone = next(r for r in rows if r.metric == "gpu_time_modelled")
+    rows.remove(gone)
+    if withheld_row:
+        base = {c: getattr(gone, c) for c in ("run", "model", "family", "data", "split", "phase", "scope", "batch")}
+        rows.append(withheld(base, gone.metric, "coverage_low"))
+    found = priced(rows)
+    assert usd(found, A100)["training"] == usd(found, "cpu")["training"]
+    assert {w["trained_on"] for w in cost_extra(frame(rows), ROUND, PLAN)["workloads"]} == {"cpu"}
+
+
 def test_a_fleet_is_never_smaller_than_its_replicas() -> None:
     one, three = (
         usd(priced([*served(gpu=1e-6), *shared_rows()], plan=replace(PLAN, replicas=n)), A100)["accelerator"]
