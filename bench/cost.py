@@ -37,10 +37,10 @@ def cost_rows(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, run:
     """
     facts = Facts(rows)
     out = []
-    for w in workloads(facts):
+    for w in workloads(facts, assumptions.legacy_features):
         base = {**w.columns, **({"run": run} if run else {}), "phase": "serve", "batch": w.batch}
         out += [x.row(base, REQUESTS, scope=f"{w.scope}:{t}") for t, x in request_terms(w, prices, assumptions).items()]
-    for t in trainings(facts):
+    for t in trainings(facts, assumptions.legacy_features):
         base = {**t.columns, **({"run": run} if run else {}), "phase": "train"}
         priced = sample_terms(t, prices, assumptions)
         out += [x.row(base, SAMPLES, scope=f"{t.deployment}:{name}") for name, x in priced.items()]
@@ -82,8 +82,7 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         usd_per_tflops: see `cost_prices.usd_per_tflops`: `gpu, dtype, tflops, usd_per_tflops_hour, low, high,
             times_v100_fp16, reason`.
     """
-    facts = Facts(rows)
-    known = workloads(facts)
+    known = workloads(Facts(rows), assumptions.legacy_features)
     pairs, flips = sensitivities(known, prices, assumptions)
     return {
         "prices": prices.records(), "price_file": prices.file,

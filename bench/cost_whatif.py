@@ -102,7 +102,7 @@ def sensitivity(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, a:
     Raises:
         ValueError: a model that was not served.
     """
-    known = workloads(Facts(rows))
+    known = workloads(Facts(rows), assumptions.legacy_features)
     for name in (a, b):
         if name not in {w.columns["model"] for w in known}:
             raise ValueError(f"model {name!r} was not served: these rows price {sorted({_model(w) for w in known})}")

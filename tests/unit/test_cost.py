@@ -86,7 +86,11 @@ def shared_rows() -> list[Measurement]:
         make(base, "bytes_shards", 2e5, "measured", phase="prepare", n=1000),
         make(base, "dispatch_us", 10.0, "measured", phase="train"),
     ]
-    for paradigm, request, sample in (("legacy", 50.0, 90.0), ("transformer", 10.0, 30.0)):
+    for paradigm, request, sample in (
+        ("legacy", 50.0, 90.0),
+        ("legacy_200", 200.0, 360.0),
+        ("transformer", 10.0, 30.0),
+    ):
         rows += [
             make(base, "feature_cpu", request, "measured", phase="serve", scope=f"{paradigm}:total", batch=100),
             make(base, "feature_cpu", sample, "measured", phase="prepare", scope=f"{paradigm}:total"),
@@ -244,6 +248,14 @@ def test_a_price_changes_the_rows_that_pay_it_and_no_other(name: str) -> None:
     assert {k.split(":")[-1] for k in changed if REQUESTS in k} == PAID[name]
     if name.startswith("gpu."):
         assert all(A100 in k for k in changed)
+
+
+def test_more_hand_made_columns_cost_legacy_models_more_and_no_other() -> None:
+    for model, family, factor in (("din", "legacy", 4.0), ("fat", "transformer", 1.0)):
+        rows = [*served(model, family), *shared_rows()]
+        few, many = (usd(priced(rows, plan=replace(PLAN, legacy_features=p)), "cpu") for p in ("legacy", "legacy_200"))
+        assert many["feature_cpu"] == NEAR(factor * few["feature_cpu"])
+        assert (many["training"] > few["training"]) == (family == "legacy")
 
 
 def test_features_measured_at_other_numbers_of_candidates_price_nothing() -> None:
