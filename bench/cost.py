@@ -37,10 +37,10 @@ def cost_rows(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, run:
     """
     facts = Facts(rows)
     out = []
-    for w in workloads(facts):
+    for w in workloads(facts, assumptions.legacy_features):
         base = {**w.columns, **({"run": run} if run else {}), "phase": "serve", "batch": w.batch}
         out += [x.row(base, REQUESTS, scope=f"{w.scope}:{t}") for t, x in request_terms(w, prices, assumptions).items()]
-    for t in trainings(facts):
+    for t in trainings(facts, assumptions.legacy_features):
         base = {**t.columns, **({"run": run} if run else {}), "phase": "train"}
         priced = sample_terms(t, prices, assumptions)
         out += [x.row(base, SAMPLES, scope=f"{t.deployment}:{name}") for name, x in priced.items()]
@@ -62,13 +62,14 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         assumptions: field -> value, the fields of `Assumptions`, with `headroom` and `samples_a_day` derived from them.
         terms: names of the terms in the order of the stack.
         workloads: the common keys, `basis` (`serve_qps`: threads / rate within the latency budget, `serve_cpu`:
-            core-seconds of requests one after the other, `dispatch`: operators x dispatch of one), and `inputs`:
-            term -> names of the metrics behind it.
+            core-seconds of requests one after the other, `dispatch`: operators x dispatch of one), `trained_on` (the
+            deployment of the term `training`: the same, or `cpu` where no training step was projected on the GPU), and
+            `inputs`: term -> names of the metrics behind it.
         sensitivity: form `reuse`, the middle one of the batches, every pair of models of the same data and deployment
             whose totals are both known: `data, form, deployment, batch, a, b` (models; `a` is the cheaper one now),
-            `usd_a, usd_b, knob, kind` (`price` or `assumption`), `value, low, high` (of the knob now and its range),
-            `unit`, `break_even` (the knob's value at which both cost the same, None where none within the range),
-            `flips` (bool), `reason`. Only the knobs that flip a pair have a record; `pairs` has every pair.
+            `usd_a, usd_b, knob, kind` (`price` or `assumption`), `value, low, high` (of the knob now, None where as
+            measured, and its range), `unit`, `break_even` (the knob's value nearest to now at which both cost the
+            same). Only the knobs that flip a pair have a record; `pairs` has every pair.
         pairs: the same pairs, one record each: `data, form, deployment, batch, a, b, usd_a, usd_b, apart` (bool: the
             bands of the totals do not overlap), `flipped_by` (names of knobs, most easily flipped first).
         what_if: common keys, `knob` (`qps`, `tables_gb`, `replicas`, `peak_to_mean`), `at` (its value), `usd, low,
@@ -77,12 +78,11 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
         break_even: `kind` `deployments`: one model (`a` = `b`) on `deployment_a` and `deployment_b`; `kind` `models`:
             two models on one deployment. `data, form, batch, a, b, deployment_a, deployment_b, axis` (`qps` or the name
             of a price), `unit, low, high` (range searched), `at` (equal cost, None where none), `cheaper_below`,
-            `cheaper_above` (`a` or `b`), `reason`.
+            `cheaper_above` (`a` or `b`; the same one where costs are never equal, None where not known), `reason`.
         usd_per_tflops: see `cost_prices.usd_per_tflops`: `gpu, dtype, tflops, usd_per_tflops_hour, low, high,
             times_v100_fp16, reason`.
     """
-    facts = Facts(rows)
-    known = workloads(facts)
+    known = workloads(Facts(rows), assumptions.legacy_features)
     pairs, flips = sensitivities(known, prices, assumptions)
     return {
         "prices": prices.records(), "price_file": prices.file,
@@ -101,4 +101,5 @@ def cost_extra(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> 
 def _described(w: Workload, terms: dict[str, Amount]) -> dict[str, Any]:
     inputs = {name: sorted(x.inputs) for name, x in terms.items() if name != TOTAL}
     who = {c: w.columns[c] for c in ("data", "model", "variant", "preset")}
-    return {**who, "form": w.form, "deployment": w.deployment, "batch": w.batch, "basis": w.basis, "inputs": inputs}
+    return {**who, "form": w.form, "deployment": w.deployment, "batch": w.batch, "basis": w.basis,
+            "trained_on": w.training.deployment, "inputs": inputs}  # fmt: skip

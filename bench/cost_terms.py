@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ctrbench.bench.cost_amounts import NOTHING, Amount, exactly
 from ctrbench.bench.cost_prices import GPU, OBJECT, RAM, SSD, VCPU, Prices
-from ctrbench.bench.cost_workloads import CPU, Sizes, Training, Workload
+from ctrbench.bench.cost_workloads import CPU, LEGACY, Sizes, Training, Workload
 from ctrbench.datasets.errors import BadInput, nearest
 
 ACCELERATOR, HOST, FEATURES, DRAM, STORAGE, NETWORK = (
@@ -51,13 +51,15 @@ class Assumptions:
     """Whether a request pays its share of training; without it the term is left out of the terms and of their sum."""
     tables_gb: float | None = None
     """Size that the embedding tables are scaled to; None takes them as measured."""
+    legacy_features: str = LEGACY
+    """Paradigm of `feature_cpu` that feeds legacy models: `legacy` makes 40 columns by hand, `legacy_200` 200."""
     network: str = "network_zones"
     """The price at which a request's bytes travel between stages."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.name in ("network", "training") or (f.name == "tables_gb" and value is None):
+            if f.name in ("network", "training", "legacy_features") or (f.name == "tables_gb" and value is None):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise BadInput(f"cost.{f.name}={value!r}: give a number")

@@ -102,7 +102,7 @@ def sensitivity(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, a:
     Raises:
         ValueError: a model that was not served.
     """
-    known = workloads(Facts(rows))
+    known = workloads(Facts(rows), assumptions.legacy_features)
     for name in (a, b):
         if name not in {w.columns["model"] for w in known}:
             raise ValueError(f"model {name!r} was not served: these rows price {sorted({_model(w) for w in known})}")
@@ -136,7 +136,7 @@ def sensitivities(
 def _flip(who: dict[str, Any], knob: Knob, crossing: Crossing) -> dict[str, Any]:
     return {
         **who, "knob": knob.name, "kind": knob.kind, "unit": knob.unit, "value": knob.now, "low": knob.low,
-        "high": knob.high, "break_even": crossing.at, "flips": True, "reason": "",
+        "high": knob.high, "break_even": crossing.at,
     }  # fmt: skip
 
 
@@ -178,17 +178,23 @@ def break_evens(known: Iterable[Workload], prices: Prices, a: Assumptions) -> li
     ]  # fmt: skip
     out, curves = [], Curves(prices, a)
     for kind, x, y in [*deployments, *(("models", x, y) for x, y in _model_pairs(chosen))]:
-        reason = next((t.reason for w in (x, y) if (t := _total(w, prices, a)).value is None), "")
+        totals = [_total(w, prices, a) for w in (x, y)]
+        reason = next((t.reason for t in totals if t.value is None), "")
         for knob in _axes((x, y), prices, a):
             found = None if reason else curves.crossing(knob, x, y)
+            below, above = (found.below, found.above) if found else (_cheaper(totals),) * 2
             out.append({
                 "kind": kind, **_place(x), "a": _model(x), "b": _model(y), "deployment_a": x.deployment,
                 "deployment_b": y.deployment, "axis": knob.name, "unit": knob.unit, "low": knob.low, "high": knob.high,
-                "at": found and found.at,
-                "cheaper_below": found and found.below, "cheaper_above": found and found.above,
+                "at": found and found.at, "cheaper_below": below, "cheaper_above": above,
                 "reason": reason or ("" if found else "the same one is cheaper over the whole range"),
             })  # fmt: skip
     return out
+
+
+def _cheaper(totals: Sequence[Amount]) -> str | None:
+    one, other = (t.value for t in totals)
+    return None if one is None or other is None else "a" if one < other else "b"
 
 
 def _axes(pair: Sequence[Workload], prices: Prices, a: Assumptions) -> list[Knob]:

@@ -12,6 +12,8 @@ CPU = "cpu"
 """Deployment without an accelerator; every other one is the name of a GPU of hardware.toml."""
 KEEPERS = {"bytes_user_cache": ("cached", "exact", "streaming"), "bytes_knowledge": ("stored",)}
 """Forms that keep something of a user between requests; so does a form that is the scope of a row of the metric."""
+LEGACY = "legacy"
+"""Family of the models that are fed hand-made features, and the paradigm of `feature_cpu` that makes 40 of them."""
 HISTORY = "history="
 """Begin of the variant of a longer workload; what does not depend on it is read from the rows without it."""
 WHO = ("data", "split", "model", "variant", "preset")
@@ -70,6 +72,7 @@ class Workload:
     wire_b: Amount
     sizes: Sizes
     training: Training
+    """On the same deployment, or on CPU where the time of a training step is not known there."""
 
     @property
     def scope(self) -> str:
@@ -77,18 +80,23 @@ class Workload:
         return f"{self.form}/{self.deployment}"
 
 
-def workloads(facts: Facts) -> list[Workload]:
-    """Every form of every model that was served at some number of candidates, on CPU and on each projected GPU."""
+def workloads(facts: Facts, features: str = LEGACY) -> list[Workload]:
+    """Every form of every model that was served at some number of candidates, on CPU and on each projected GPU.
+
+    Args:
+        facts: rows of a run.
+        features: paradigm of `feature_cpu` that feeds the legacy models.
+    """
     seen: dict[tuple[Any, ...], Row] = {}
     for metric in ("serve_cpu", "gpu_request_time"):
         for row in facts.rows(metric, phase="serve"):
             form, _, gpu = row["scope"].partition(":")
             if row["batch"] is not None:
                 seen.setdefault((*(row[c] for c in WHO), form, gpu or CPU, row["batch"]), row)
-    return [_workload(facts, row, key[-3], key[-2], int(key[-1])) for key, row in seen.items()]
+    return [_workload(facts, features, row, key[-3], key[-2], int(key[-1])) for key, row in seen.items()]
 
 
-def trainings(facts: Facts) -> list[Training]:
+def trainings(facts: Facts, features: str = LEGACY) -> list[Training]:
     """Every model whose training step was timed here, on CPU and on each GPU that its step was projected on."""
     seen: dict[tuple[Any, ...], Row] = {}
     for row in facts.rows("cpu_core_s_per_million", phase="train"):
@@ -97,7 +105,7 @@ def trainings(facts: Facts) -> list[Training]:
     for row in seen.values():
         where = {c: row[c] for c in WHO}
         gpus = dict.fromkeys(r["scope"] for r in facts.rows("gpu_time_modelled", phase="train", **where) if r["scope"])
-        out += [_training(facts, _columns(row), where, deployment) for deployment in (CPU, *gpus)]
+        out += [_training(facts, features, _columns(row), where, deployment) for deployment in (CPU, *gpus)]
     return out
 
 
@@ -105,21 +113,28 @@ def _columns(row: Row) -> dict[str, Any]:
     return {c: row[c] for c in _COLUMNS}
 
 
-def _workload(facts: Facts, row: Row, form: str, deployment: str, batch: int) -> Workload:
+def _workload(facts: Facts, features: str, row: Row, form: str, deployment: str, batch: int) -> Workload:
     exact = {c: row[c] for c in WHO}
     plain = _without_history(exact)
     served = {"phase": "serve", "scope": form, "batch": batch, **exact}
     basis, host = _host(facts, served) if deployment == CPU else ("dispatch", _dispatch(facts, "ops_request", served))
     on_gpu = {**served, "scope": f"{form}:{deployment}"}
+    trained_on = _trained_on(facts, plain, deployment)
     return Workload(
         columns=_columns(row), form=form, deployment=deployment, batch=batch, basis=basis, host_s=host,
         accelerator_s=NOTHING if deployment == CPU else facts.find("gpu_request_time", **on_gpu),
-        feature_s=_features(facts, row, "serve", "total", batch).scaled(batch / 1e6),
+        feature_s=_features(facts, _paradigm(row, features), row, "serve", "total", batch).scaled(batch / 1e6),
         cache_b=_kept(facts, "bytes_user_cache", form, exact),
         knowledge_b=_kept(facts, "bytes_knowledge", form, exact),
         wire_b=_wire(facts, form, batch, exact),
-        sizes=_sizes(facts, plain), training=_training(facts, _columns(row), plain, deployment),
+        sizes=_sizes(facts, plain), training=_training(facts, features, _columns(row), plain, trained_on),
     )  # fmt: skip
+
+
+def _trained_on(facts: Facts, who: dict[str, Any], deployment: str) -> str:
+    """A model is trained where it is served if the time of its step is known there, else on the CPUs that timed it."""
+    there = facts.rows("gpu_time_modelled", phase="train", scope=deployment, **who)
+    return deployment if any(r["value"] is not None for r in there) else CPU
 
 
 def _without_history(who: dict[str, Any]) -> dict[str, Any]:
@@ -145,9 +160,12 @@ def _dispatch(facts: Facts, metric: str, where: dict[str, Any]) -> Amount:
     return seconds if seconds.value is None else replace(seconds, origin="modelled")
 
 
-def _features(facts: Facts, row: Row, phase: str, step: str, batch: int | None = None) -> Amount:
+def _paradigm(row: Row, features: str) -> str:
+    return features if row["family"] == LEGACY else "transformer"
+
+
+def _features(facts: Facts, paradigm: str, row: Row, phase: str, step: str, batch: int | None = None) -> Amount:
     """Core-seconds a million candidates (samples) of the paradigm's feature path, on the same data."""
-    paradigm = "legacy" if row["family"] == "legacy" else "transformer"
     where = {"phase": phase, "scope": f"{paradigm}:{step}", "data": row["data"]}
     if batch is None:
         return facts.find("feature_cpu", **where)
@@ -196,7 +214,7 @@ def _per_sample(facts: Facts, metric: str, where: dict[str, Any]) -> Amount:
     return found.scaled(1 / samples) if samples else found
 
 
-def _training(facts: Facts, columns: dict[str, Any], who: dict[str, Any], deployment: str) -> Training:
+def _training(facts: Facts, features: str, columns: dict[str, Any], who: dict[str, Any], deployment: str) -> Training:
     step = {"phase": "train", **who}
     loader = facts.find("cpu_core_s_per_million", scope="data", **step).scaled(1e-6)
     if deployment == CPU:
@@ -209,15 +227,16 @@ def _training(facts: Facts, columns: dict[str, Any], who: dict[str, Any], deploy
         per_sample = 1 / batch if batch else 1.0
         accelerator = wall = facts.find("gpu_time_modelled", scope=deployment, **at).scaled(per_sample)
         host = _dispatch(facts, "ops_per_step", {"scope": "", **at}).scaled(per_sample)
+    made = _made_before(facts, _paradigm(columns, features), columns)
     return Training(
         columns=columns, deployment=deployment, accelerator_s=accelerator, host_s=host + loader,
-        feature_s=_made_before(facts, columns).scaled(1e-6), wall_s=wall, sizes=_sizes(facts, who),
+        feature_s=made.scaled(1e-6), wall_s=wall, sizes=_sizes(facts, who),
     )  # fmt: skip
 
 
-def _made_before(facts: Facts, columns: Row) -> Amount:
+def _made_before(facts: Facts, paradigm: str, columns: Row) -> Amount:
     """Core-seconds a million samples of the feature path; without its last step, which the loader's time holds."""
-    total, last = (_features(facts, columns, "prepare", step) for step in ("total", "kjt"))
+    total, last = (_features(facts, paradigm, columns, "prepare", step) for step in ("total", "kjt"))
     if total.value is None or last.value is None:
         return total
     low, high = (max(0.0, end - last.value) for end in (total.low, total.high))

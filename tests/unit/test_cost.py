@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from ctrbench.bench.config import CONF
 from ctrbench.bench.cost import REQUESTS, SAMPLES, cost_extra, cost_rows
@@ -53,7 +53,9 @@ def _band(seconds: float) -> dict[str, float]:
     return {"ci_low": seconds / 2, "ci_high": seconds * 2}
 
 
-def served(model: str = "din", family: str = "legacy", *, cpu: float = 0.02, gpu: float = 0.001, **changes: Any):
+def served(
+    model: str = "din", family: str = "legacy", *, cpu: float = 0.02, gpu: float = 0.001, **changes: Any
+) -> list[Measurement]:
     """Rows of one model, served at 100 candidates on CPU and, projected, on one GPU; trained on a log of 1,000 rows."""
     base: dict[str, Any] = {
         "run": "r", "model": model, "family": family, "data": "d", "split": "time", "track": "sequence",
@@ -84,7 +86,11 @@ def shared_rows() -> list[Measurement]:
         make(base, "bytes_shards", 2e5, "measured", phase="prepare", n=1000),
         make(base, "dispatch_us", 10.0, "measured", phase="train"),
     ]
-    for paradigm, request, sample in (("legacy", 50.0, 90.0), ("transformer", 10.0, 30.0)):
+    for paradigm, request, sample in (
+        ("legacy", 50.0, 90.0),
+        ("legacy_200", 200.0, 360.0),
+        ("transformer", 10.0, 30.0),
+    ):
         rows += [
             make(base, "feature_cpu", request, "measured", phase="serve", scope=f"{paradigm}:total", batch=100),
             make(base, "feature_cpu", sample, "measured", phase="prepare", scope=f"{paradigm}:total"),
@@ -101,8 +107,9 @@ def priced(rows: list[Measurement], prices: Prices = ROUND, plan: Assumptions = 
     return out
 
 
-def usd(found: dict[str, Measurement], where: str) -> dict[str, float | None]:
-    return {t: found[f"{REQUESTS} reuse/{where}:{t}"].value for t in (*TERMS, TOTAL)}
+def usd(found: dict[str, Measurement], where: str, form: str = "reuse") -> dict[str, float]:
+    values = {t: found[f"{REQUESTS} {form}/{where}:{t}"].value for t in (*TERMS, TOTAL)}
+    return {t: v for t, v in values.items() if v is not None}
 
 
 def test_the_terms_of_a_request_on_cpu_by_hand() -> None:
@@ -119,7 +126,7 @@ def test_the_terms_of_a_request_on_cpu_by_hand() -> None:
     # A million samples a million requests: (40 + 360) core-s + (90 - 9) core-s of features at .036/h = .00481;
     # memory 2.4 GB x 200 s (5,000 samples/s) x .004/h = .000533; network 1e6 x 200 B x .02 = .004
     assert found["training"] == NEAR(481 * 1e-5 + 2.4 * 200 / 3600 * 0.004 + 0.004)
-    assert found[TOTAL] == NEAR(sum(found[t] or 0.0 for t in TERMS))
+    assert found[TOTAL] == NEAR(sum(found[t] for t in TERMS))
 
 
 def test_the_terms_of_a_request_on_a_gpu_by_hand() -> None:
@@ -127,12 +134,25 @@ def test_the_terms_of_a_request_on_a_gpu_by_hand() -> None:
     found = usd(rows, A100)
     assert found["accelerator"] == NEAR(50.0)  # 100/s x .05 s x 2 = 10 GPUs x 1.8 = 18/h
     band = rows[f"{REQUESTS} reuse/{A100}:accelerator"]
-    assert (band.ci_low, band.ci_high) == (NEAR(50.0 / 4), NEAR(50.0 * 4))  # half and twice the time, and the price
+    assert [band.ci_low, band.ci_high] == NEAR([50.0 / 4, 50.0 * 4])  # half and twice the time, and the price
     assert band.origin == "modelled"
     assert found["host_cpu"] == NEAR(0.1)  # 200 ops x 10 us = .002 core-s x 200/s = .4 vCPU, but one runs: .036/h
     # Training: 1e-5 s a sample x 1e6 = 10 s x 1.8/h; dispatch 50 x 10 us / 10 = 50 core-s + 40 loader + 81 features;
     # memory 2.4 GB x 10 s; network .004
     assert found["training"] == NEAR(0.005 + 171e-5 + 2.4 * 10 / 3600 * 0.004 + 0.004)
+
+
+@pytest.mark.parametrize("withheld_row", [True, False])
+def test_a_model_is_trained_on_cpu_where_its_step_was_not_projected(withheld_row: bool) -> None:
+    rows = [*served(), *shared_rows()]
+    gone = next(r for r in rows if r.metric == "gpu_time_modelled")
+    rows.remove(gone)
+    if withheld_row:
+        base = {c: getattr(gone, c) for c in ("run", "model", "family", "data", "split", "phase", "scope", "batch")}
+        rows.append(withheld(base, gone.metric, "coverage_low"))
+    found = priced(rows)
+    assert usd(found, A100)["training"] == usd(found, "cpu")["training"]
+    assert {w["trained_on"] for w in cost_extra(frame(rows), ROUND, PLAN)["workloads"]} == {"cpu"}
 
 
 def test_a_fleet_is_never_smaller_than_its_replicas() -> None:
@@ -166,9 +186,8 @@ def test_caches_and_answers_are_charged_to_the_forms_that_keep_them() -> None:
     cache = make(base, "bytes_user_cache", 4000.0, "counted", phase="serve", scope="exact")
     exact = [replace(r, scope=r.scope.replace("reuse", "exact")) for r in served("onetrans", "transformer")]
     found = priced([*served("onetrans", "transformer"), *exact, *shared_rows(), cache])
-    dram, storage = (
-        found[f"{REQUESTS} exact/cpu:{t}"].value - found[f"{REQUESTS} reuse/cpu:{t}"].value for t in ("dram", "storage")  # type: ignore[operator]
-    )  # fmt: skip
+    kept, plain = usd(found, "cpu", "exact"), usd(found, "cpu")
+    dram, storage = (kept[t] - plain[t] for t in ("dram", "storage"))
     assert dram == NEAR(1.0 * 0.004 / 0.36)  # 1e6 users x 4 kB = 4 GB, a quarter in memory
     assert storage == NEAR(3.0 * 0.073 / 730 / 0.36)  # the rest on SSD
 
@@ -180,7 +199,7 @@ def test_tables_grow_and_dense_weights_do_not() -> None:
     assert small == usd(priced([*served(), *shared_rows()]), "cpu")  # 2 GB is what they measure
     assert large["dram"] == NEAR(200.1 * 0.004 / 0.36)
     # state: .2 GB of dense weights, .1 GB x 100 of the tables; 198 GB more of rows
-    assert large["storage"] - small["storage"] == NEAR((198 + 9.9) * 0.0219 / 730 / 0.36)  # type: ignore[operator]
+    assert large["storage"] - small["storage"] == NEAR((198 + 9.9) * 0.0219 / 730 / 0.36)
 
 
 WITHHELD = {
@@ -231,6 +250,14 @@ def test_a_price_changes_the_rows_that_pay_it_and_no_other(name: str) -> None:
         assert all(A100 in k for k in changed)
 
 
+def test_more_hand_made_columns_cost_legacy_models_more_and_no_other() -> None:
+    for model, family, factor in (("din", "legacy", 4.0), ("fat", "transformer", 1.0)):
+        rows = [*served(model, family), *shared_rows()]
+        few, many = (usd(priced(rows, plan=replace(PLAN, legacy_features=p)), "cpu") for p in ("legacy", "legacy_200"))
+        assert many["feature_cpu"] == NEAR(factor * few["feature_cpu"])
+        assert (many["training"] > few["training"]) == (family == "legacy")
+
+
 def test_features_measured_at_other_numbers_of_candidates_price_nothing() -> None:
     others = [replace(r, batch=16) if r.metric == "feature_cpu" and r.phase == "serve" else r for r in shared_rows()]
     row = priced([*served(), *others])[f"{REQUESTS} reuse/cpu:feature_cpu"]
@@ -271,9 +298,9 @@ def test_more_traffic_changes_only_what_stands_there_anyway(times: float, cpu: f
     before, after = (usd(priced(rows, plan=replace(PLAN, qps=q)), "cpu") for q in (100.0, 100.0 * times))
     for term in ("host_cpu", "feature_cpu", "network", "training"):
         assert after[term] == NEAR(before[term]), term
-    assert after["dram"] == NEAR(before["dram"] / times)  # type: ignore[operator]
+    assert after["dram"] == NEAR(before["dram"] / times)
     model = 2.4 * 0.0219 / 730 / 0.36  # the log grows with the traffic, tables and state do not
-    assert after["storage"] == NEAR(before["storage"] - model * (1 - 1 / times))  # type: ignore[operator]
+    assert after["storage"] == NEAR(before["storage"] - model * (1 - 1 / times))
 
 
 def test_the_peak_counts_once_it_is_more_than_the_room_that_was_left() -> None:
@@ -342,9 +369,8 @@ def two_models_rows() -> list[Measurement]:
 
 
 def test_crossings_are_found_and_no_others() -> None:
-    assert crossings(lambda x: x - 3.0, 0.0, 10.0) == [(NEAR(3.0), -3.0)] or crossings(lambda x: x - 3.0, 0, 10)[0][
-        0
-    ] == NEAR(3.0)
+    assert [at for at, _ in crossings(lambda x: (x - 3.0) * (x - 70.0), 1.0, 100.0)] == [NEAR(3.0), NEAR(70.0)]
+    assert [at for at, _ in crossings(lambda x: x - 5.0, 0.0, 10.0)] == [NEAR(5.0)]  # on a step of the grid
     assert crossings(lambda x: x + 1.0, 0.0, 10.0) == []
 
 
@@ -403,7 +429,7 @@ def test_a_missing_price_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_configuration_holds_the_defaults_of_the_assumptions() -> None:
-    values = yaml.safe_load((CONF / "cost" / "default.yaml").read_text())
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / "cost" / "default.yaml"))
     assert values.pop("prices") is None
     assert values == asdict(Assumptions())
     assert assumptions_of(values) == Assumptions()
