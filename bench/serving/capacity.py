@@ -32,6 +32,8 @@ BUDGETS = 40
 that no server could keep up with passes."""
 LOWEST = 1 / 64
 """Share of the offline rate below which no rate is tried."""
+TRIES = 2
+"""Trials of a rate that must fail."""
 WATCH_S = 0.05
 """Seconds between two looks at the memory."""
 
@@ -77,9 +79,10 @@ def qps_at(
 ) -> Capacity:  # fmt: skip
     """Highest rate of Poisson arrivals whose p99, from the scheduled arrival, is within the budget; by bisection.
 
-    A trial refuses nothing, and is ended once more than 1 % of its planned requests were late, which decides it. All
-    trials stretch the same draws, so that a higher rate is never luckier. With `planned` arrivals the rate of a trial
-    is itself known to 1 / sqrt(planned), 3 % for 1,000.
+    A trial refuses nothing, and is ended once more than 1 % of its planned requests were late, which decides it. A rate
+    has failed when `TRIES` trials did, as one pause of the machine decides one. All trials stretch the same draws: a
+    higher rate is never luckier, and a second trial differs in what the machine did and in nothing else. With
+    `planned` arrivals the rate of a trial is itself known to 1 / sqrt(planned), 3 % for 1,000.
 
     Args:
         serve: answers a batch.
@@ -89,8 +92,8 @@ def qps_at(
         full: offline run at `max_batch`, whose rate is the upper end; measured here if not given.
         planned: requests of a trial at least; a trial also lasts `BUDGETS` budgets.
         tolerance: the search ends when the lowest failed rate is within this share of the highest that passed.
-        limit_s: wall clock of the whole search; no trial is begun that would end later, and what is measured here
-            before the trials ends after a quarter of it each.
+        limit_s: wall clock of the whole search; no trial is begun that would end later. Requests alone, measured here,
+            take half of it at most, the offline run a quarter.
         seed: of the arrivals.
         clock: whose time it is.
 
@@ -100,7 +103,7 @@ def qps_at(
     if planned < P99_STEPS:
         raise ValueError(f"planned={planned}: a p99 needs {P99_STEPS} requests")
     start = clock.now()
-    alone = alone or single_stream(serve, stream(planned), limit_s=limit_s / 4, clock=clock)
+    alone = alone or single_stream(serve, stream(planned), limit_s=limit_s / 2, clock=clock)
     full = full or offline(serve, stream(planned), limits.max_batch, limit_s=limit_s / 4, clock=clock)
     search = _Search(serve, stream, limits, planned, seed, clock)
     reason, low, high = _hopeless(alone, limits.budget_s), 0.0, full.rate
@@ -108,12 +111,10 @@ def qps_at(
         rate = (low + high) / 2
         if rate < LOWEST * full.rate:
             reason = f"p99 is above the budget at {high:.4g} requests/s, near {LOWEST:.3g} of the offline rate"
-        elif clock.now() - start + search.planned_at(rate) / rate > limit_s:
+        elif (passed := search.passes(rate, start + limit_s)) is None:
             reason = f"a trial of {rate:.4g} requests/s would have ended after the limit of {limit_s:g} s"
-        elif search.passes(rate):
-            low = rate
         else:
-            high = rate
+            low, high = (rate, high) if passed else (low, rate)
     return Capacity(
         rate=low or None, upper=high, budget_s=limits.budget_s, best_p99=alone.percentiles.get("p99"),
         offline_rate=full.rate, trials=tuple(search.trials), limit_s=limit_s, seconds=clock.now() - start,
@@ -139,11 +140,17 @@ class _Search(Generic[T]):
         self.limits, self.planned = limits, planned
         self.trials: list[Trial] = []
 
-    def planned_at(self, rate: float) -> int:
-        return max(self.planned, math.ceil(rate * BUDGETS * self.limits.budget_s))
+    def passes(self, rate: float, end: float) -> bool | None:
+        """Tries until one trial passes or enough have failed; None if the next would end after `end` of the clock."""
+        n = max(self.planned, math.ceil(rate * BUDGETS * self.limits.budget_s))
+        for _ in range(TRIES):
+            if self.clock.now() + n / rate > end:
+                return None
+            if self._try(rate, n):
+                return True
+        return False
 
-    def passes(self, rate: float) -> bool:
-        n = self.planned_at(rate)
+    def _try(self, rate: float, n: int) -> bool:
         limits = replace(self.limits, max_queue=max(n, self.limits.max_queue), refuse_late=False)
         run = server(
             self.serve, poisson_arrivals(rate, n, self.seed), self.stream(n), limits, clock=self.clock,
@@ -200,7 +207,7 @@ def overload(
         seconds: of arrivals; the queue that is left is served after them.
         limits: under which requests are refused.
         factor: rate sent / capacity.
-        admit: looks at each request on arrival.
+        admit: looks at each request before it is served.
         seed: of the arrivals.
         clock: whose time it is.
     """

@@ -32,55 +32,72 @@ class Checked:
     """Events left out, a history's fields counted once."""
 
 
-def check(schema: FeatureSchema, request: Requests, most: int) -> Checked:
+class Intake:
     """Limits of serving: what a model may be given, whatever arrives.
 
     Histories longer than the model's are cut to the newest events first, by a view, so that a history of any length
     costs what the longest served one does. Ids below 0, or beyond their table, become out of vocabulary. Empty
-    histories are served.
+    histories are served. No candidates, too many, and dense values that are not finite are refused.
 
     Args:
         schema: that the model was built with.
-        request: of one user.
         most: candidates a request may have.
 
-    Raises:
-        ValueError: more than one user.
-    """
-    if request.size != 1:
-        raise ValueError(f"a request of {request.size} users: check requests one by one, before they are combined")
-    if not request.count:
-        return Checked(request, NO_CANDIDATES)
-    if request.count > most:
-        return Checked(request, f"more than {most} candidates")
-    own = set(item_dense(schema))
-    user_dense_BI = request.users.dense_BI[:, [i for i in range(len(schema.dense)) if i not in own]]
-    if not (bool(user_dense_BI.isfinite().all()) and bool(request.dense_NI.isfinite().all())):
-        return Checked(request, NOT_FINITE)
-    users, cut = _newest(schema, request.users)
-    users, user_oov = _known_users(schema, users)
-    ids_JN, item_oov = _known_items(schema, request.ids_JN)
-    return Checked(replace(request, users=users, ids_JN=ids_JN), oov=user_oov + item_oov, cut=cut)
-
-
-class Intake:
-    """`check` for one model, counting; what `load.server` takes as `admit`.
-
     Attributes:
-        oov: ids mapped so far.
-        cut: events left out so far.
+        oov: ids mapped so far by calls.
+        cut: events left out so far by calls.
     """
 
     def __init__(self, schema: FeatureSchema, most: int) -> None:
         self.schema, self.most = schema, most
         self.oov = self.cut = 0
+        fields, ends = schema.of_kind("categorical", "sequence"), torch.iinfo(torch.long)
+        rows = {f.name: schema[f.table].cardinality for f in fields}
+        # An item's place of a user is not read: every value may stand there.
+        self.low_K = torch.tensor([ends.min if f.role == "item" else 0 for f in fields])
+        self.last_K = torch.tensor([ends.max if f.role == "item" else rows[f.name] - 1 for f in fields])
+        self.last_J1 = torch.tensor([rows[f.name] - 1 for f in item_fields(schema)], dtype=torch.long)[:, None]
+        own = item_dense(schema)
+        self.user_dense = [i for i in range(len(schema.dense)) if i not in own]
 
     def __call__(self, request: Requests) -> tuple[Requests, str]:
-        """The request as it may be served, and why it may not, or an empty string."""
-        checked = check(self.schema, request, self.most)
+        """The request as it may be served, and why it may not, or an empty string; what `load.server` asks for."""
+        checked = self.check(request)
         self.oov += checked.oov
         self.cut += checked.cut
         return checked.request, checked.reason
+
+    def check(self, request: Requests) -> Checked:
+        """The same with what was changed.
+
+        Raises:
+            ValueError: more than one user.
+        """
+        if request.size != 1:
+            raise ValueError(f"a request of {request.size} users: check requests one by one, before they are combined")
+        if not request.count:
+            return Checked(request, NO_CANDIDATES)
+        if request.count > self.most:
+            return Checked(request, f"more than {self.most} candidates")
+        if not (_finite(request.users.dense_BI[:, self.user_dense]) and _finite(request.dense_NI)):
+            return Checked(request, NOT_FINITE)
+        users, cut = self._newest(request.users)
+        lengths_K = users.ids.lengths()
+        low_N, last_N = self.low_K.repeat_interleave(lengths_K), self.last_K.repeat_interleave(lengths_K)
+        values_N, user_oov = _known(users.ids.values(), low_N, last_N)
+        if user_oov:
+            ids = KeyedJaggedTensor(
+                keys=users.ids.keys(), values=values_N, lengths=lengths_K,
+                length_per_key=users.ids.length_per_key(), stride=1,
+            )  # fmt: skip
+            users = replace(users, ids=ids)
+        ids_JN, item_oov = _known(request.ids_JN, torch.zeros_like(self.last_J1), self.last_J1)
+        return Checked(replace(request, users=users, ids_JN=ids_JN), oov=user_oov + item_oov, cut=cut)
+
+    def _newest(self, users: Batch) -> tuple[Batch, int]:
+        over = {h: len(users.event_times[h]) - fields[0].max_length for h, fields in self.schema.histories.items()}
+        long = {h: slice(n, None) for h, n in over.items() if n > 0}
+        return (with_events(self.schema, users, long), sum(over[h] for h in long)) if long else (users, 0)
 
 
 def with_events(
@@ -96,8 +113,8 @@ def with_events(
     """
     given = times or {}
     values, lengths = [], []
-    for f in schema.of_kind("categorical", "sequence"):
-        own_L = users.ids[f.name].values()
+    parts = torch.split(users.ids.values(), users.ids.length_per_key())
+    for f, own_L in zip(schema.of_kind("categorical", "sequence"), parts, strict=True):
         values.append(own_L if f.history is None or f.history not in at else own_L[at[f.history]])
         lengths.append(len(values[-1]))
     kept = {h: given[h] if h in given else t[at[h]] if h in at else t for h, t in users.event_times.items()}
@@ -146,35 +163,12 @@ def _together(batches: Sequence[Batch]) -> Batch:
     )  # fmt: skip
 
 
-def _newest(schema: FeatureSchema, users: Batch) -> tuple[Batch, int]:
-    over = {h: len(users.event_times[h]) - fields[0].max_length for h, fields in schema.histories.items()}
-    long = {h: slice(n, None) for h, n in over.items() if n > 0}
-    return (with_events(schema, users, long), sum(over[h] for h in long)) if long else (users, 0)
+def _finite(values: Tensor) -> bool:
+    return bool(values.isfinite().all())
 
 
-def _known_users(schema: FeatureSchema, users: Batch) -> tuple[Batch, int]:
-    """Ids of the user's side; item fields of a user are not read, so they are left alone."""
-    fields = schema.of_kind("categorical", "sequence")
-    bad = [_unknown(users.ids[f.name].values(), _rows(schema, f.name)) & (f.role != "item") for f in fields]
-    if not (count := int((bad_N := torch.cat(bad)).sum()) if bad else 0):
-        return users, 0
-    ids = KeyedJaggedTensor(
-        keys=users.ids.keys(), values=users.ids.values().masked_fill(bad_N, OOV), lengths=users.ids.lengths(),
-        length_per_key=users.ids.length_per_key(), stride=users.size,
-    )  # fmt: skip
-    return replace(users, ids=ids), count
-
-
-def _known_items(schema: FeatureSchema, ids_JN: Tensor) -> tuple[Tensor, int]:
-    rows_J1 = torch.tensor([_rows(schema, f.name) for f in item_fields(schema)], dtype=torch.long)[:, None]
-    bad_JN = _unknown(ids_JN, rows_J1)
-    count = int(bad_JN.sum())
-    return (ids_JN.masked_fill(bad_JN, OOV), count) if count else (ids_JN, 0)
-
-
-def _unknown(ids: Tensor, rows: int | Tensor) -> Tensor:
-    return (ids < 0) | (ids >= rows)
-
-
-def _rows(schema: FeatureSchema, name: str) -> int:
-    return schema[schema[name].table].cardinality
+def _known(ids: Tensor, low: Tensor, last: Tensor) -> tuple[Tensor, int]:
+    """Ids within their bounds, the others mapped, and how many were."""
+    bad = (ids < low) | (ids > last)
+    count = int(bad.sum())
+    return (ids.masked_fill(bad, OOV), count) if count else (ids, 0)

@@ -199,8 +199,9 @@ def server(
     """Open loop: request i is due at `arrivals[i]` seconds from the start, whatever became of those before it.
 
     A batch starts when `max_batch` requests wait or the oldest has waited `max_wait_s`, and the server is free. Every
-    request is answered, or refused and counted: on arrival by `admit` or a full queue; at its turn where it cannot be
-    on time any more.
+    request is answered, or refused and counted: on arrival where the queue is full; at its turn where it cannot be on
+    time any more, or by `admit`. That is asked last, for the few that are served: a look at every arrival would leave
+    an overloaded server no time to answer any.
 
     Args:
         serve: answers a batch.
@@ -208,7 +209,7 @@ def server(
         requests: N.
         limits: of the queue and the batches.
         clock: whose time it is.
-        admit: looks at each request on arrival; see `intake.Intake`.
+        admit: looks at each request before it is served; see `intake.Intake`.
         late_allowed: ends the run once more than this many were answered late; None never does.
 
     Raises:
@@ -228,9 +229,10 @@ def server(
             clock.wait(begin)
             continue
         at, batch = line.pull()
-        serve(batch)
-        line.answer(at, clock.now())
-        batches += 1
+        if batch:
+            serve(batch)
+            line.answer(at, clock.now())
+            batches += 1
     return Run(
         latency_N=line.latency_N[~np.isnan(line.latency_N)], sent=line.next - len(line.waiting),
         seconds=clock.now() - start, batches=batches, refused=dict(line.refused), longest_queue=line.longest,
@@ -244,7 +246,7 @@ class _Line(Generic[T]):
     def __init__(self, requests: Sequence[T], due_N: np.ndarray, limits: Limits, admit: Admit[T] | None = None) -> None:
         self.requests, self.due, self.limits, self.admit = requests, due_N.tolist(), limits, admit
         self.latency_N = np.full(len(requests), np.nan)
-        self.waiting: deque[tuple[int, T]] = deque()
+        self.waiting: deque[int] = deque()
         self.refused: Counter[str] = Counter()
         self.next = self.longest = self.late = 0
 
@@ -259,22 +261,17 @@ class _Line(Generic[T]):
     def take_in(self, now: float) -> None:
         """All that is due by now: to the end of the queue, or refused."""
         while self.next < len(self.due) and self.due[self.next] <= now:
-            i, request, reason = self.next, self.requests[self.next], ""
-            self.next += 1
-            if len(self.waiting) >= self.limits.max_queue:
-                reason = QUEUE_FULL
-            elif self.admit is not None:
-                request, reason = self.admit(request)
-            if reason:
-                self.refused[reason] += 1
+            if len(self.waiting) < self.limits.max_queue:
+                self.waiting.append(self.next)
             else:
-                self.waiting.append((i, request))
+                self.refused[QUEUE_FULL] += 1
+            self.next += 1
         self.longest = max(self.longest, len(self.waiting))
 
     def drop_late(self, now: float) -> None:
         """Refuses whoever cannot be on time any more; they stand at the head, first come being first served."""
         latest_due = now + self.limits.least_s - self.limits.budget_s
-        while self.limits.refuse_late and self.waiting and self.due[self.waiting[0][0]] < latest_due:
+        while self.limits.refuse_late and self.waiting and self.due[self.waiting[0]] < latest_due:
             self.waiting.popleft()
             self.refused[TOO_LATE] += 1
 
@@ -283,15 +280,23 @@ class _Line(Generic[T]):
         coming = self.due[self.next] if self.next < len(self.due) else math.inf
         if len(self.waiting) >= self.limits.max_batch:
             return -math.inf
-        return min(coming, self.due[self.waiting[0][0]] + self.limits.max_wait_s) if self.waiting else coming
+        return min(coming, self.due[self.waiting[0]] + self.limits.max_wait_s) if self.waiting else coming
 
     def pull(self) -> tuple[list[int], list[T]]:
-        """Numbers and requests of the next batch."""
-        size = min(len(self.waiting), self.limits.max_batch)
-        taken = [self.waiting.popleft() for _ in range(size)]
-        return [i for i, _ in taken], [request for _, request in taken]
+        """Numbers and requests of the next batch; empty if none of those that wait may be served."""
+        at: list[int] = []
+        batch: list[T] = []
+        while self.waiting and len(at) < self.limits.max_batch:
+            i = self.waiting.popleft()
+            request, reason = self.admit(self.requests[i]) if self.admit is not None else (self.requests[i], "")
+            if reason:
+                self.refused[reason] += 1
+            else:
+                at.append(i)
+                batch.append(request)
+        return at, batch
 
     def answer(self, at: Sequence[int], now: float) -> None:
         for i in at:
             self.latency_N[i] = now - self.due[i]
-            self.late += self.latency_N[i] > self.limits.budget_s
+            self.late += int(now - self.due[i] > self.limits.budget_s)

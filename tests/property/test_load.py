@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from tests.data.virtual_server import VirtualServer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctrbench.bench.serving.intake import NO_CANDIDATES, NOT_FINITE, Intake, check, combine, with_events
+from ctrbench.bench.serving.intake import NO_CANDIDATES, NOT_FINITE, Intake, combine, with_events
 from ctrbench.bench.serving.load import QUEUE_FULL, TOO_LATE, Limits, server
 from ctrbench.bench.serving.popularity import hit_rate, user_stream, zipf_shares, zipf_stream
 from ctrbench.bench.serving.traffic import Traffic, data_traffic, random_traffic, stretched
@@ -151,7 +151,7 @@ def test_unknown_ids_become_out_of_vocabulary_and_nothing_else_changes(seed: int
     for i in shelf:
         items.view(-1)[i] = data.draw(st.sampled_from(bad))
         want_items.view(-1)[i] = OOV
-    got = check(DENSE, request, 3)
+    got = Intake(DENSE, 3).check(request)
     assert (got.reason, got.cut) == ("", 0)
     assert got.oov == len(shelf) + sum(owner[i] not in item_keys for i in spots)
     assert torch.equal(got.request.users.ids.values(), want_values)
@@ -179,9 +179,9 @@ def long_request(schema: FeatureSchema, length: int) -> Requests:
 
 
 def test_a_million_events_cost_a_slice() -> None:
-    request = long_request(SCHEMA, 10**6)
+    request, intake = long_request(SCHEMA, 10**6), Intake(SCHEMA, 4)
     with Largest() as seen:
-        got = check(SCHEMA, request, 4)
+        got = intake.check(request)
     assert got.cut == 10**6 - 12
     assert 0 < seen.elements < 100
     for name in ("hist_item", "hist_category", "hist_action"):
@@ -211,7 +211,7 @@ def test_what_is_served_and_what_refused() -> None:
     plain(long_request(SCHEMA, 20))
     assert (plain.oov, plain.cut) == (0, 8)
     with pytest.raises(ValueError, match="a request of 2 users"):
-        check(DENSE, asked(DENSE, 2, 1, 0), 3)
+        intake(asked(DENSE, 2, 1, 0))
 
 
 # ---------------------------------------------------------------- traffic
