@@ -28,10 +28,13 @@ from ctrbench.bench.ranking import Retrieval
 from ctrbench.bench.retrieval import run_retrieve
 from ctrbench.bench.retrieval_rows import seed_rows
 from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.serving.drift import run_drift
+from ctrbench.bench.serving.features import run_features
 from ctrbench.bench.serving.process import run_serve, run_serve_count
+from ctrbench.bench.serving.stages import run_stages
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.bench.traced import run_trace
-from ctrbench.bench.train import Budget, scores, seed_everything, train
+from ctrbench.bench.train import budget_of, scores, seed_everything, train
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import Batch
@@ -45,15 +48,6 @@ from ctrbench.reports.records import Measurement, RunRecord
 
 SCORES = "scores.npz"
 """Test scores of a training or floor, beside its record."""
-
-
-def budget_of(spec: RunSpec) -> Budget:
-    """The training budget part of a spec."""
-    return Budget(
-        train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
-        patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
-        history_length=spec.history_length, plateau=spec.plateau,
-    )  # fmt: skip
 
 
 def quality_rows(
@@ -307,7 +301,7 @@ JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "time": run_time, "count": run_count, "trace": run_trace, "quality": run_quality, "floor": run_floor,
     "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
     "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control, "serve": run_serve,
-    "serve_count": run_serve_count,
+    "serve_count": run_serve_count, "stages": run_stages, "drift": run_drift, "features": run_features,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

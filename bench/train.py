@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ctrbench.bench.quality import auc
+from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.step import TrainStep, predict
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
@@ -34,6 +35,15 @@ class Budget:
     history_length: int
     plateau: float = 1.0
     """Factor on every learning rate after a look without a gain."""
+
+
+def budget_of(spec: RunSpec) -> Budget:
+    """The training budget part of a spec."""
+    return Budget(
+        train_rows=spec.train_rows, valid_rows=spec.valid_rows, epochs=spec.epochs, evaluations=spec.evaluations,
+        patience=spec.patience, batch=spec.batch, eval_batch=spec.eval_batch, lr=spec.lr,
+        history_length=spec.history_length, plateau=spec.plateau,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

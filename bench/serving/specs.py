@@ -17,7 +17,7 @@ SERVED: tuple[Kind, ...] = ("serve", "serve_count")
 """What a served model owes."""
 STREAMS = "onetrans"
 """The model whose states are kept between requests, approximately: its drift is measured."""
-TWO_STAGES = "hstu"
+TWO_STAGES = "lum"
 """The backbone of retrieval and ranking on one cache (models/two_stages.py)."""
 PAIR_ROUNDS_S = 12.0
 """Most wall time of the alternation of a pair."""

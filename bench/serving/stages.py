@@ -140,7 +140,7 @@ def stages_facts(stages: TwoStages, users: Sequence[Batch], k: int) -> StagesFac
 
 def stages_rows(base: dict[str, Any], facts: StagesFacts) -> list[Measurement]:
     """Score differences and what is saved; nothing is said to be saved where the items differ."""
-    columns = {"phase": "serve", "batch": facts.candidates, "n": facts.requests}
+    columns: dict[str, Any] = {"phase": "serve", "batch": facts.candidates, "n": facts.requests}
     rows = [
         make(base, "stages_diff", facts.retrieve_diff, "measured", scope="retrieve", **columns),
         make(base, "stages_diff", facts.rank_diff, "measured", scope="rank", **columns),
