@@ -70,14 +70,19 @@ def _apart(cheap: Cell, dear: Cell) -> bool:
 
 
 def _spent(table: pd.DataFrame) -> str:
-    """The largest term of each model, models of one term together."""
+    """The largest term of each model, or those that cannot be told from it, models of the same terms together."""
     heads = [str(h) for h in table.columns if h not in ASIDE]
     by_head: dict[str, list[tuple[str, float]]] = {}
     for _, row in table.iterrows():
-        top = max(heads, key=lambda h: row[h].value or 0.0)
         if row[TOTAL].value:
-            by_head.setdefault(top, []).append((str(row["Model"]), row[top].value / row[TOTAL].value))
-    words = [f"{h} for {listed([f'{m} ({100 * part:.0f} %)' for m, part in who], MOST)}" for h, who in by_head.items()]
+            top = max(heads, key=lambda h: row[h].value or 0.0)
+            large = [h for h in heads if h == top or (row[h].value and not _apart(row[h], row[top]))]
+            part = sum(row[h].value for h in large) / row[TOTAL].value
+            by_head.setdefault(" or ".join(large), []).append((str(row["Model"]), part))
+    words = [
+        f"{h}{', together,' if ' or ' in h else ''} for {listed([f'{m} ({100 * part:.0f} %)' for m, part in who], MOST)}"
+        for h, who in by_head.items()
+    ]
     return f"The largest term is {'; '.join(words)}." if words else ""
 
 
