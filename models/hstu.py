@@ -22,8 +22,9 @@ from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import TargetEvents, history_lengths, merge_by_time, ordinals, require_history
 from ctrbench.models.hstu_card import card
-from ctrbench.models.hstu_layers import Bias, Flavour, HstuLayer, Past, Places, layer_flops
+from ctrbench.models.hstu_layers import Bias, Flavour, HstuLayer, Places, layer_flops, seen
 from ctrbench.models.hstu_retriever import RETRIEVER
+from ctrbench.models.hstu_serving import forms
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 
@@ -150,42 +151,9 @@ class Hstu(nn.Module):
             x_BND, _ = layer(x_BND, seen_BNN, joined)
         return self.head(x_BND[:, -1]).squeeze(1)
 
-    def encode(self, batch: Batch) -> tuple[list[Past], Tensor, Places]:
-        """(keys and values of every layer, which are real, places) of user and events; no candidate is in them."""
-        embedded = self.embedder(batch)
-        x_BND, real_BN, places = self.tokens.before(embedded, batch.time_B)
-        kept, seen_BNN = [], seen(real_BN, 0)
-        for layer in self.layers:
-            x_BND, own = layer(x_BND, seen_BNN, places)
-            kept.append(own)
-        return kept, real_BN, places
-
-    def score(self, cache: tuple[list[Past], Tensor, Places], batch: Batch) -> Tensor:
-        """logit_B of candidates against their encoded histories, row by row or one history for all (B = 1 there)."""
-        kept, real_BN, places = cache
-        rows = batch.size
-        real_BN, places = real_BN.expand(rows, -1), Places(*(t.expand(rows, -1) for t in _of(places)))
-        x_B1D, at = self.tokens.candidates(self.embedder(batch), real_BN, batch.time_B)
-        seen_B1K = torch.nn.functional.pad(real_BN, (0, 1), value=True).unsqueeze(1)
-        for layer, (k, v) in zip(self.layers, kept, strict=True):
-            past = k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)
-            x_B1D, _ = layer(x_B1D, seen_B1K, at, (past, places))
-        return self.head(x_B1D[:, -1]).squeeze(1)
-
 
 def _of(places: Places) -> tuple[Tensor, Tensor, Tensor]:
     return places.ordinal_BN, places.time_BN, places.next_BN
-
-
-def seen(real_BN: Tensor, targets: int) -> Tensor:
-    """bool [B, N + M, N + M]: events see the user, those before and themselves; the user sees all events; a target sees
-    all of them and itself.
-    """
-    n = real_BN.shape[1]
-    whole = torch.ones(n + targets, n + targets, dtype=torch.bool, device=real_BN.device).tril()
-    whole[0, :n] = True
-    whole[n:, n:] = torch.eye(targets, dtype=torch.bool, device=real_BN.device)
-    return whole & torch.nn.functional.pad(real_BN, (0, targets), value=True).unsqueeze(1)
 
 
 def shorten(real_BN: Tensor, alpha: float) -> Tensor:
@@ -243,5 +211,6 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     retriever=RETRIEVER,
+    serving=forms,
     skip_reason={"tabular": "no behaviour history in the data"},
 )

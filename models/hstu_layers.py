@@ -1,6 +1,6 @@
 """Layers of HSTU: gated pointwise attention and its relative bias (2402.17152; `meta-recsys/generative-recommenders`).
 
-Dims: B batch, N tokens, D width, H heads, Q queries, K keys
+Dims: B batch, N tokens, M candidates, D width, H heads, Q queries, K keys
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
-from ctrbench.kernels.linear import Linear
+from ctrbench.kernels.linear import Linear, linear
 from ctrbench.kernels.pointwise_attention import pointwise_attention, pointwise_cost
 
 Flavour = Literal["research", "production"]
@@ -100,6 +100,7 @@ class HstuLayer(nn.Module):
         super().__init__()
         self.heads, self.qk, self.v, self.norm = heads, qk, v, float(norm)
         self.research, self.concat = flavour == "research", concat_ua or flavour == "production"
+        self.scale = 1.0 if self.research else 1.0 / math.sqrt(qk)
         self.input_norm = nn.LayerNorm(width, eps=EPS, elementwise_affine=not self.research)
         self.uvqk = Linear(width, 2 * heads * (v + qk), bias=not self.research)
         self.output_norm = nn.LayerNorm(heads * v, eps=EPS, elementwise_affine=not self.research)
@@ -107,35 +108,72 @@ class HstuLayer(nn.Module):
         self.bias = RelativeBias(bias if self.research else "none", norm)
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BND: Tensor, seen_BNK: Tensor, places: Places, past: tuple[Past, Places] | None = None
-    ) -> tuple[Tensor, Past]:
+    def forward(self, x_BND: Tensor, seen_BNN: Tensor, places: Places) -> tuple[Tensor, Past]:
         """(Y [B, N, D], own keys and values).
 
         Args:
-            x_BND: tokens that ask.
-            seen_BNK: bool, over the keys of `past` and then those of the tokens themselves.
+            x_BND: tokens.
+            seen_BNN: bool, who sees whom.
             places: of the tokens.
-            past: keys and values of tokens before them, and their places.
         """
+        u, q, k, v = self._project(x_BND)
+        o = pointwise_attention(q, k, v, seen_BNN, self.bias(places, places), self.scale, self.norm)
+        return self._gate(u, o, x_BND), (k, v)
+
+    def keys_values(self, x_BND: Tensor) -> Past:
+        """Keys and values alone."""
+        normed_BND, split = self.input_norm(x_BND), self.heads * self.v
+        k, v = (
+            linear(normed_BND, self.uvqk.weight[at], None if self.uvqk.bias is None else self.uvqk.bias[at])
+            for at in (slice(2 * split + self.heads * self.qk, None), slice(split, 2 * split))
+        )
+        if self.research:
+            k, v = silu(k), silu(v)
+        return tuple(t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (k, v))
+
+    def score(self, x_1MD: Tensor, at: Places, past: Past, before: Places) -> Tensor:
+        """Y [1, M, D] of candidates that share one history: each sees all of it and itself.
+
+        Args:
+            x_1MD: candidates.
+            at: of any of them, [1, 1]: all stand in one place.
+            past: keys and values of user and events, all real.
+            before: their places.
+        """
+        u, q, k, v = self._project(x_1MD)
+        all_111 = torch.ones(1, 1, 1, dtype=torch.bool, device=x_1MD.device)
+        o = pointwise_attention(q, *past, all_111, self.bias(at, before), self.scale, self.norm)
+        own = (q * k).sum(dim=3, keepdim=True) * self.scale
+        bias_111 = self.bias(at, at)
+        own = own if bias_111 is None else own + bias_111
+        return self._gate(u, o + silu(own) / self.norm * v, x_1MD)
+
+    def _project(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(gate [B, N, H*v], queries, keys, values [B, H, N, .])."""
         widths = [self.heads * n for n in (self.v, self.v, self.qk, self.qk)]
         mixed = self.uvqk(self.input_norm(x_BND))
         u, v, q, k = (silu(mixed) if self.research else mixed).split(widths, dim=2)
-        u = u if self.research else silu(u)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        own, bias = (k, v), self.bias(places, places)
-        if past is not None:
-            (old_k, old_v), old = past
-            before = self.bias(places, old)
-            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
-            bias = None if bias is None or before is None else torch.cat([before, bias], dim=2)
-        scale = 1.0 if self.research else 1.0 / math.sqrt(self.qk)
-        o = pointwise_attention(q, k, v, seen_BNK, bias, scale, self.norm).transpose(1, 2).flatten(2)
+        return u if self.research else silu(u), q, k, v
+
+    def _gate(self, u: Tensor, o_BHNv: Tensor, x_BND: Tensor) -> Tensor:
+        o = o_BHNv.transpose(1, 2).flatten(2)
         gated = u * self.output_norm(o)
         if self.concat:
             shown = layer_norm(o, o.shape[-1:], eps=EPS) if self.research else o
             gated = torch.cat([u, shown, gated], dim=2)
-        return self.out(self.drop(gated)) + x_BND, own
+        return self.out(self.drop(gated)) + x_BND
+
+
+def seen(real_BN: Tensor, targets: int) -> Tensor:
+    """bool [B, N + M, N + M]: events see the user, those before and themselves; the user sees all events; a target sees
+    all of them and itself.
+    """
+    n = real_BN.shape[1]
+    whole = torch.ones(n + targets, n + targets, dtype=torch.bool, device=real_BN.device).tril()
+    whole[0, :n] = True
+    whole[n:, n:] = torch.eye(targets, dtype=torch.bool, device=real_BN.device)
+    return whole & torch.nn.functional.pad(real_BN, (0, targets), value=True).unsqueeze(1)
 
 
 def layer_flops(width: int, heads: int, qk: int, v: int, tokens: float, pairs: float, concat: bool) -> float:

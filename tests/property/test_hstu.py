@@ -13,9 +13,13 @@ from torch.nn.functional import layer_norm, silu
 
 from ctrbench.datasets.schema import Batch, synthetic_batch
 from ctrbench.kernels.pointwise_attention import pointwise_attention, pointwise_attention_plain
-from ctrbench.models.hstu import Hstu, HstuConfig, seen, shorten
-from ctrbench.models.hstu_layers import HstuLayer, Places, RelativeBias, time_buckets
+from ctrbench.models.hstu import Hstu, HstuConfig, shorten
+from ctrbench.models.hstu_layers import HstuLayer, Places, RelativeBias, seen, time_buckets
+from ctrbench.models.hstu_serving import HstuServing
+from ctrbench.models.requests import requests_of
+from ctrbench.models.serving import WholeRows, serve
 
+SERVED = [{}, {"flavour": "production"}, {"rab": "pos"}, {"rab": "none"}, {"concat_ua": True}, {"layers": 1}]
 FLAVOURS = pytest.mark.parametrize("flavour", ["research", "production"])
 
 
@@ -119,26 +123,24 @@ def build(schema, randomise, **options) -> Hstu:
     return randomise(Hstu(HstuConfig(**options), schema)).eval()
 
 
-@FLAVOURS
-def test_encoded_history_gives_the_scores_of_whole_runs(flavour, sequence_schema, randomise):
-    model = build(sequence_schema, randomise, flavour=flavour)
-    batch = synthetic_batch(sequence_schema, 6, full=False)
-    torch.testing.assert_close(model.score(model.encode(batch), batch), model(batch), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("options", SERVED, ids=str)
+def test_one_history_gives_the_scores_of_whole_runs_in_any_micro_batches(options, sequence_schema, randomise):
+    model = build(sequence_schema, randomise, **options)
+    users = synthetic_batch(sequence_schema, 4, full=False)  # one without history, others of several lengths
+    asked = requests_of(sequence_schema, users, synthetic_batch(sequence_schema, 4 * 7, seed=1))
+    want = serve(WholeRows(model, sequence_schema), asked)
+    for size in (1, 3, 64):
+        got = serve(HstuServing(model, sequence_schema, size), asked)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
-@FLAVOURS
-def test_candidates_of_one_request_in_any_micro_batches(flavour, sequence_schema, randomise, take_rows):
-    """One user's history, encoded once: candidates score alike whatever stands beside them."""
-    model = build(sequence_schema, randomise, flavour=flavour)
-    batch = synthetic_batch(sequence_schema, 7)
-    cache = model.encode(take_rows(sequence_schema, batch, [2]))
-    whole = model.score(cache, batch)
-    for size in (1, 3):
-        parts = [
-            model.score(cache, take_rows(sequence_schema, batch, list(range(i, min(7, i + size)))))
-            for i in range(0, 7, size)
-        ]
-        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=1e-5)
+def test_what_is_kept_of_a_request_is_its_real_events(sequence_schema, randomise):
+    model = build(sequence_schema, randomise)
+    users = synthetic_batch(sequence_schema, 4, full=False)
+    context = HstuServing(model, sequence_schema).context(users)
+    for history, n in zip(context.histories, users.host["lengths"]["hist"], strict=True):
+        assert [k.shape[2] for k, _ in history.pasts] == [1 + n] * 2
+        assert history.nbytes == (1 + n) * (2 * 2 * (2 * 16 + 0) * 4 + 3 * 8)
 
 
 def test_the_constant_is_no_length_of_the_batch(sequence_schema, randomise):

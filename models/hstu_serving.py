@@ -1,0 +1,161 @@
+"""How HSTU is served (2402.17152 section 4.3, M-FALCON): history once a request, candidates in micro-batches.
+
+Only real events are computed, request after request; the constant of the attention stays the model's own. Of the last
+layer the history needs keys and values alone.
+
+Dims: R requests, C candidates of each, N = R*C rows, M candidates of a micro-batch, L user and events, D token width,
+H heads, J item fields, U user's fields, K their values side by side, E embedding width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.kernels.linear import linear
+from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.hstu_layers import HstuLayer, Past, Places, seen
+from ctrbench.models.requests import Requests
+from ctrbench.models.serving import REUSE, ServingForm, Sides
+
+if TYPE_CHECKING:
+    from ctrbench.models.hstu import Hstu, HstuTokens
+
+MICRO_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """User and events of one request."""
+
+    pasts: tuple[Past, ...]
+    """Keys and values [1, H, L, .] of each layer."""
+    places: Places
+    """[1, L]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and places."""
+        places = (self.places.ordinal_BN, self.places.time_BN, self.places.next_BN)
+        return sum(t.nbytes for t in (*(t for past in self.pasts for t in past), *places))
+
+
+@dataclass(frozen=True, slots=True)
+class HstuContext:
+    """The user's side of R requests."""
+
+    histories: tuple[History, ...]
+    share_RD: Tensor
+    """What the user's fields add to a candidate's token."""
+    time_R: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return sum(h.nbytes for h in self.histories) + self.share_RD.nbytes + self.time_R.nbytes
+
+
+class CandidateMap:
+    """A candidate's token is linear in its fields: one matrix for the user's of them, one for its own."""
+
+    def __init__(self, tokens: HstuTokens, sides: Sides) -> None:
+        target, dim = tokens.target, sides.embedder.dim
+        fields, width = sides.embedder.num_fields, tokens.target_fields.weight.shape[0]
+        weight_DFE = tokens.target_fields.weight.new_zeros(width, fields, dim).detach()
+        weight_DFE[:, tokens.rest] = tokens.target_fields.weight.detach().view(width, -1, dim)
+        self.bias_D = tokens.target_fields.bias.detach().clone()
+        for history, layer in tokens.events.items():
+            own_DCE, bias_D = (cast(Tensor, p).detach() for p in (layer.weight, layer.bias))
+            self.bias_D += bias_D
+            for column_DE, slot in zip(own_DCE.view(width, -1, dim).unbind(1), target.slots[history], strict=True):
+                if slot < target.fields:
+                    weight_DFE[:, slot] += column_DE
+                else:  # an event field that mirrors nothing: one learned vector stands for it
+                    assert target.free_QD is not None
+                    self.bias_D += column_DE @ target.free_QD[slot - target.fields].detach()
+        self.user_DK = weight_DFE[:, sides.user_slots].flatten(1)
+        self.item_DK = weight_DFE[:, sides.item_slots].flatten(1)
+
+    def user(self, fields_RUE: Tensor) -> Tensor:
+        """[R, D]."""
+        return linear(fields_RUE.flatten(1), self.user_DK, self.bias_D)
+
+    def items(self, items_NJE: Tensor) -> Tensor:
+        """[N, D]."""
+        return linear(items_NJE.flatten(1), self.item_DK)
+
+
+class HstuServing:
+    """The form `reuse`.
+
+    Args:
+        model: in eval mode.
+        schema: of the requests.
+        micro_batch: candidates that go through the layers at a time.
+    """
+
+    def __init__(self, model: Hstu, schema: FeatureSchema, micro_batch: int = MICRO_BATCH) -> None:
+        self.model, self.schema, self.micro_batch = model, schema, micro_batch
+        self.sides = Sides(model.embedder)
+        self.map = CandidateMap(model.tokens, self.sides)
+        self.layers = list(cast(Iterable[HstuLayer], model.layers))
+
+    def context(self, users: Batch) -> HstuContext:
+        """User and events of every request through all layers."""
+        embedded = self.model.embedder(users)
+        histories = tuple(self.encode(embedded, users.time_B, r) for r in range(users.size))
+        return HstuContext(histories, self.map.user(embedded.fields_BFD[:, self.sides.user_slots]), users.time_B)
+
+    def encode(self, embedded: Embedded, time_R: Tensor, row: int) -> History:
+        """User and real events of one request."""
+        counts = [int(e.mask_BT[row].sum()) for e in embedded.events.values()]
+        length = 1 + sum(counts)
+        cut = {h: _cut(e, row, n) for (h, e), n in zip(embedded.events.items(), counts, strict=True)}
+        if length == 1:  # no event at all: one of padding, that nobody sees and that is dropped again
+            cut = {h: _cut(e, row, 1) for h, e in embedded.events.items()}
+        at = slice(row, row + 1)
+        x_1LD, real_1L, places = self.model.tokens.before(
+            Embedded(embedded.fields_BFD[at], None, cut), time_R[at]
+        )  # fmt: skip
+        x_1LD, real_1L = x_1LD[:, :length], real_1L[:, :length]
+        places = Places(*(t[:, :length] for t in (places.ordinal_BN, places.time_BN, places.next_BN)))
+        together, seen_1LL, pasts = places.bucketed(), seen(real_1L, 0), []
+        for layer in self.layers[:-1]:
+            x_1LD, own = layer(x_1LD, seen_1LL, together)
+            pasts.append(own)
+        pasts.append(self.layers[-1].keys_values(x_1LD))
+        return History(tuple((k.contiguous(), v.contiguous()) for k, v in pasts), places)
+
+    def score(self, context: HstuContext, requests: Requests) -> Tensor:
+        """Every candidate against the history of its request."""
+        count, out = requests.count, []
+        x_ND = self.map.items(self.sides.items(requests)) + context.share_RD.repeat_interleave(count, dim=0)
+        for r, history in enumerate(context.histories):
+            place_11 = torch.full((1, 1), history.places.ordinal_BN.shape[1], device=x_ND.device)
+            time_11 = context.time_R[r].view(1, 1)
+            at, x_CD = Places(place_11, time_11, time_11), x_ND[r * count : (r + 1) * count]
+            if self.model.tokens.positions is not None:
+                x_CD = x_CD + self.model.tokens.positions(place_11[0])
+            for x_MD in x_CD.split(self.micro_batch):
+                x_1MD = x_MD.unsqueeze(0)
+                for layer, past in zip(self.layers, history.pasts, strict=True):
+                    x_1MD = layer.score(x_1MD, at, past, history.places)
+                out.append(self.model.head(x_1MD)[0, :, 0])
+        return torch.cat(out)
+
+
+def _cut(events: Events, row: int, count: int) -> Events:
+    """The newest `count` places of one row."""
+    at = (slice(row, row + 1), slice(events.mask_BT.shape[1] - count, None))
+    ids = {name: v[at] for name, v in events.ids.items()}
+    return Events(events.values_BTE[at], ids, events.times_BT[at], events.mask_BT[at])
+
+
+def forms(model: nn.Module, schema: FeatureSchema) -> dict[str, ServingForm]:
+    """Its best: history once a request."""
+    return {REUSE: HstuServing(cast("Hstu", model), schema)}
