@@ -1,7 +1,8 @@
 """Serving of FAT: composed weights are materialised, and layer 1 projects the user's fields once a request.
 
 LN0, Q, K and V of a field depend on that field alone, and so does the input map: those of the user's fields are the
-same for every candidate. From the attention of layer 1 on every token is of both sides. Fields are ordered user's side
+same for every candidate, and so is what they have for one another in the attention of layer 1 (shared_pair_attention
+in kernels/). Behind it every token is of both sides. Fields are ordered user's side
 first; relabelling them together with their weights leaves the logit as it is.
 
 Forms: `reuse`; `on_the_fly`, the same with the weights written anew for every request, which is what materialising
@@ -23,7 +24,16 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.field_linear import field_linear
-from ctrbench.models.field_blocks import FieldWeights, FreeWeights, Hypernetwork, Mixture, Weight, block_flops
+from ctrbench.kernels.shared_pair_attention import shared_pair_attention, shared_pair_attention_cost
+from ctrbench.models.field_blocks import (
+    FieldWeights,
+    FreeWeights,
+    Hypernetwork,
+    Mixture,
+    Weight,
+    apply_weight,
+    block_flops,
+)
 from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, ServingForm, Sides
 
@@ -68,6 +78,8 @@ class FatForm:
         self.user = len(self.sides.user_slots)
         self.bias_SFD = model.bias_SFD.detach()[:, self.order]
         self.pairs = [p.detach()[..., self.order, :][..., self.order] for p in model.pairs]
+        fields = len(self.order)
+        self.first_FF = self.pairs[0] if self.pairs else torch.ones(fields, fields, device=device)
         map_FDD = model.inputs.map_FED
         self.map_FDD = None if map_FDD is None else map_FDD.detach()[self.order]
         self.weights = self._writer(written)
@@ -110,15 +122,26 @@ class FatForm:
         weights, layers, own = context.weights, self.model.layers, slice(self.user, None)
         z_JND = self._tokens(self.sides.items(requests), own)
         qkv_JNE = layers[0].project(z_JND, _projections(weights[0], own))
-        z_FND, qkv_FNE = (self._join(u, i) for u, i in ((context.z_URD, z_JND), (context.qkv_URE, qkv_JNE)))
-        qkv_NFE = qkv_FNE.transpose(0, 1).contiguous()
-        z_FND = layers[0].finish(z_FND, layers[0].attend(qkv_NFE, weights[0], self._pair(0)), weights[0])
+        z_FND = self._join(context.z_URD, z_JND)
+        attended_FND = self._attend(context.qkv_URE, qkv_JNE, weights[0].out)
+        z_FND = layers[0].finish(z_FND, attended_FND, weights[0])
         for i, layer in enumerate(layers[1:], start=1):
             if i < len(self.bias_SFD):
                 z_FND = z_FND + self.bias_SFD[i].unsqueeze(1)
             z_FND = layer(z_FND, weights[i], self._pair(i))
         out: Tensor = self.model.head(z_FND)
         return out
+
+    def _attend(self, qkv_URE: Tensor, qkv_JNE: Tensor, out: Weight | None) -> Tensor:
+        """The attention part of layer 1, [F, N, D]."""
+        (users, requests, width), own = qkv_URE.shape, qkv_JNE.shape[0]
+        heads = self.model.layers[0].heads
+        user_3RHUd = qkv_URE.view(users, requests, 3, heads, -1).permute(2, 1, 3, 0, 4)
+        own_3RHCJd = qkv_JNE.view(own, requests, -1, 3, heads, width // 3 // heads).permute(3, 1, 4, 2, 0, 5)
+        user, mine = user_3RHUd.contiguous().unbind(), own_3RHCJd.contiguous().unbind()
+        parts = shared_pair_attention(user, mine, self.first_FF)
+        attended_FND = torch.cat([p.permute(3, 0, 2, 1, 4) for p in parts]).view(users + own, -1, width // 3)
+        return attended_FND if out is None else apply_weight(attended_FND, out)
 
     @staticmethod
     def _join(user_URE: Tensor, own_JNE: Tensor) -> Tensor:
@@ -150,5 +173,6 @@ def request_flops(
     fields, d = len(schema.fields), config.d
     token = 6.0 * d**2 + (2.0 * config.dim * d if config.dim != d else 0.0)
     block = block_flops(fields, d, config.hidden, out_proj=config.out_proj != "none")
-    first = block - 6.0 * fields * d**2
-    return (fields - items) * token, items * token + first + (config.layers - 1) * block + 2.0 * d
+    once, attention = (c.flops for c in shared_pair_attention_cost(fields - items, items, d, config.heads))
+    first = items * token + attention + block - 6.0 * fields * d**2 - 4.0 * fields**2 * d
+    return (fields - items) * token + once, first + (config.layers - 1) * block + 2.0 * d

@@ -17,6 +17,7 @@ from ctrbench.bench import registry
 from ctrbench.bench.counting.counter import Recorder
 from ctrbench.datasets.random_batches import random_schema
 from ctrbench.datasets.schema import FeatureSchema, synthetic_batch
+from ctrbench.kernels.shared_pair_attention import shared_pair_attention
 from ctrbench.legacy_baselines import dcn_serving, dcn_v2_serving, din_serving, serving_split
 from ctrbench.legacy_baselines.interest import Dice
 from ctrbench.models import fat_serving
@@ -33,7 +34,7 @@ FLOPS = {
     "din": din_serving.request_flops, "fat": fat_serving.request_flops,
 }  # fmt: skip
 WELL_UNDER = {"dnn": 0.6, "wide_deep": 0.6, "deepfm": 0.6, "dcn": 0.6, "din": 0.85, "fat": 0.9}
-"""Share of the unshared FLOPs: the columns, events or projections of the user's side that a candidate no longer runs."""
+"""Share of the unshared FLOPs, as much as the columns, events or projections of the user leave to a candidate."""
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("dnn", {"bn": True, "dropout": 0.3}),
     ("dnn", {"mlp": ()}),
@@ -141,7 +142,7 @@ def test_the_users_side_runs_once_a_request(name: str) -> None:
 
 
 def test_dcn_v2_folds_the_users_columns_from_the_count_at_which_that_is_cheaper() -> None:
-    config, model, forms = build("dcn_v2", {})
+    _, model, forms = build("dcn_v2", {})
     form = forms[REUSE]
     assert isinstance(form, dcn_v2_serving.CrossForm)
     turn = math.ceil(form.fold_from)
@@ -174,3 +175,19 @@ def test_fat_written_anew_for_a_request_costs_the_composition_more() -> None:
     kept, anew, mixed = (executed(forms[form], model, asked) for form in (REUSE, "on_the_fly", "mixture"))
     assert anew - kept == pytest.approx(composition_flops(config, SCHEMA).full, rel=0.02)
     assert mixed > 1.5 * kept
+
+
+@pytest.mark.parametrize("heads_of_pairs", [0, 2])
+def test_shared_pair_attention_is_its_twin_forward_and_backward(heads_of_pairs: int) -> None:
+    torch.manual_seed(0)
+    wide = {"dtype": torch.float64, "requires_grad": True}
+    user = [torch.randn(2, 2, 5, 3, **wide) for _ in range(3)]  # R, H, U, d
+    own = [torch.randn(2, 2, 4, 3, 3, **wide) for _ in range(3)]  # R, H, C, J, d
+    pair_FF = torch.randn(*([2] if heads_of_pairs else []), 8, 8, **wide)
+    given, found = [*user, *own, pair_FF], {}
+    for impl in ("fused", "plain"):
+        out = shared_pair_attention(tuple(user), tuple(own), pair_FF, impl)
+        loss = sum((o * (1 + torch.arange(o.numel()).view_as(o))).sum() for o in out)
+        found[impl] = [*out, *torch.autograd.grad(loss, given)]
+    for fused, plain in zip(found["fused"], found["plain"], strict=True):
+        torch.testing.assert_close(fused, plain, atol=1e-9, rtol=1e-9)
