@@ -17,6 +17,8 @@ from ctrbench.datasets.prepared import Prepared
 def user_stream(prepared: Prepared, n: int, seed: int = 0) -> np.ndarray:
     """Users [N], int64, of impressions of the test split drawn uniformly: as popular as in the data, in no order.
 
+    Real users come in bursts, which a cache likes: what it finds of this stream is the lower end.
+
     Raises:
         BadInput: the data has no users.
     """
