@@ -59,7 +59,7 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
     Args:
         threads: intra-op threads, as in the timed steps; restored afterwards.
         seconds_each: time spent on each figure; the best repetition counts.
-        quick: fp32 product of one size and copies only, for alternation with timed steps (about 0.2 s).
+        quick: fp32 product of one size, copies and dispatch only, for alternation with timed steps (about 0.2 s).
 
     The buffers do not count in `proc.rss_peak()`.
     """
@@ -71,7 +71,7 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
             return Ceilings(
                 threads=threads, gemm_fp32_gflops=_gemm(_QUICK_M, torch.float32, 0.1), gemm_fp32_size=_QUICK_M,
                 copy_gbs=_stream(values, 0.05, arrays=2), copy_cache_gbs=_stream(cached_values(llc), 0.03, arrays=2),
-                llc_bytes=llc, buffer_bytes=values * 4,
+                dispatch_us=_dispatch(0.02), llc_bytes=llc, buffer_bytes=values * 4,
                 seconds=time.perf_counter() - began,
             )  # fmt: skip
         fp32, bf16 = (_best_gemm(dtype, seconds_each) for dtype in (torch.float32, torch.bfloat16))

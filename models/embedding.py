@@ -21,7 +21,12 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 
 from ctrbench.models.row_penalty import RowPenalty
 from ctrbench.models.table_lookups import (
-    MetaTables, Optimizer, fused_tables, one_id_each, padded_width, table_optimizer,
+    MetaTables,
+    Optimizer,
+    fused_tables,
+    one_id_each,
+    padded_width,
+    table_optimizer,
 )  # fmt: skip
 
 Impl = Literal["fused", "per_table"]

@@ -214,7 +214,9 @@ def _under_load(
             extra["overload"] = asdict(seen) | {"accounted": seen.accounted, "batch": count}
     rows.append(make({**base, "batch": None}, "rss_peak", proc.rss_peak(), "measured"))
     if dispatch := [c.dispatch_us for c in ceilings if c.dispatch_us is not None]:
-        rows.append(make({**base, "batch": None}, "dispatch_us", float(np.median(dispatch)), "measured", n=len(dispatch)))
+        rows.append(
+            make({**base, "batch": None}, "dispatch_us", float(np.median(dispatch)), "measured", n=len(dispatch))
+        )
     return rows, extra | {
         "ceilings": [asdict(c) for c in ceilings],
         "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)),
