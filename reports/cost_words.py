@@ -79,10 +79,10 @@ def _spent(table: pd.DataFrame) -> str:
             large = [h for h in heads if h == top or (row[h].value and not _apart(row[h], row[top]))]
             part = sum(row[h].value for h in large) / row[TOTAL].value
             by_head.setdefault(" or ".join(large), []).append((str(row["Model"]), part))
-    words = [
-        f"{h}{', together,' if ' or ' in h else ''} for {listed([f'{m} ({100 * part:.0f} %)' for m, part in who], MOST)}"
-        for h, who in by_head.items()
-    ]
+    words = []
+    for head, who in by_head.items():
+        among = listed([f"{m} ({100 * part:.0f} %)" for m, part in who], MOST)
+        words.append(f"{head}{', together,' if ' or ' in head else ''} for {among}")
     return f"The largest term is {'; '.join(words)}." if words else ""
 
 

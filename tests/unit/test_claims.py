@@ -310,3 +310,66 @@ def test_no_row_is_read_that_was_withheld() -> None:
     case = CASES["S1"][SUPPORTED]
     rows = [replace(r, value=None, origin="abstained", status="skipped", reason="coverage_low") for r in case.rows]
     assert judged(ALL["S1"], Case(tuple(rows))).word == UNTESTABLE
+
+
+def test_a_size_served_with_sharing_decides_for_itself() -> None:
+    """Unshared, OneTrans seems to need 100 candidates; served with sharing its record says 1,500, or 375."""
+    s9 = ALL["S9"]
+    unshared = traced("onetrans", "flops_fwd_per_sample", 1e10, origin="counted", phase="infer")
+    assert judged(s9, Case((unshared,))).word == OPEN
+    far, near = (traced("onetrans", "tflop_candidates", v, origin="counted", phase="serve", scope=f"reuse:{h}")
+                 for v, h in ((1500.0, 1024), (375.0, 4096)))  # fmt: skip
+    assert judged(s9, Case((unshared, far))).word == REFUTED
+    found = judged(s9, Case((unshared, far, near)))
+    assert found.word == SUPPORTED
+    assert "375 candidates of OneTrans x" in found.reason
+    assert found.numbers[0].cell.note == "history 4096"
+    whole = replace(near, scope="whole:4096")  # more FLOPs by sharing nothing mobilise nothing
+    assert judged(s9, Case((unshared, far, whole))).word == REFUTED
+
+
+def test_cost_by_class_without_time_is_open_however_small_the_money() -> None:
+    s10 = ALL["S10"]
+    rows = CASES["S10"][SUPPORTED].rows
+    found = judged(s10, Case(tuple(r for r in rows if r.metric != "feature_cpu")))
+    assert found.word == OPEN
+    assert "Time by class is not known" in found.reason
+    assert judged(s10, CASES["S10"][SUPPORTED]).confidence.startswith("low: ")
+
+
+def test_cost_by_class_is_read_of_the_gpu_that_serves_cheapest() -> None:
+    """A dearer GPU that is idle most of the time says nothing of a model which a cheaper one serves."""
+    s10 = ALL["S10"]
+    cheap, dear = CASES["S10"][SUPPORTED].rows, CASES["S10"][REFUTED].rows
+    other = tuple(replace(r, scope=r.scope.replace("H100 SXM", "L4")) for r in dear if r.metric.startswith("usd"))
+    assert judged(s10, Case((*cheap, *other))).word == SUPPORTED
+    transformer = tuple(replace(r, model="fat", family="transformer") if r.model else r for r in dear)
+    assert judged(s10, Case(transformer)).word == UNTESTABLE
+
+
+def test_a_total_with_a_hole_is_no_evidence_of_cost() -> None:
+    rows = [replace(r, value=None, ci_low=None, ci_high=None, origin="abstained", status="skipped", reason="no price")
+            if r.scope.endswith(":dram") else r for r in CASES["S10"][SUPPORTED].rows]  # fmt: skip
+    assert judged(ALL["S10"], Case(tuple(rows))).word == UNTESTABLE
+
+
+def test_one_model_that_shares_a_cache_and_one_that_does_not_leave_it_open() -> None:
+    s14 = ALL["S14"]
+    good = CASES["S14"][SUPPORTED].rows
+    bad = tuple(replace(r, model="hstu") for r in CASES["S14"][REFUTED].rows)
+    found = judged(s14, Case((*good, *bad)))
+    assert found.word == OPEN
+    assert "HSTU" in found.reason
+    nothing = tuple(replace(r, value=0.0) if r.metric == "stages_saved" else r for r in good)
+    assert judged(s14, Case(nothing)).word == REFUTED
+    assert judged(s14, Case(tuple(replace(r, dtype="bfloat16") for r in good))).word == OPEN
+
+
+def test_served_flops_stand_beside_the_launches_of_fat() -> None:
+    s17 = ALL["S17"]
+    rows = [_cases["served"]("fat", "flops_request", v, s, origin="counted")
+            for s, v in (("reuse", 1e9), ("on_the_fly", 3e9))]  # fmt: skip
+    found = judged(s17, Case((*CASES["S17"][SUPPORTED].rows, *rows)))
+    assert found.word == SUPPORTED
+    assert "128 candidates, its weights written once: 1.00 GFLOP." in found.reason
+    assert [n.beside for n in found.numbers if n.of.startswith("FLOPs of a request")] == [True, True]
