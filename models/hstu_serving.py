@@ -9,7 +9,7 @@ H heads, J item fields, U user's fields, K their values side by side, E embeddin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import linear
 from ctrbench.models.blocks import Embedded, Events
-from ctrbench.models.hstu_layers import HstuLayer, Past, Places, seen
+from ctrbench.models.histories import history_lengths
+from ctrbench.models.hstu_layers import HstuLayer, Past, Places, layer_flops, seen
 from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, ServingForm, Sides
 
 if TYPE_CHECKING:
-    from ctrbench.models.hstu import Hstu, HstuTokens
+    from ctrbench.models.hstu import Hstu, HstuConfig, HstuTokens
 
 MICRO_BATCH = 64
 
@@ -154,6 +155,30 @@ def _cut(events: Events, row: int, count: int) -> Events:
     at = (slice(row, row + 1), slice(events.mask_BT.shape[1] - count, None))
     ids = {name: v[at] for name, v in events.ids.items()}
     return Events(events.values_BTE[at], ids, events.times_BT[at], events.mask_BT[at])
+
+
+def request_flops(
+    config: HstuConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None
+) -> tuple[float, float]:
+    """FLOPs that `reuse` executes: (once a request, for each candidate).
+
+    Args:
+        config: of the model.
+        schema: of the requests.
+        lengths: history -> real events, the whole window if not given; longer ones are cut to it.
+    """
+    d, dim, padded = config.width, config.dim, history_lengths(schema)
+    real = padded if lengths is None else {h: min(lengths[h], t) for h, t in padded.items()}
+    plain = [*schema.categorical, *schema.dense]
+    items, users = (sum((f.role == "item") == own for f in plain) for own in (True, False))
+    tokens = 1 + sum(real.values())
+    concat, sizes = config.concat_ua or config.flavour == "production", (d, config.heads, config.qk, config.v)
+    fields = 2.0 * d * dim * (users + sum(f.role == "user" for f in plain))
+    events = sum(2.0 * real[h] * len(fs) * dim * d for h, fs in schema.histories.items())
+    last = 2.0 * tokens * d * config.heads * (config.qk + config.v)
+    through = (config.layers - 1) * layer_flops(*sizes, tokens, float(tokens) ** 2, concat)
+    candidate = config.layers * layer_flops(*sizes, 1, tokens, concat)
+    return fields + events + through + last, 2.0 * items * dim * d + candidate + 2.0 * d
 
 
 def forms(model: nn.Module, schema: FeatureSchema) -> dict[str, ServingForm]:
