@@ -114,17 +114,10 @@ class HstuServing:
 
     def encode(self, embedded: Embedded, time_R: Tensor, row: int) -> History:
         """User and real events of one request."""
-        counts = [int(e.mask_BT[row].sum()) for e in embedded.events.values()]
-        length = 1 + sum(counts)
-        cut = {h: _cut(e, row, n) for (h, e), n in zip(embedded.events.items(), counts, strict=True)}
-        if length == 1:  # no event at all: one of padding, that nobody sees and that is dropped again
-            cut = {h: _cut(e, row, 1) for h, e in embedded.events.items()}
+        cut = {h: _cut(e, row, int(e.mask_BT[row].sum())) for h, e in embedded.events.items()}
         at = slice(row, row + 1)
-        x_1LD, real_1L, places = self.model.tokens.before(
-            Embedded(embedded.fields_BFD[at], None, cut), time_R[at]
-        )  # fmt: skip
-        x_1LD, real_1L = x_1LD[:, :length], real_1L[:, :length]
-        places = Places(*(t[:, :length] for t in (places.ordinal_BN, places.time_BN, places.next_BN)))
+        given = Embedded(embedded.fields_BFD[at], None, cut)
+        x_1LD, real_1L, places = self.model.tokens.before(given, time_R[at])
         together, seen_1LL, pasts = places.bucketed(), seen(real_1L, 0), []
         for layer in self.layers[:-1]:
             x_1LD, own = layer(x_1LD, seen_1LL, together)
