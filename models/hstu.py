@@ -87,10 +87,11 @@ class HstuTokens(nn.Module):
         time_BT = stamps.squeeze(2)
         user_BD = self.prefix(embedded.fields_BFD[:, self.user].flatten(1))
         # the user stands before the oldest event, and at its time
-        first_B1 = torch.where(real_BT, time_BT, time_B.unsqueeze(1)).amin(dim=1, keepdim=True)
+        now_B1 = time_B.unsqueeze(1)
+        first_B1 = torch.cat([torch.where(real_BT, time_BT, now_B1), now_B1], dim=1).amin(dim=1, keepdim=True)
         time_BN = torch.cat([first_B1, time_BT], dim=1)
         ordinal_BN = torch.nn.functional.pad(ordinals(real_BT) + 1, (1, 0))
-        after_BN = torch.cat([time_BN[:, 1:], time_B.unsqueeze(1)], dim=1)
+        after_BN = torch.cat([time_BN[:, 1:], now_B1], dim=1)
         # before a left-padded history comes padding: the user's next event is the oldest real one
         after_BN = torch.cat([first_B1, after_BN[:, 1:]], dim=1)
         x_BND = torch.cat([user_BD.unsqueeze(1), x_BTD], dim=1)

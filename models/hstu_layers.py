@@ -127,9 +127,8 @@ class HstuLayer(nn.Module):
             linear(normed_BND, self.uvqk.weight[at], None if self.uvqk.bias is None else self.uvqk.bias[at])
             for at in (slice(2 * split + self.heads * self.qk, None), slice(split, 2 * split))
         )
-        if self.research:
-            k, v = silu(k), silu(v)
-        return tuple(t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (k, v))
+        k, v = ((silu(t) if self.research else t).unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (k, v))
+        return k, v
 
     def score(self, x_1MD: Tensor, at: Places, past: Past, before: Places) -> Tensor:
         """Y [1, M, D] of candidates that share one history: each sees all of it and itself.

@@ -9,7 +9,7 @@ H heads, J item fields, U user's fields, K their values side by side, E embeddin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import linear
 from ctrbench.models.blocks import Embedded, Events
-from ctrbench.models.hstu_layers import HstuLayer, Past, Places, seen
+from ctrbench.models.histories import history_lengths
+from ctrbench.models.hstu_layers import HstuLayer, Past, Places, layer_flops, seen
 from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, ServingForm, Sides
 
 if TYPE_CHECKING:
-    from ctrbench.models.hstu import Hstu, HstuTokens
+    from ctrbench.models.hstu import Hstu, HstuConfig, HstuTokens
 
 MICRO_BATCH = 64
 
@@ -113,17 +114,10 @@ class HstuServing:
 
     def encode(self, embedded: Embedded, time_R: Tensor, row: int) -> History:
         """User and real events of one request."""
-        counts = [int(e.mask_BT[row].sum()) for e in embedded.events.values()]
-        length = 1 + sum(counts)
-        cut = {h: _cut(e, row, n) for (h, e), n in zip(embedded.events.items(), counts, strict=True)}
-        if length == 1:  # no event at all: one of padding, that nobody sees and that is dropped again
-            cut = {h: _cut(e, row, 1) for h, e in embedded.events.items()}
+        cut = {h: _cut(e, row, int(e.mask_BT[row].sum())) for h, e in embedded.events.items()}
         at = slice(row, row + 1)
-        x_1LD, real_1L, places = self.model.tokens.before(
-            Embedded(embedded.fields_BFD[at], None, cut), time_R[at]
-        )  # fmt: skip
-        x_1LD, real_1L = x_1LD[:, :length], real_1L[:, :length]
-        places = Places(*(t[:, :length] for t in (places.ordinal_BN, places.time_BN, places.next_BN)))
+        given = Embedded(embedded.fields_BFD[at], None, cut)
+        x_1LD, real_1L, places = self.model.tokens.before(given, time_R[at])
         together, seen_1LL, pasts = places.bucketed(), seen(real_1L, 0), []
         for layer in self.layers[:-1]:
             x_1LD, own = layer(x_1LD, seen_1LL, together)
@@ -154,6 +148,30 @@ def _cut(events: Events, row: int, count: int) -> Events:
     at = (slice(row, row + 1), slice(events.mask_BT.shape[1] - count, None))
     ids = {name: v[at] for name, v in events.ids.items()}
     return Events(events.values_BTE[at], ids, events.times_BT[at], events.mask_BT[at])
+
+
+def request_flops(
+    config: HstuConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None
+) -> tuple[float, float]:
+    """FLOPs that `reuse` executes: (once a request, for each candidate).
+
+    Args:
+        config: of the model.
+        schema: of the requests.
+        lengths: history -> real events, the whole window if not given; longer ones are cut to it.
+    """
+    d, dim, padded = config.width, config.dim, history_lengths(schema)
+    real = padded if lengths is None else {h: min(lengths[h], t) for h, t in padded.items()}
+    plain = [*schema.categorical, *schema.dense]
+    items, users = (sum((f.role == "item") == own for f in plain) for own in (True, False))
+    tokens = 1 + sum(real.values())
+    concat, sizes = config.concat_ua or config.flavour == "production", (d, config.heads, config.qk, config.v)
+    fields = 2.0 * d * dim * (users + sum(f.role == "user" for f in plain))
+    events = sum(2.0 * real[h] * len(fs) * dim * d for h, fs in schema.histories.items())
+    last = 2.0 * tokens * d * config.heads * (config.qk + config.v)
+    through = (config.layers - 1) * layer_flops(*sizes, tokens, float(tokens) ** 2, concat)
+    candidate = config.layers * layer_flops(*sizes, 1, tokens, concat)
+    return fields + events + through + last, 2.0 * items * dim * d + candidate + 2.0 * d
 
 
 def forms(model: nn.Module, schema: FeatureSchema) -> dict[str, ServingForm]:

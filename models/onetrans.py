@@ -186,6 +186,35 @@ def flops(config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, i
     return Flops(full + fixed, useful + fixed) + blocks
 
 
+def request_flops(
+    config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None
+) -> tuple[float, float]:
+    """FLOPs that `reuse` of serving executes: (once a request, for each candidate); of `lengths` events, or all."""
+    padded, d, l_ns = history_lengths(schema), config.width, ns_tokens(config, schema)
+    real = padded if lengths is None else {h: min(lengths[h], t) for h, t in padded.items()}
+    item = [f.role == "item" for f in (*schema.categorical, *schema.dense)]
+    groups = [list(range(len(item)))] if config.ns == "auto" else field_groups(schema, config.groups)
+    hidden, out = (_ns_hidden(config), l_ns * d) if config.ns == "auto" else (d, d)
+    user, candidate = (
+        event_flops(schema, config.dim, d, real),
+        mlp_flops((l_ns if config.head == "flatten" else 1) * d, (d,), 1),
+    )
+    for group in groups:
+        own = sum(item[i] for i in group)
+        user += 2.0 * (len(group) - own) * config.dim * hidden + (0 if own else 2.0 * hidden * out)
+        candidate += (2.0 * own * config.dim * hidden + 2.0 * hidden * out) if own else 0
+    asking = ((4 if config.out_proj != "none" else 2) + 4 * config.ffn_mult) * d**2
+    inside = sum(real.values()) + separators(schema, config.fusion)
+    for i, kept in enumerate(
+        kept_tokens(config.pyramid, config.layers, sequence_tokens(config, schema), l_ns, config.round)
+    ):
+        q = min(kept, inside) if i < config.layers - 1 else 0
+        user += 4.0 * d**2 * inside + asking * q + 4.0 * d * q * inside
+        candidate += (4.0 * d**2 + asking) * l_ns + 4.0 * d * l_ns * (inside + l_ns)
+        inside = q
+    return user, candidate
+
+
 def published() -> tuple[Preset, ...]:
     """OneTrans-S and -L (section 4.1); features, embedding width and the heads of L are ours."""
     note = "layers, width, lengths and tokens of the paper; feature set and embedding width ours"
