@@ -100,7 +100,8 @@ class InterestServing:
     def __init__(self, attention: Interests, sides: Sides) -> None:
         self.views, self.sides, self.query = attention.views, sides, attention.query
         dim = sides.embedder.dim
-        place = {slot: i for i, slot in enumerate(sides.item_slots)}
+        # the numbers of learned vectors come after those of the categorical fields, as dense fields' slots do
+        place = {slot: i for i, slot in enumerate(sides.item_slots) if slot < attention.query.fields}
         self.items: dict[str, list[int]] = {}
         self.fixed: dict[str, list[int]] = {}
         own: dict[str, list[int]] = {}
