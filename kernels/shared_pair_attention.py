@@ -26,11 +26,11 @@ Triple = tuple[Tensor, Tensor, Tensor]
 def shared_pair_attention_plain(user: Triple, own: Triple, pair_FF: Tensor) -> tuple[Tensor, Tensor]:
     """Plain twin: the user's fields copied to every candidate."""
     count, fields = own[0].shape[2], user[0].shape[2]
-    joined = (
+    q_NHFd, k_NHFd, v_NHFd = (
         torch.cat([u.unsqueeze(2).expand(-1, -1, count, -1, -1), o], dim=3).transpose(1, 2).flatten(0, 1)
         for u, o in zip(user, own, strict=True)
     )
-    out_NHFd = pair_attention_plain(*joined, pair_FF)
+    out_NHFd = pair_attention_plain(q_NHFd, k_NHFd, v_NHFd, pair_FF)
     out_RHCFd = out_NHFd.view(-1, count, *out_NHFd.shape[1:]).transpose(1, 2)
     return out_RHCFd[..., :fields, :], out_RHCFd[..., fields:, :]
 

@@ -138,8 +138,9 @@ class FatForm:
         heads = self.model.layers[0].heads
         user_3RHUd = qkv_URE.view(users, requests, 3, heads, -1).permute(2, 1, 3, 0, 4)
         own_3RHCJd = qkv_JNE.view(own, requests, -1, 3, heads, width // 3 // heads).permute(3, 1, 4, 2, 0, 5)
-        user, mine = user_3RHUd.contiguous().unbind(), own_3RHCJd.contiguous().unbind()
-        parts = shared_pair_attention(user, mine, self.first_FF)
+        q_RHUd, k_RHUd, v_RHUd = user_3RHUd.contiguous().unbind()
+        q_RHCJd, k_RHCJd, v_RHCJd = own_3RHCJd.contiguous().unbind()
+        parts = shared_pair_attention((q_RHUd, k_RHUd, v_RHUd), (q_RHCJd, k_RHCJd, v_RHCJd), self.first_FF)
         attended_FND = torch.cat([p.permute(3, 0, 2, 1, 4) for p in parts]).view(users + own, -1, width // 3)
         return attended_FND if out is None else apply_weight(attended_FND, out)
 
