@@ -21,12 +21,14 @@ from ctrbench.datasets.legacy_features import (
     Ints,
     Key,
     Recipe,
+    absorbed,
     clock,
     count_ids,
     cumulative,
-    hashed,
+    hash_ids,
     rate_ids,
-)  # fmt: skip
+    salt,
+)
 
 GROWTH = 8
 """A run of counters is merged into the one before it unless that one is so many times as large."""
@@ -89,6 +91,34 @@ class _Run:
         clicks_QW[known] += self.clicks_M1[end_Q][:, None] - self.clicks_M1[begin_QW]
 
 
+@dataclass(frozen=True, slots=True)
+class _CrossPlan:
+    """Which part each cross takes in at which step, so that numpy is called once a step and not once a cross."""
+
+    salts_X: npt.NDArray[np.uint64]
+    shared: list[str]
+    """Parts that all candidates share."""
+    steps: list[tuple[Ints, Ints]]
+    """Crosses that take in a shared part, and which one."""
+    of_item: npt.NDArray[np.bool_]
+    items: list[str]
+    """Last part of each cross of an item."""
+
+    @classmethod
+    def of(cls, made: Recipe) -> _CrossPlan:
+        keys = made.crosses
+        before = [key[:-1] if made.has_item(key) else key for key in keys]
+        shared = list(dict.fromkeys(name for key in before for name in key))
+        steps = []
+        for step in range(max(map(len, before), default=0)):
+            rows = [x for x, key in enumerate(before) if len(key) > step]
+            steps.append((np.array(rows), np.array([shared.index(before[x][step]) for x in rows])))
+        own = np.array([made.has_item(key) for key in keys], np.bool_)
+        return cls(
+            np.array([salt(k) for k in keys], np.uint64), shared, steps, own, [k[-1] for k in keys if made.has_item(k)]
+        )
+
+
 class CounterStore:
     """Counters of a recipe, exact to the second: every value keeps its seconds and labels, sorted.
 
@@ -109,6 +139,8 @@ class CounterStore:
             total += int(np.prod([made.sizes[name] for name in key]))
         self._runs: list[_Run] = []
         self._groups = _groups(made)
+        self._crosses = _CrossPlan.of(made)
+        self._counted_items = list(dict.fromkeys(key[-1] for key in made.statistics if made.has_item(key)))
 
     @property
     def nbytes(self) -> int:
@@ -135,8 +167,8 @@ class CounterStore:
             time: second of the request.
         """
         values, back = {}, {}
-        for name, ids_C in candidates.items():
-            values[name], back[name] = np.unique(ids_C, return_inverse=True)
+        for name in self._counted_items:
+            values[name], back[name] = np.unique(candidates[name], return_inverse=True)
         parts = {**_shared(user, time), **values}
         rows: dict[Key, Ids] = {}
         for windows, keys in self._groups:
@@ -155,15 +187,17 @@ class CounterStore:
         )
 
     def crosses(self, user: Mapping[str, int], candidates: Mapping[str, Ints], time: int) -> Features:
-        """Hashed crosses of a request; arguments as `statistics`."""
-        made, parts = self.recipe, {**_shared(user, time), **candidates}
-        count = len(next(iter(candidates.values())))
-        shared = [hashed(key, parts)[0] for key in made.crosses if not made.has_item(key)]
-        of_item = [key for key in made.crosses if made.has_item(key)]
-        item_JC = np.empty((len(of_item), count), np.int32)
-        for row, key in enumerate(of_item):
-            item_JC[row] = hashed(key, parts)
-        return Features(np.array(shared, np.int32), item_JC)
+        """Hashed crosses of a request, all at once; arguments as `statistics`."""
+        parts, plan = _shared(user, time), self._crosses
+        shared_P = np.concatenate([parts[name] for name in plan.shared]) if plan.shared else np.empty(0, np.int64)
+        state_X = plan.salts_X
+        for at, places in plan.steps:
+            state_X = state_X.copy()
+            state_X[at] = absorbed(state_X[at], shared_P[places])
+        items_IC = np.stack(list(candidates.values()))
+        rows = [list(candidates).index(name) for name in plan.items]
+        item_JC = absorbed(state_X[plan.of_item, None], items_IC[rows])
+        return Features(hash_ids(state_X[~plan.of_item]), hash_ids(item_JC))
 
     def features(self, user: Mapping[str, int], candidates: Mapping[str, Ints], time: int) -> Features:
         """All columns of a request; arguments as `statistics`."""

@@ -9,6 +9,7 @@ Dims: N impressions in the order of time, F columns, Q values looked up, W windo
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ HASH_ROWS = 1 << 18
 """Values that a cross may take, a power of two."""
 SPAN_BITS = 33
 """Bits of the second in a sorted (key, second)."""
+
+_GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_30, _27, _31, _LAST = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(HASH_ROWS - 1)
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class Recipe:
         Raises:
             BadInput: values that no 63 bits hold.
         """
-        if np.prod([float(self.sizes[name]) for name in key]) >= 2**62:
+        if math.prod(self.sizes[name] for name in key) >= 2**62:
             raise BadInput(f"legacy features: {' x '.join(key)} has more values than 62 bits; leave that key out")
         code: Ints = parts[key[0]]
         for name in key[1:]:
@@ -215,16 +219,31 @@ def crosses(made: Recipe, parts: Mapping[str, Ints], out_XN: Ids) -> None:
 
 def hashed(key: Key, parts: Mapping[str, Ints]) -> Ids:
     """Ids of a cross: its values spread over `HASH_ROWS` by splitmix64 (Steele et al. 2014), salted by its name."""
-    state = np.full(1, zlib.crc32(" x ".join(key).encode()), np.uint64)
+    state = np.array([salt(key)], np.uint64)
     for name in key:
-        state = _mixed(state ^ (parts[name].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
-    return (state & np.uint64(HASH_ROWS - 1)).astype(np.int32) + np.int32(FIRST_ID)
+        state = absorbed(state, parts[name])
+    return hash_ids(state)
 
 
-def _mixed(state_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    state_N = (state_N ^ (state_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state_N = (state_N ^ (state_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state_N ^ (state_N >> np.uint64(31))
+def salt(key: Key) -> int:
+    """Of a cross."""
+    return zlib.crc32(" x ".join(key).encode())
+
+
+def absorbed(state: npt.NDArray[np.uint64], ids: Ints) -> npt.NDArray[np.uint64]:
+    """The hash state once a part's ids are taken in; shapes are broadcast."""
+    state = state ^ (ids.astype(np.uint64) + _GOLDEN)
+    state ^= state >> _30
+    state *= _MIX[0]
+    state ^= state >> _27
+    state *= _MIX[1]
+    state ^= state >> _31
+    return state
+
+
+def hash_ids(state: npt.NDArray[np.uint64]) -> Ids:
+    """Rows of the crosses' tables."""
+    return (state & _LAST).astype(np.int32) + np.int32(FIRST_ID)
 
 
 def statistics(made: Recipe, log: ImpressionLog, out_SN: Ids) -> None:

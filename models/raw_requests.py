@@ -22,6 +22,7 @@ from ctrbench.datasets.schema import MISSING, OOV, PADDING, Batch, FeatureSchema
 from ctrbench.models.requests import Requests, item_dense, item_fields
 
 Ints = npt.NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
 Value = str | None
 """Text of a categorical value; None is missing."""
 
@@ -101,41 +102,61 @@ def encode(schema: FeatureSchema, vocabularies: Vocabularies, raw: RawRequest) -
     return EncodedRequest(user, candidates)
 
 
-def built(schema: FeatureSchema, ids: EncodedRequest, raw: RawRequest) -> Requests:
-    """The tensors of one request: a KeyedJaggedTensor of one row for the user's side, ids [J, C] of the candidates.
+class RequestForm:
+    """The tensors of one request of a schema; what follows from the schema alone is found once.
 
-    Raises:
-        BadInput: a history whose fields differ in length.
+    Args:
+        schema: of the model; histories are cut to its lengths.
     """
-    items = [f.name for f in item_fields(schema)]
-    values = [np.array([ids.user.get(f.name, PADDING) for f in schema.categorical], np.int64)]
-    per_key = [1] * len(schema.categorical)
-    times, lengths = {}, {}
-    for h, fields in schema.histories.items():
-        given, none = raw.events.get(h, {}), np.empty(0, np.int64)
-        events = [given.get(name, none)[-fields[0].max_length :] for name in (*(f.name for f in fields), "time")]
-        lengths[h] = len(events[-1])
-        if any(len(part) != lengths[h] for part in events):
-            raise BadInput(f"request: fields of history {h!r} differ in length; give each event every field and `time`")
-        times[h] = torch.from_numpy(events[-1].copy())
-        values += events[:-1]
-        per_key += [lengths[h]] * len(fields)
-    kjt = KeyedJaggedTensor(
-        keys=[f.name for f in (*schema.categorical, *schema.sequences)],
-        values=torch.from_numpy(np.concatenate(values)),
-        lengths=torch.tensor(per_key, dtype=torch.int32), length_per_key=per_key, stride=1,
-    )  # fmt: skip
-    count = len(next(iter((*raw.candidates.values(), *raw.dense_candidates.values()))))
-    user_BI = np.array([[raw.dense_user.get(f.name, np.nan) for f in schema.dense]], np.float32)
-    own = [schema.dense[i].name for i in item_dense(schema)]
-    item_CI = np.array([raw.dense_candidates.get(name, [np.nan] * count) for name in own], np.float32)
-    dense, missing = zip(*(_dense(x) for x in (user_BI, item_CI.reshape(len(own), count).T)), strict=True)
-    users = Batch(
-        dense[0], missing[0], kjt, times, torch.tensor([raw.time]), torch.zeros(1), torch.tensor([raw.user_id]),
-        {"lengths": {h: [n] for h, n in lengths.items()}},
-    )  # fmt: skip
-    ids_JC = np.stack([ids.candidates[n] for n in items]) if items else np.empty((0, count), np.int64)
-    return Requests(users, torch.from_numpy(ids_JC), dense[1], missing[1])
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self._single = [f.name for f in schema.categorical]
+        self._keys = [*self._single, *(f.name for f in schema.sequences)]
+        self._items = [f.name for f in item_fields(schema)]
+        self._dense = [f.name for f in schema.dense]
+        self._item_dense = [self._dense[i] for i in item_dense(schema)]
+        self._histories = {
+            h: ([*(f.name for f in fields), "time"], fields[0].max_length) for h, fields in schema.histories.items()
+        }
+
+    def built(self, ids: EncodedRequest, raw: RawRequest) -> Requests:
+        """A KeyedJaggedTensor of one row for the user's side, ids [J, C] of the candidates.
+
+        Raises:
+            BadInput: a history whose fields differ in length.
+        """
+        values = [np.array([ids.user.get(name, PADDING) for name in self._single], np.int64)]
+        per_key = [1] * len(self._single)
+        times, lengths = {}, {}
+        for h, (names, longest) in self._histories.items():
+            given = raw.events.get(h, {})
+            events = [given.get(name, _NONE)[-longest:] for name in names]
+            lengths[h] = len(events[-1])
+            if any(len(part) != lengths[h] for part in events):
+                raise BadInput(
+                    f"request: fields of history {h!r} differ in length; give each event every field and `time`"
+                )
+            times[h] = torch.from_numpy(events[-1].copy())
+            values += events[:-1]
+            per_key += [lengths[h]] * (len(names) - 1)
+        kjt = KeyedJaggedTensor(
+            keys=self._keys, values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.tensor(per_key, dtype=torch.int32), length_per_key=per_key, stride=1,
+        )  # fmt: skip
+        count = len(next(iter((*raw.candidates.values(), *raw.dense_candidates.values()))))
+        none = [np.nan] * count
+        user_BI = np.array([[raw.dense_user.get(name, np.nan) for name in self._dense]], np.float32)
+        item_IC = np.array([raw.dense_candidates.get(name, none) for name in self._item_dense], np.float32)
+        dense_BI, missing_BI = _dense(user_BI)
+        dense_CI, missing_CI = _dense(item_IC.reshape(-1, count).T)
+        users = Batch(
+            dense_BI, missing_BI, kjt, times, torch.tensor([raw.time]), torch.zeros(1), torch.tensor([raw.user_id]),
+            {"lengths": {h: [n] for h, n in lengths.items()}},
+        )  # fmt: skip
+        ids_JC = np.empty((len(self._items), count), np.int64)
+        for j, name in enumerate(self._items):
+            ids_JC[j] = ids.candidates[name]
+        return Requests(users, torch.from_numpy(ids_JC), dense_CI, missing_CI)
 
 
 def _dense(value: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,6 +174,6 @@ def request_of(schema: FeatureSchema, vocabularies: Vocabularies, raw: RawReques
         raw: the request.
 
     Raises:
-        BadInput: as `encode` and `built`.
+        BadInput: as `encode` and `RequestForm.built`.
     """
-    return built(schema, encode(schema, vocabularies, raw), raw)
+    return RequestForm(schema).built(encode(schema, vocabularies, raw), raw)

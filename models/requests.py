@@ -142,19 +142,18 @@ def _repeat_lists(values_L: Tensor, lengths_R: Tensor, count: int) -> Tensor:
 def take_users(schema: FeatureSchema, users: Batch, row: int) -> Batch:
     """One row of a batch."""
     lengths_KR = users.ids.lengths().view(-1, users.size)
-    values, lengths, per_key, times = [], [], [], {}
-    for k, f in enumerate(schema.of_kind("categorical", "sequence")):
-        part = torch.split(users.ids[f.name].values(), lengths_KR[k].tolist())[row]
-        values.append(part)
-        lengths.append(lengths_KR[k, row : row + 1])
-        per_key.append(len(part))
-        if f.history is not None and f.history not in times:
-            times[f.history] = torch.split(users.event_times[f.history], lengths_KR[k].tolist())[row]
+    ends_K = lengths_KR[:, : row + 1].sum(dim=1).tolist()
+    per_key = lengths_KR[:, row].tolist()
+    spans = [slice(end - n, end) for end, n in zip(ends_K, per_key, strict=True)]
+    fields = schema.of_kind("categorical", "sequence")
+    values = [users.ids[f.name].values()[span] for f, span in zip(fields, spans, strict=True)]
+    times = {f.history: users.event_times[f.history][span] for f, span in zip(fields, spans, strict=True) if f.history}
     known = users.host.get("lengths")
     host = {"lengths": {h: [n[row]] for h, n in known.items()}} if isinstance(known, Mapping) else {}
     ids = KeyedJaggedTensor(
-        keys=users.ids.keys(), values=torch.cat(values), lengths=torch.cat(lengths), length_per_key=per_key, stride=1
-    )
+        keys=users.ids.keys(), values=torch.cat(values), lengths=lengths_KR[:, row].contiguous(), length_per_key=per_key,
+        stride=1,
+    )  # fmt: skip
     at = slice(row, row + 1)
     return Batch(
         users.dense_BI[at], users.missing_BI[at], ids, times, users.time_B[at], users.label_B[at], users.user_B[at],

@@ -19,7 +19,7 @@ import numpy as np
 
 from ctrbench.bench.serving.feature_batch import BatchPath
 from ctrbench.bench.serving.feature_data import Steps, sides
-from ctrbench.bench.serving.feature_requests import UPDATE, Asked, RequestPath
+from ctrbench.bench.serving.feature_requests import UPDATE, RequestPath
 from ctrbench.bench.statistics import two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make
@@ -37,7 +37,6 @@ ANSWERED = 8_192
 UPDATES = 5_000
 """Events taken in a repeat."""
 
-Answers = dict[str, Callable[[Asked, Steps], object]]
 Passes = Mapping[str, Callable[[Steps], object]]
 """Paradigm -> what it does in one pass."""
 
@@ -96,13 +95,8 @@ def _batch_passes(path: BatchPath) -> Passes:
 def _request_passes(server: RequestPath, requests: int, count: int) -> Passes:
     """All answer the same requests."""
     asked = server.asked(requests, count)
-
-    def run(answer: Callable[[Asked, Steps], object], steps: Steps) -> None:
-        for one in asked:
-            answer(one, steps)
-
-    answers: Answers = {name: partial(server.legacy, n) for name, n in LEGACY.items()}
-    return {name: partial(run, answer) for name, answer in (answers | {TRANSFORMER: server.transformer}).items()}
+    legacy = {name: partial(server.legacy, n, asked) for name, n in LEGACY.items()}
+    return legacy | {TRANSFORMER: partial(server.transformer, asked)}
 
 
 def _update_passes(server: RequestPath, count: int) -> Passes:

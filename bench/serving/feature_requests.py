@@ -5,6 +5,7 @@ Dims: C candidates, N impressions, E events
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ctrbench.datasets.feature_store import CounterStore, HistoryStore, joined
 from ctrbench.datasets.legacy_features import ImpressionLog, Recipe, recipe
 from ctrbench.datasets.prepared import SPLITS, Prepared
 from ctrbench.datasets.schema import FeatureSchema, Field
-from ctrbench.models.raw_requests import EncodedRequest, RawRequest, Value, Vocabularies, built, encode
+from ctrbench.models.raw_requests import EncodedRequest, RawRequest, RequestForm, Value, Vocabularies, encode
 from ctrbench.models.requests import Requests
 
 UPDATE = "update"
@@ -81,7 +82,8 @@ class RequestPath:
         self.vocabularies = Vocabularies(prepared)
         self.prior = float(prepared.positive_rate("train"))
         self.counters = {n: self._counters(n) for n in columns}
-        self._legacy = {n: legacy_schema(self.schema, store.recipe) for n, store in self.counters.items()}
+        self._legacy = {n: RequestForm(legacy_schema(self.schema, s.recipe)) for n, s in self.counters.items()}
+        self._form = RequestForm(self.schema)
         self._names = {n: _names_of(store.recipe) for n, store in self.counters.items()}
         self._plain = replace(self.schema, fields=tuple(f for f in self.schema.fields if f.kind != "sequence"))
         self.fields = [f.name for f in self.schema.histories[self.history]]
@@ -109,42 +111,51 @@ class RequestPath:
             for row in rows[chosen].iter_rows(named=True)
         ]  # fmt: skip
 
-    def legacy(self, columns: int, asked: Asked, steps: Steps) -> Requests:
-        """One request as a legacy ranker takes it."""
-        store = self.counters[columns]
-        raw, ids = self._known(asked, steps)
+    def legacy(self, columns: int, asked: Sequence[Asked], steps: Steps) -> list[Requests]:
+        """Requests as a legacy ranker takes them; each step is done for all, since a look at the clock takes longer
+        than some steps."""
+        store, (shared, own), form = self.counters[columns], self._names[columns], self._legacy[columns]
+        raws, encoded = self._known(asked, steps)
         with steps("statistics"):
-            counted = store.statistics(ids.user, ids.candidates, asked.time)
+            counted = [store.statistics(i.user, i.candidates, a.time) for i, a in zip(encoded, asked, strict=True)]
         with steps("cross+hash"):
-            crossed = store.crosses(ids.user, ids.candidates, asked.time)
+            crossed = [store.crosses(i.user, i.candidates, a.time) for i, a in zip(encoded, asked, strict=True)]
         with steps("kjt"):
-            found, (shared, own) = joined(crossed, counted), self._names[columns]
-            user = {**ids.user, **dict(zip(shared, found.user_U.tolist(), strict=True))}
-            candidates = {**ids.candidates, **dict(zip(own, found.item_JC, strict=True))}
-            return built(self._legacy[columns], EncodedRequest(user, candidates), raw)
+            out = []
+            for raw, ids, *found in zip(raws, encoded, crossed, counted, strict=True):
+                features = joined(*found)
+                user = {**ids.user, **dict(zip(shared, features.user_U.tolist(), strict=True))}
+                candidates = {**ids.candidates, **dict(zip(own, features.item_JC, strict=True))}
+                out.append(form.built(EncodedRequest(user, candidates), raw))
+            return out
 
-    def transformer(self, asked: Asked, steps: Steps) -> Requests:
-        """One request as a transformer takes it."""
-        raw, ids = self._known(asked, steps)
+    def transformer(self, asked: Sequence[Asked], steps: Steps) -> list[Requests]:
+        """Requests as a transformer takes them."""
+        store, length = self.histories, self.schema.histories[self.history][0].max_length
+        raws, encoded = self._known(asked, steps)
         with steps("history"):
-            length = self.schema.histories[self.history][0].max_length
-            events_ET = self.histories.last(asked.user_id, length, asked.time)
-            raw = replace(raw, events={self.history: dict(zip(self.histories.fields, events_ET, strict=True))})
+            events = [store.last(a.user_id, length, a.time) for a in asked]
+            raws = [
+                replace(raw, events={self.history: dict(zip(store.fields, events_ET, strict=True))})
+                for raw, events_ET in zip(raws, events, strict=True)
+            ]
         with steps("kjt"):
-            return built(self.schema, ids, raw)
+            return [self._form.built(ids, raw) for ids, raw in zip(encoded, raws, strict=True)]
 
-    def _known(self, asked: Asked, steps: Steps) -> tuple[RawRequest, EncodedRequest]:
+    def _known(self, asked: Sequence[Asked], steps: Steps) -> tuple[list[RawRequest], list[EncodedRequest]]:
         """What both paradigms look up: side tables, then vocabularies."""
         with steps("join"):
-            user = dict(zip(self._user, self._users[asked.user], strict=True))
-            columns = zip(*[self._items[key] for key in asked.candidates], strict=True)
-            raw = RawRequest(
-                user={**user, **asked.context}, candidates=dict(zip(self._item, columns, strict=True)),
-                time=asked.time, user_id=asked.user_id,
-            )  # fmt: skip
+            raws = [self._joined(one) for one in asked]
         with steps("vocabulary"):
-            ids = encode(self._plain, self.vocabularies, raw)
-        return raw, ids
+            return raws, [encode(self._plain, self.vocabularies, raw) for raw in raws]
+
+    def _joined(self, asked: Asked) -> RawRequest:
+        user = dict(zip(self._user, self._users[asked.user], strict=True))
+        columns = zip(*[self._items[key] for key in asked.candidates], strict=True)
+        return RawRequest(
+            user={**user, **asked.context}, candidates=dict(zip(self._item, columns, strict=True)), time=asked.time,
+            user_id=asked.user_id,
+        )  # fmt: skip
 
     def update_legacy(self, columns: int, begin: int, end: int, steps: Steps) -> None:
         """Takes test impressions [begin, end) into the counters."""
