@@ -24,7 +24,6 @@ from ctrbench.models.table_lookups import (
     MetaTables,
     Optimizer,
     fused_tables,
-    one_id_each,
     padded_width,
     table_optimizer,
 )  # fmt: skip
@@ -186,12 +185,8 @@ class EmbeddingTables(nn.Module):
             at += n
         return out
 
-    def gather(self, features: Sequence[str], ids_FN: Tensor) -> Tensor:
-        """Rows [F, N, W] of some features, one id a cell, likewise."""
-        return self.gather_jagged(one_id_each(features, ids_FN)).view(*ids_FN.shape, self.width)
-
     @torch.no_grad()
-    def gather_jagged(self, ids: KeyedJaggedTensor) -> Tensor:
+    def gather(self, ids: KeyedJaggedTensor) -> Tensor:
         """Rows [N, W] of all ids, key by key, of some features: a gather without the lookup operator's overhead."""
         if isinstance(self.lookup, nn.ModuleDict):
             return self._unpooled(ids)[:, : self.width]

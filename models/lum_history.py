@@ -24,6 +24,7 @@ from ctrbench.models.lum_backbone import UserModel
 from ctrbench.models.lum_masks import additive, block_mask
 from ctrbench.models.lum_rows import Sequences
 from ctrbench.models.lum_sid import SidUserModel
+from ctrbench.models.table_lookups import one_id_each
 
 SCORES_AT_ONCE = 1 << 23
 """Attention scores of questions held at a time: 32 MiB."""
@@ -156,7 +157,8 @@ class ItemReader:
         self.user, self.names = user, user.names
 
     def _rows(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
-        found_FNE = self.user.tables.gather(list(ids), torch.stack([t.flatten() for t in ids.values()]))
+        ids_FN = torch.stack([t.flatten() for t in ids.values()])
+        found_FNE = self.user.tables.gather(one_id_each(list(ids), ids_FN)).view(*ids_FN.shape, -1)
         return dict(zip(ids, found_FNE, strict=True))
 
     def history(self, sequences: Sequences, past: Kept | None = None) -> Kept:

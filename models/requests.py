@@ -151,7 +151,7 @@ def take_users(schema: FeatureSchema, users: Batch, row: int) -> Batch:
     known = users.host.get("lengths")
     host = {"lengths": {h: [n[row]] for h, n in known.items()}} if isinstance(known, Mapping) else {}
     ids = KeyedJaggedTensor(
-        keys=users.ids.keys(), values=torch.cat(values), lengths=lengths_KR[:, row].contiguous(), length_per_key=per_key,
+        keys=users.ids.keys(), values=torch.cat(values), lengths=lengths_KR[:, row].clone(), length_per_key=per_key,
         stride=1,
     )  # fmt: skip
     at = slice(row, row + 1)

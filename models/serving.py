@@ -21,6 +21,7 @@ from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.blocks import Embedded, Events, FeatureEmbedder
 from ctrbench.models.embedding import EmbeddingTables
 from ctrbench.models.requests import Requests, dense_rows, full_rows, host_of, item_dense, item_fields, take_users
+from ctrbench.models.table_lookups import one_id_each
 
 REUSE, WHOLE, ALONE = "reuse", "whole", "alone"
 """Forms that every model has: its best; the request's rows in one batch, nothing shared; one row after another."""
@@ -127,7 +128,7 @@ class Sides:
         schema, embedder = self.embedder.schema, self.embedder
         per_key = user.ids.length_per_key()
         n_cat = len(schema.categorical)
-        rows = dict(zip(user.ids.keys(), tables.gather_jagged(user.ids).split(per_key), strict=True))
+        rows = dict(zip(user.ids.keys(), tables.gather(user.ids).split(per_key), strict=True))
         fields_FW = [torch.cat([rows[f.name] for f in schema.categorical])] if n_cat else []
         if embedder.numeric_ID is not None:
             fields_FW.append(embedder.dense_rows(user.dense_BI, user.missing_BI)[0])
@@ -156,7 +157,8 @@ class Sides:
         parts = []
         if self.names:
             assert self.embedder.tables is not None
-            parts.append(self.embedder.tables.gather(self.names, requests.ids_JN).transpose(0, 1))
+            found = self.embedder.tables.gather(one_id_each(self.names, requests.ids_JN))
+            parts.append(found.view(len(self.names), requests.ids_JN.shape[1], -1).transpose(0, 1))
         if self.dense:
             parts.append(self.embedder.dense_rows(requests.dense_NI, requests.missing_NI, self.dense))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
