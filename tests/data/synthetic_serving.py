@@ -20,6 +20,36 @@ GPUS = ("H100 SXM", "L4")
 TERMS = ("accelerator", "feature_cpu", "host_cpu", "dram", "storage", "network")
 BAND = 1.25
 """High end over the middle, and the middle over the low end, of every price."""
+WHO = {"data": DATA, "variant": "", "preset": "small", "form": "reuse", "batch": 512}
+PAIR = {"data": DATA, "form": "reuse", "deployment": "cpu", "batch": 512, "a": "deepfm", "b": "onetrans"}
+COST_EXTRA: dict[str, Any] = {
+    "prices": [{
+        "name": "vcpu", "value": 0.03, "low": 0.01, "high": 0.04, "currency": "USD", "unit": "USD/vCPU-h",
+        "region": "x", "provider": "y", "term": "on demand", "source": "<b>a page</b>", "read_on": "2026-11-26",
+        "note": "",
+    }],
+    "price_file": "prices.toml",
+    "assumptions": {"qps": 1000.0, "tables_gb": None, "training": True},
+    "pairs": [{**PAIR, "usd_a": 3.4, "usd_b": 42.4, "apart": True, "flipped_by": ["utilisation"]}],
+    "sensitivity": [{**PAIR, "usd_a": 3.4, "usd_b": 42.4, "knob": "utilisation", "kind": "assumption", "value": 0.5,
+                     "low": 0.2, "high": 0.9, "unit": "ratio", "break_even": 0.3, "flips": True, "reason": ""}],
+    "what_if": [
+        *({**WHO, "model": "fat", "deployment": d, "knob": "qps", "at": q, "usd": 10 + e / q, "low": 9.0, "high": 90.0,
+           "reason": ""} for q in (10.0, 100.0, 1000.0) for d, e in (("cpu", 0.0), (GPUS[0], 500.0))),
+        {**WHO, "model": "din", "deployment": "cpu", "knob": "replicas", "at": 2.0, "usd": None, "low": None,
+         "high": None, "reason": "no price of ram"},
+        {**WHO, "model": "onetrans", "variant": "history=1024", "deployment": "cpu", "knob": "history", "at": 1024,
+         "usd": 70.0, "low": 60.0, "high": 80.0, "reason": ""},
+    ],
+    "break_even": [{
+        "kind": "deployments", "data": DATA, "form": "reuse", "batch": 512, "a": "fat", "b": "fat",
+        "deployment_a": "cpu", "deployment_b": GPUS[0], "axis": "qps", "unit": "requests/s", "low": 10.0, "high": 1e5,
+        "at": 100.0, "cheaper_below": "a", "cheaper_above": "b", "reason": "",
+    }],
+    "usd_per_tflops": [{"gpu": "V100", "dtype": "fp16", "tflops": 125.0, "usd_per_tflops_hour": 0.02, "low": 0.01,
+                        "high": 0.03, "times_v100_fp16": 1.0, "reason": ""}],
+}  # fmt: skip
+"""What `bench.cost.cost_extra` writes, in small."""
 
 
 def base(model: str, **kw: Any) -> dict[str, Any]:
@@ -169,4 +199,5 @@ def serving_rows() -> list[Measurement]:
 
 def serving_records() -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """SYNTHETIC (frame, bodies)."""
-    return frame(serving_rows()), {"summary": {"spec": {"kind": "summary", "level": "quick"}, "extra": {}}}
+    summary = {"spec": {"kind": "summary", "level": "quick"}, "extra": {"cost": COST_EXTRA}}
+    return frame(serving_rows()), {"summary": summary}
