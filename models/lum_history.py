@@ -158,7 +158,7 @@ class ItemReader:
 
     def _rows(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
         ids_FN = torch.stack([t.flatten() for t in ids.values()])
-        found_FNE = self.user.tables.gather(one_id_each(list(ids), ids_FN)).view(*ids_FN.shape, -1)
+        found_FNE = self.user.tables.gather(one_id_each(list(ids), ids_FN)).view(*ids_FN.shape, self.user.tables.width)
         return dict(zip(ids, found_FNE, strict=True))
 
     def history(self, sequences: Sequences, past: Kept | None = None) -> Kept:
