@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.kernels.cross import cross_cost
-from ctrbench.legacy_baselines.composite_serving import serving
+from ctrbench.legacy_baselines.composite_serving import request_flops, serving
 from ctrbench.legacy_baselines.dcn_v2 import CrossNet
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops
 from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
@@ -241,5 +241,6 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=serving,
+    request_flops=request_flops,
     skip_reason={"tabular": "no behaviour history in the data"},
 )

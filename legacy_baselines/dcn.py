@@ -17,7 +17,7 @@ from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross_vector import Impl, cross_vector, cross_vector_cost
 from ctrbench.kernels.linear import Linear
-from ctrbench.legacy_baselines.dcn_serving import serving
+from ctrbench.legacy_baselines.dcn_serving import request_flops, serving
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -171,4 +171,5 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=serving,
+    request_flops=request_flops,
 )

@@ -18,7 +18,7 @@ from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross import Impl, cross, cross_cost
 from ctrbench.kernels.cross_mixture import Act, mixture, mixture_cost
 from ctrbench.kernels.linear import Linear
-from ctrbench.legacy_baselines.dcn_v2_serving import serving
+from ctrbench.legacy_baselines.dcn_v2_serving import request_flops, serving
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -244,4 +244,5 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=serving,
+    request_flops=request_flops,
 )

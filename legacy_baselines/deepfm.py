@@ -16,7 +16,7 @@ from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.fm import Impl
 from ctrbench.legacy_baselines.fm import FmTerm
-from ctrbench.legacy_baselines.serving_split import split_forms
+from ctrbench.legacy_baselines.serving_split import request_flops, split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
@@ -114,4 +114,5 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=split_forms(pairs=True),
+    request_flops=request_flops,
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import Linear
-from ctrbench.legacy_baselines.din_serving import serving
+from ctrbench.legacy_baselines.din_serving import request_flops, serving
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -157,5 +157,6 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=serving,
+    request_flops=request_flops,
     skip_reason={"tabular": "no behaviour history in the data"},
 )

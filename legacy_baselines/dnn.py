@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.legacy_baselines.serving_split import split_forms
+from ctrbench.legacy_baselines.serving_split import request_flops, split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
@@ -104,4 +104,5 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=split_forms(),
+    request_flops=request_flops,
 )

@@ -23,7 +23,7 @@ from ctrbench.kernels.field_linear import compose_cost
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.fat_card import card
-from ctrbench.models.fat_serving import serving
+from ctrbench.models.fat_serving import request_flops, serving
 from ctrbench.models.field_blocks import (
     BasisInit,
     FieldBlock,
@@ -245,4 +245,5 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=serving,
+    request_flops=request_flops,
 )

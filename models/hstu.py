@@ -24,7 +24,7 @@ from ctrbench.models.histories import TargetEvents, history_lengths, merge_by_ti
 from ctrbench.models.hstu_card import card
 from ctrbench.models.hstu_layers import Bias, Flavour, HstuLayer, Places, layer_flops, seen
 from ctrbench.models.hstu_retriever import RETRIEVER
-from ctrbench.models.hstu_serving import forms
+from ctrbench.models.hstu_serving import forms, request_flops
 from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 
@@ -213,5 +213,6 @@ SPEC = ModelSpec(
     published=published,
     retriever=RETRIEVER,
     serving=forms,
+    request_flops=request_flops,
     skip_reason={"tabular": "no behaviour history in the data"},
 )

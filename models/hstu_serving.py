@@ -151,7 +151,7 @@ def _cut(events: Events, row: int, count: int) -> Events:
 
 
 def request_flops(
-    config: HstuConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None
+    config: HstuConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None, count: int = 1
 ) -> tuple[float, float]:
     """FLOPs that `reuse` executes: (once a request, for each candidate).
 

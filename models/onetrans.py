@@ -187,7 +187,7 @@ def flops(config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, i
 
 
 def request_flops(
-    config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None
+    config: OneTransConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None, count: int = 1
 ) -> tuple[float, float]:
     """FLOPs that `reuse` of serving executes: (once a request, for each candidate); of `lengths` events, or all."""
     padded, d, l_ns = history_lengths(schema), config.width, ns_tokens(config, schema)
@@ -238,5 +238,6 @@ SPEC = ModelSpec(
     flops=flops,
     published=published,
     serving=forms,
+    request_flops=request_flops,
     skip_reason={"tabular": "no S-tokens; variant ns_only enters no verdict"},
 )
