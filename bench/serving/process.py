@@ -5,6 +5,7 @@ Dims: C candidates of a request
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from ctrbench.bench.serving.capacity import Overload, overload, qps_at
 from ctrbench.bench.serving.counts import CACHED, against, request_rows, tflop_rows
 from ctrbench.bench.serving.intake import Intake
 from ctrbench.bench.serving.load import Limits, Run, Serve, latency_percentiles, offline, server_of, single_stream
+from ctrbench.bench.serving.replay import replayed
 from ctrbench.bench.serving.traffic import Traffic, data_traffic, random_traffic
 from ctrbench.bench.statistics import P99_STEPS
 from ctrbench.bench.train import seed_everything
@@ -33,7 +35,7 @@ from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, WHOLE, ServingForm, serve, serving_forms
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
-from ctrbench.reports.records import Measurement, RunRecord
+from ctrbench.reports.records import Measurement, Origin, RunRecord
 
 TOLERANCE = 1e-5
 """Largest difference between logits of two exact forms, float32."""
@@ -251,14 +253,20 @@ def _within_budget(
     at: Mapping[str, Any], answer: Serve[Requests], traffic: Traffic, limits: Limits, alone: Run, full: Run,
     options: Mapping[str, Any],
 ) -> tuple[Measurement, dict[str, Any]]:  # fmt: skip
-    """The highest rate within the budget, or why there is none and the best p99 instead."""
+    """The highest rate within the budget; on a virtual clock where trials take too long; or why there is none, and the
+    best p99 instead."""
+    origin: Origin = "measured"
     found = qps_at(answer, traffic.stream, limits, alone=alone, full=full, limit_s=options["qps_seconds"])
+    tried = asdict(found)
+    if found.rate is None and alone.percentiles.get("p99", math.inf) <= limits.budget_s:
+        found, origin = replayed(alone, limits.budget_s), "modelled"
+        tried["replayed"] = asdict(found)
     if found.rate is None:
         best = "" if found.best_p99 is None else f"; p99 of a request served alone is {found.best_p99 * 1e3:.3g} ms"
-        return withheld(at, "serve_qps", f"{found.reason}{best}", scope=REUSE), asdict(found)
-    row = make(at, "serve_qps", found.rate, "measured", scope=REUSE, n=len(found.trials), ci_low=found.rate,
+        return withheld(at, "serve_qps", f"{found.reason}{best}", scope=REUSE), tried
+    row = make(at, "serve_qps", found.rate, origin, scope=REUSE, n=len(found.trials), ci_low=found.rate,
                ci_high=max(found.upper, found.rate))  # fmt: skip
-    return row, asdict(found)
+    return row, tried
 
 
 def _overload_rows(at: Mapping[str, Any], seen: Overload) -> list[Measurement]:
