@@ -3,8 +3,8 @@
 An event's row depends on the user's fields, the events up to it and the time of its successor; the newest has the time
 of the request for that and is computed again, so is the user's row, which sees all events. So of all old events but the
 newest, what the first layer makes of them stays as it was, and with it keys and values of two layers; above, events
-have seen the user's new row, and all is computed again. Ordinals count from the oldest event: a window that has moved is
-a new one. Never an approximation.
+have seen the user's new row, and all is computed again. Ordinals count from the oldest event: a window that has moved
+is a new one. Never an approximation.
 
 Dims: L user and events, M of them that are computed again, D token width, K facts of an event
 """
