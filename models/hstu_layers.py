@@ -130,6 +130,12 @@ class HstuLayer(nn.Module):
         k, v = ((silu(t) if self.research else t).unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (k, v))
         return k, v
 
+    def extend(self, x_BQD: Tensor, seen_BQK: Tensor, at: Places, past: Past, places: Places) -> Tensor:
+        """Y [B, Q, D] of some tokens, which stand `at`, on keys and values of all, which stand at `places`."""
+        u, q, _, _ = self._project(x_BQD)
+        o = pointwise_attention(q, *past, seen_BQK, self.bias(at, places), self.scale, self.norm)
+        return self._gate(u, o, x_BQD)
+
     def score(self, x_1MD: Tensor, at: Places, past: Past, before: Places) -> Tensor:
         """Y [1, M, D] of candidates that share one history: each sees all of it and itself.
 

@@ -9,7 +9,7 @@ H heads, J item fields, U user's fields, K their values side by side, E embeddin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -114,16 +114,12 @@ class HstuServing:
 
     def encode(self, embedded: Embedded, time_R: Tensor, row: int) -> History:
         """User and real events of one request."""
-        cut = {h: _cut(e, row, int(e.mask_BT[row].sum())) for h, e in embedded.events.items()}
-        at = slice(row, row + 1)
-        given = Embedded(embedded.fields_BFD[at], None, cut)
-        x_1LD, real_1L, places = self.model.tokens.before(given, time_R[at])
+        x_1LD, real_1L, places = self.model.tokens.before(real_row(embedded, row), time_R[row : row + 1])
         together, seen_1LL, pasts = places.bucketed(), seen(real_1L, 0), []
         for layer in self.layers[:-1]:
             x_1LD, own = layer(x_1LD, seen_1LL, together)
             pasts.append(own)
-        pasts.append(self.layers[-1].keys_values(x_1LD))
-        return History(tuple((k.contiguous(), v.contiguous()) for k, v in pasts), places)
+        return History(packed([*pasts, self.layers[-1].keys_values(x_1LD)]), places)
 
     def score(self, context: HstuContext, requests: Requests) -> Tensor:
         """Every candidate against the history of its request."""
@@ -143,11 +139,19 @@ class HstuServing:
         return torch.cat(out)
 
 
-def _cut(events: Events, row: int, count: int) -> Events:
-    """The newest `count` places of one row."""
-    at = (slice(row, row + 1), slice(events.mask_BT.shape[1] - count, None))
-    ids = {name: v[at] for name, v in events.ids.items()}
-    return Events(events.values_BTE[at], ids, events.times_BT[at], events.mask_BT[at])
+def packed(pasts: Sequence[Past]) -> tuple[Past, ...]:
+    """Keys and values side by side in memory."""
+    return tuple((k.contiguous(), v.contiguous()) for k, v in pasts)
+
+
+def real_row(embedded: Embedded, row: int) -> Embedded:
+    """One row and its real events alone."""
+    cut = {}
+    for h, e in embedded.events.items():
+        at = (slice(row, row + 1), slice(e.mask_BT.shape[1] - int(e.mask_BT[row].sum()), None))
+        ids = {name: v[at] for name, v in e.ids.items()}
+        cut[h] = Events(e.values_BTE[at], ids, e.times_BT[at], e.mask_BT[at])
+    return Embedded(embedded.fields_BFD[row : row + 1], None, cut)
 
 
 def request_flops(

@@ -24,7 +24,7 @@ from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.models.kv_store import KVStore
 from ctrbench.models.onetrans import OneTrans
 from ctrbench.models.onetrans_serving import OneTransContext, OneTransServing, UserStates
-from ctrbench.models.onetrans_timeline import PLACE, Timeline, timeline
+from ctrbench.models.onetrans_timeline import PLACE, Timeline, common, timeline
 from ctrbench.models.requests import Requests, requests_of, take_users, without_newest
 from ctrbench.models.serving import serve
 
@@ -191,13 +191,6 @@ def drift(
 
 def _one(schema: FeatureSchema, asked: Requests, row: int) -> Requests:
     return asked.candidates(row * asked.count, (row + 1) * asked.count, take_users(schema, asked.users, row))
-
-
-def common(old_SK: Tensor, new_SK: Tensor) -> int:
-    """Events at the beginning that are the same in both."""
-    count = min(len(old_SK), len(new_SK))
-    differs = (old_SK[:count] != new_SK[:count]).any(dim=1).nonzero()
-    return int(differs[0]) if len(differs) else count
 
 
 def shift(old_SK: Tensor, new_SK: Tensor) -> int | None:

@@ -80,3 +80,10 @@ def tokens_of(tokens: EventTokens, line: Timeline, new: int) -> Tensor:
         parts.append(tokens.separators_ND[source_M[where[-1]] - begin])
     s_MD = torch.cat(parts)
     return s_MD.new_empty(s_MD.shape).index_copy(0, torch.cat(where), s_MD).unsqueeze(0)
+
+
+def common(old_SK: Tensor, new_SK: Tensor) -> int:
+    """Events at the beginning that are the same in both."""
+    count = min(len(old_SK), len(new_SK))
+    differs = (old_SK[:count] != new_SK[:count]).any(dim=1).nonzero()
+    return int(differs[0]) if len(differs) else count

@@ -19,7 +19,8 @@ from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models import onetrans_sessions
 from ctrbench.models.kv_store import KVStore
 from ctrbench.models.onetrans import OneTrans
-from ctrbench.models.onetrans_sessions import OneTransSessions, common, drift, shift
+from ctrbench.models.onetrans_sessions import OneTransSessions, drift, shift
+from ctrbench.models.onetrans_timeline import common
 from ctrbench.models.requests import Requests, requests_of, take_users, without_newest
 from ctrbench.models.serving import serve
 
