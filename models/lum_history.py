@@ -71,7 +71,10 @@ def side_by_side(kept: Sequence[Kept]) -> Kept:
 
 def trimmed(sequences: Sequences) -> Sequences:
     """Without the columns that are padding in all rows."""
-    real_L = (sequences.segment_RL > 0).any(dim=0)
+    real_RL = sequences.segment_RL > 0
+    if bool(real_RL.all()):
+        return sequences
+    real_L = real_RL.any(dim=0)
     first = int(real_L.int().argmax()) if bool(real_L.any()) else len(real_L)
     ids = {n: ids_RL[:, first:] for n, ids_RL in sequences.ids.items()}
     return Sequences(ids, sequences.segment_RL[:, first:], sequences.place_RL[:, first:])

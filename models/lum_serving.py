@@ -75,7 +75,15 @@ class GroupQuery:
 
     def context(self, users: Batch) -> LumContext:
         """Keys and values of the histories, and the host's user side."""
-        return LumContext(self.reader.history(self.lum.sequences(users)), self.host.context(users))
+        return LumContext(self.reader.history(self.sequences(users)), self.host.context(users))
+
+    def sequences(self, users: Batch) -> Sequences:
+        """The events that the user model reads; of one user without padding, which needs no index of it."""
+        if users.size > 1:
+            return self.lum.sequences(users)
+        user = self.lum.user
+        ids = {n: users.ids[n].values()[-user.reads :].unsqueeze(0) for n in user.names}
+        return user.sequences(ids, torch.ones_like(ids[self.lum.fields.item], dtype=torch.bool))
 
     def score(self, context: LumContext, requests: Requests) -> Tensor:
         """Answers to what the candidates ask, then step 3."""
@@ -115,7 +123,7 @@ class OneByOne(GroupQuery):
 
     def score(self, context: LumContext, requests: Requests) -> Tensor:
         """A pass a question, some side by side, then step 3."""
-        asked, sequences = self.questions(requests), self.lum.sequences(requests.users)
+        asked, sequences = self.questions(requests), self.sequences(requests.users)
         queries, item_N = asked.at_NQ.shape[1], requests.ids_JN[self.item]
         item_ND = self.reader.items(item_N)
         answers, matches = [], []
@@ -146,7 +154,7 @@ class Stored(GroupQuery):
 
     def score(self, context: LumContext, requests: Requests) -> Tensor:
         """Answers looked up or worked out, then step 3."""
-        asked, sequences = self.questions(requests), self.lum.sequences(requests.users)
+        asked, sequences = self.questions(requests), self.sequences(requests.users)
         rows = enumerate(zip(requests.users.user_B.tolist(), self._newest(requests.users), strict=True))
         answers = [self._answers(real_events(sequences, r), user, time, asked.cond_RU[r]) for r, (user, time) in rows]
         return self.step_three(context, requests, asked, torch.cat(answers))
@@ -184,7 +192,7 @@ class KeptHistories(GroupQuery):
 
     def context(self, users: Batch) -> LumContext:
         """Keys and values, as far as they are kept, and the host's user side."""
-        sequences, ids = self.lum.sequences(users), users.user_B.tolist()
+        sequences, ids = self.sequences(users), users.user_B.tolist()
         kept = [self._history(real_events(sequences, row), user) for row, user in enumerate(ids)]
         return LumContext(side_by_side(kept), self.host.context(users))
 
