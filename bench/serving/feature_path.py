@@ -21,6 +21,7 @@ from ctrbench.bench.serving.feature_batch import BatchPath
 from ctrbench.bench.serving.feature_data import Steps, sides
 from ctrbench.bench.serving.feature_requests import UPDATE, RequestPath
 from ctrbench.bench.statistics import two_level_bootstrap
+from ctrbench.datasets.feature_store import GROWTH
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement
@@ -34,8 +35,6 @@ SAMPLE = 100_000
 WARM_UP = 2_000
 ANSWERED = 8_192
 """Candidates answered a repeat, in as many requests as that takes, but two at least."""
-UPDATES = 5_000
-"""Events taken in a repeat."""
 
 Passes = Mapping[str, Callable[[Steps], object]]
 """Paradigm -> what it does in one pass."""
@@ -45,6 +44,8 @@ def feature_rows(
     base: Mapping[str, Any], prepared: Prepared, *, candidates: Sequence[int], repeats: int, seed: int
 ) -> tuple[list[Measurement], dict[str, Any]]:
     """`feature_cpu` of every step of both paths: medians over repeats, the paradigms in alternation.
+
+    Step `update` is a mean over repeats that take in different events, and has no interval.
 
     Args:
         base: identifying columns of the rows; phase, scope and batch are set here.
@@ -81,7 +82,9 @@ def feature_rows(
         measured(
             f"serve:{count}", _request_passes(server, requests, count), requests * count, phase="serve", batch=count
         )
-    updates = min(UPDATES, prepared.rows("test") // (repeats + 1), len(server.data.events.time_E) // (repeats + 1))
+    # As many in all as make counters merge once into the largest run: that is what a mean over repeats must hold.
+    updates = -(-server.known // (GROWTH * repeats))
+    updates = max(1, min(updates, prepared.rows("test") // repeats, len(server.data.events.time_E) // repeats))
     measured("update", _update_passes(server, updates), updates, phase="serve", batch=None)
     counters = {name: server.counters[n].nbytes for name, n in LEGACY.items()}
     held = {"rows_counted": server.known, "counter_bytes": counters, "history_bytes": server.histories.nbytes}
@@ -135,12 +138,11 @@ def _rows(base: Mapping[str, Any], taken: Mapping[str, Mapping[str, Sequence[flo
             every[TOTAL] = [sum(parts) for parts in zip(*steps.values(), strict=True)]
         for step, seconds in every.items():
             per_million = [s / count * 1e6 for s in seconds]
+            known: dict[str, Any] = {"scope": f"{name}:{step}", "n": count}
+            if step == UPDATE:  # most repeats merge nothing, one merges a lot: only their mean is the cost of an event
+                out.append(make(base, "feature_cpu", float(np.mean(per_million)), "measured", **known))
+                continue
             low, high = two_level_bootstrap([[s] for s in per_million])
             value = float(np.median(per_million))
-            out.append(
-                make(
-                    base, "feature_cpu", value, "measured", scope=f"{name}:{step}", n=count, p50=value, ci_low=low,
-                    ci_high=high,
-                )
-            )  # fmt: skip
+            out.append(make(base, "feature_cpu", value, "measured", p50=value, ci_low=low, ci_high=high, **known))
     return out

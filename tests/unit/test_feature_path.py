@@ -111,7 +111,12 @@ def test_rows_say_what_every_step_takes(small: Prepared, monkeypatch: pytest.Mon
             assert min(parts) > 0
             total = part[f"{name}:total"]
             assert total.ci_low <= total.value <= total.ci_high
-    assert {r.scope for r in rows if r.scope.endswith("update")} == {f"{name}:update" for name in own}
+    updates = {r.scope: r for r in rows if r.scope.endswith("update")}
+    assert set(updates) == {f"{name}:update" for name in own}
+    for name in own:
+        row, seconds = updates[f"{name}:update"], known["core_seconds"]["update"][name]["update"]
+        assert row.value == pytest.approx(np.mean(seconds) / row.n * 1e6)
+        assert row.ci_low is None
     assert known["columns"] == LEGACY
     assert all(size > 0 for size in known["counter_bytes"].values())
     taken = known["core_seconds"]["prepare"]["legacy"]["statistics"]
