@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from ctrbench.reports.claim_evidence import (
 from ctrbench.reports.claim_rules_counts import PUBLISHED, largest
 from ctrbench.reports.claim_rules_mfu import divided
 from ctrbench.reports.drawing import known
-from ctrbench.reports.serving_rows import REUSE, form_of, kept
+from ctrbench.reports.serving_rows import REUSE, WHOLE, form_of, kept
 from ctrbench.reports.serving_states import per_request
 
 BY_PRICE = ("accelerator times are modelled", "columns and table sizes as recorded")
@@ -37,14 +37,17 @@ def request(e: Evidence, claim: Claim) -> Verdict:
     """Candidates at which one request costs so many FLOPs: as served with sharing, or of models that share nothing."""
     options = claim.options
     flops, most = float(options["flops"]), float(options["candidates"])
-    served = {n: c for n, c in _with_sharing(e).items() if c.value is not None}
+    served, keys = _needed(e, REUSE, options["not_rankers"])
     rows = e.published("flops_fwd_per_sample", phase="infer")
     rows = rows[~rows["model"].isin([*options["not_rankers"], *_controls(e, rows)]) & (rows["value"] > 0)]
-    keys = {e.title(m, p, v): m for m, v, p in rows[["model", "variant", "preset"]].itertuples(index=False)}
+    keys |= {e.title(m, p, v): m for m, v, p in rows[["model", "variant", "preset"]].itertuples(index=False)}
     work = {n: c for n, c in largest(rows, e).items() if n not in served} if len(rows) else {}
-    if not served and not work:
+    unshared, more = _needed(e, WHOLE, options["not_rankers"])
+    keys |= more
+    counts = served | {n: c for n, c in unshared.items() if n not in served and n not in work}
+    if not counts and not work:
         return untestable(f"`tflop_candidates` (`suite=serving`) or `flops_fwd_per_sample` of {PUBLISHED}")
-    needs = {n: flops / c.value for n, c in work.items() if c.value} | {n: c.value or 0.0 for n, c in served.items()}
+    needs = {n: flops / c.value for n, c in work.items() if c.value} | {n: c.value or 0.0 for n, c in counts.items()}
     sure = [n for n in needs if n in served or keys[n] in options["shares_nothing"]]
     reached = [n for n in sure if needs[n] <= most]
     shared = [n for n in needs if n not in sure and needs[n] <= most]
@@ -54,7 +57,7 @@ def request(e: Evidence, claim: Claim) -> Verdict:
     said += f"; a request is taken to have at most {most:,.0f}."
     if shared and not reached:
         said += " These share work between the candidates of a request, and no record holds their FLOPs with sharing."
-    numbers = [Number(f"candidates of {n}, with sharing", served[n]) if n in served
+    numbers = [Number(f"candidates of {n}, {'with' if n in served else 'without'} sharing", counts[n]) if n in counts
                else Number(f"forward FLOPs a candidate of {n}", work[n]) for n in chosen[:4]]  # fmt: skip
     return Verdict(word=word, reason=said, numbers=tuple(numbers))
 
@@ -63,18 +66,19 @@ def _controls(e: Evidence, rows: pd.DataFrame) -> set[str]:
     return {str(m) for m in set(rows["model"]) if e.context.names.camp(str(m)) == "control"}
 
 
-def _with_sharing(e: Evidence) -> dict[str, Cell]:
-    """Size -> fewest candidates for 1 TFLOP in the best form, over histories."""
+def _needed(e: Evidence, form: str, aside: Iterable[str]) -> tuple[dict[str, Cell], dict[str, str]]:
+    """(size -> fewest candidates for 1 TFLOP in a form, over histories; size -> its model) of rankers."""
     rows = e.published("tflop_candidates")
-    rows = kept(rows, (form_of(str(s)) == REUSE for s in rows["scope"]))
-    rows = rows[~rows["model"].isin(_controls(e, rows))]
-    out = {}
+    rows = kept(rows, (form_of(str(s)) == form for s in rows["scope"]))
+    rows = rows[~rows["model"].isin([*aside, *_controls(e, rows)])]
+    out, keys = {}, {}
     for (model, variant, preset), part in by_size(rows).items():
         least = part[part["value"] == part["value"].min()].iloc[:1]
         cell = pick(least, "tflop_candidates", scope=None)
         history = str(least["scope"].iloc[0]).partition(":")[2]
-        out[e.title(model, preset, variant)] = replace(cell, note=f"history {history}")
-    return out
+        title = e.title(model, preset, variant)
+        out[title], keys[title] = replace(cell, note=f"history {history}"), model
+    return out, keys
 
 
 def cost_by_class(e: Evidence, claim: Claim) -> Verdict:

@@ -38,6 +38,9 @@ def section(c: Context) -> Section | None:
         chosen = [d for d in tables.deployments(c.frame, data) if d in (CPU, gpu)]
         if not chosen:
             continue
+        if tables.only_longer(c.frame, data):  # pairs of forms on random requests: no model is offered at such a price
+            exhibits += _what_if(c, data, chosen)
+            continue
         exhibits += [*_by_term(c, data, f"{data} ({track} track)", chosen), *_break_even(c, data, gpu, chosen),
                      *_what_if(c, data, chosen)]  # fmt: skip
         said.append(manager(c, data, chosen))

@@ -80,6 +80,11 @@ def compared(table: pd.DataFrame, batch: float | None) -> pd.DataFrame:
     return table[kept & ~table["Model"].str.contains(f"· {LONGER}", regex=False)]
 
 
+def only_longer(frame: pd.DataFrame, data: str) -> bool:
+    """Whether nothing but longer workloads was priced on a data set."""
+    return bool(where(served(frame, data), metric=REQUESTS)["variant"].str.startswith(LONGER).all())
+
+
 def batch_of(frame: pd.DataFrame, data: str) -> float | None:
     """The candidates at which costs are set side by side."""
     rows = where(served(frame, data), metric=REQUESTS)

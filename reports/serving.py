@@ -19,7 +19,7 @@ from ctrbench.reports.drawing import dots, known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit, extremes
 from ctrbench.reports.names import names_of
 from ctrbench.reports.serving_figures import curves, promised
-from ctrbench.reports.serving_rows import ALONE, REUSE, WHOLE, amount, percentile, said, served, usual_batch
+from ctrbench.reports.serving_rows import ALONE, REUSE, WHOLE, amount, failures, percentile, said, served, usual_batch
 from ctrbench.reports.tables import CAPTION, console_table, groups, models_of
 
 CANDIDATES = "candidates of a request"
@@ -27,7 +27,7 @@ ACROSS, FEATURES, TFLOP = "Between requests", "Feature path", "One TFLOP a reque
 FORMS = (
     "Forms: `reuse` computes the user's side once a request and every candidate against it, the best form of each "
     "model; `whole` puts the rows of a request in one batch and shares nothing; `alone` sends row after row. Others "
-    "are a model's own."
+    "are a model's own; `cached` is `reuse` of a user whose side was computed before."
 )
 COLOURS = (*figures.BAR_COLOURS, "#D55E00", "#5B6270", "#F0E442", "#DDDDDD", "#999999")
 """Of bars with more parts than `BAR_COLOURS` has."""
@@ -51,10 +51,17 @@ def section(c: Context) -> Section | None:
         title="Serving: one user, many candidates",
         sentence=" ".join(sentences) or "No latency of a request is known.",
         exhibits=tuple(exhibits),
+        flags=tuple(f"{data}: {x}" for _, data in c.data for x in failures(_of_models(c.frame, data), c.names)),
         caveat="In process, on this CPU: no network, no feature store, no other tenant. Single stream sends a request "
         "when the last is answered; QPS is of Poisson arrivals whose latency counts from the scheduled arrival. FLOPs "
         "of serving are executed ones, padding included. Times of a GPU are modelled and carry their band.",
     )
+
+
+def _of_models(frame: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Rows of serving without their prices, which have a section of their own."""
+    rows = served(frame, data)
+    return rows[~rows["metric"].str.startswith("usd_")]
 
 
 def _numbers(text: str) -> float | None:
@@ -83,7 +90,7 @@ def _requests(c: Context, data: str, title: str) -> tuple[Exhibit, ...]:
                    dots(best, tables.QPS, "requests per second", c.names, log=True)),
             title=f"{title}: rate", note=_budget(c), **on,
         )
-        + exhibit(reuse, ("Time against FLOPs, both over nothing shared", promised(reuse, c.names)),
+        + exhibit(reuse, ("Time against FLOPs, both over those of the other form", promised(reuse, c.names)),
                   title=f"{title}: sharing against what FLOPs predict", **on)
         + exhibit(
             work, ("Executed FLOPs of a request", _over_n(c, _drawn(work), tables.REQUEST, "FLOP")),
@@ -122,8 +129,8 @@ def _best(table: pd.DataFrame, usual: float | None) -> pd.DataFrame:
 
 def _budget(c: Context) -> str:
     """The budget of latency that the records state."""
-    noted = [b.get("extra", {}).get("serving", {}) for b in c.bodies.values()]
-    found = [1e3 * float(n["budget_s"]) for n in noted if isinstance(n, Mapping) and "budget_s" in n]
+    asked = [b.get("spec", {}).get("serving") for b in c.bodies.values()]
+    found = [float(o["budget_ms"]) for o in asked if isinstance(o, Mapping) and "budget_ms" in o]
     stated = f"Budget: p99 of {said([f'{x:g} ms' for x in dict.fromkeys(found)])}. " if found else ""
     return f"{stated}Where no rate keeps the budget, the p99 of a request alone says how far off it is."
 
@@ -134,6 +141,8 @@ def _states(c: Context, data: str) -> tuple[Exhibit, ...]:
         make(c.frame, data, c.names) for make in (states.kept, states.hits, states.drift, states.stages)
     )
     on: dict[str, Any] = {"data": data, "group": f"{ACROSS}: {data}"}
+    found = curves(hits, states.BUDGET, states.HITS, c.names, x="memory budget", y="hit rate, %", place=amount,
+                   within=(states.USERS,), scale=100, log_y=False)  # fmt: skip
 
     def over_events(column: str, y: str, log_y: bool) -> go.Figure | None:
         return curves(drift, states.EVENTS, column, c.names, x="events appended since the states were computed", y=y,
@@ -142,8 +151,7 @@ def _states(c: Context, data: str) -> tuple[Exhibit, ...]:
     return (
         exhibit(kept, title="Bytes kept of a user", **on)
         + exhibit(
-            hits, ("Hit rate by memory budget", curves(hits, states.BUDGET, states.HITS, c.names, x="memory budget",
-                                                       y="hit rate, %", place=amount, scale=100, log_y=False)),
+            hits, ("Hit rate by memory budget", found),
             title="Hit rate of the cache", **on,
         )
         + exhibit(
@@ -197,7 +205,7 @@ def _sentences(c: Context, data: str) -> list[str]:
         count = {w: sum(str(x).startswith(w) for x in judged[tables.WORD]) for w in (tables.WITHIN, tables.ABOVE)}
         left = len(judged) - sum(count.values())
         out.append(
-            f"Of {len(judged)} ratios of time to unshared {count[tables.WITHIN]} are {tables.WITHIN}, "
+            f"Of {len(judged)} forms held against another {count[tables.WITHIN]} are {tables.WITHIN}, "
             f"{count[tables.ABOVE]} take {tables.ABOVE}" + (f", {left} are open." if left else ".")
         )
     best = _best(rate, usual)

@@ -92,8 +92,11 @@ def promised(table: pd.DataFrame, names: Names) -> go.Figure | None:
         return None
     x, y = ([c.value for c in rows[h]] for h in (FLOPS, TIME))
     ends = [min([*x, *y]) / 1.3, max([*x, *y]) * 1.3]
-    fig = blank(430, f"FLOPs over unshared, {origins(rows[FLOPS])}", f"time over unshared, {origins(rows[TIME])}",
-                xaxis=log_axis(ends, 0), yaxis=log_axis([ends[0], LIMIT * ends[1]], 0))  # fmt: skip
+    titles = [
+        f"{what} of a form over the other's, {origins(rows[h])}" for what, h in (("FLOPs", FLOPS), ("time", TIME))
+    ]
+    fig = blank(430, *titles, xaxis=log_axis(ends, 0), yaxis=log_axis([ends[0], LIMIT * ends[1]], 0))
+    said = ["Form", "Over form", "Candidates", FLOPS, TIME, OVER, WORD]
     for factor, name, dash in ((1.0, "as FLOPs predict", "solid"), (LIMIT, f"{LIMIT:g} times that", "dash")):
         fig.add_trace(go.Scatter(x=ends, y=[factor * e for e in ends], mode="lines", name=name, hoverinfo="skip",
                                  line={"color": LINE, "width": 2, "dash": dash}))  # fmt: skip
@@ -103,7 +106,7 @@ def promised(table: pd.DataFrame, names: Names) -> go.Figure | None:
             x=[c.value for c in part[FLOPS]], y=[c.value for c in part[TIME]], mode="markers",
             name=safe(names.title(model).split(" (")[0]), marker=marker_of(names, model, 11),
             error_y=errors_of(list(part[TIME])),
-            hovertemplate=[hover(r, ["Form", "Candidates", FLOPS, TIME, OVER, WORD]) for _, r in part.iterrows()],
+            hovertemplate=[hover(r, said) for _, r in part.iterrows()],
             meta=facets(str(part["Model"].iloc[0]), *part[FLOPS], *part[TIME]),
         ))  # fmt: skip
     return fig

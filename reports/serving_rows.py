@@ -12,7 +12,7 @@ import pandas as pd
 from ctrbench.reports.cells import KNOWN, Cell, absent, pick, where
 from ctrbench.reports.names import Names
 
-REUSE, WHOLE, ALONE = "reuse", "whole", "alone"
+REUSE, WHOLE, ALONE, CACHED = "reuse", "whole", "alone", "cached"
 FORMS = (REUSE, WHOLE, ALONE)
 """Forms that every model has; a model's own stand between the first and the others."""
 FEWEST = {"p99": 1000}
@@ -39,11 +39,28 @@ def form_of(scope: str) -> str:
     return re.split("[:/]", scope, maxsplit=1)[0]
 
 
+def pair_of(scope: str) -> tuple[str, str]:
+    """(form, the form that it is held against) of the scope of a ratio: `reuse/on_the_fly`, or `reuse` for `whole`."""
+    form, _, other = scope.partition("/")
+    return form, other or WHOLE
+
+
 def order_of(names: Names, point: Point) -> tuple[object, ...]:
     """Sorting key: model as everywhere, best form first, then candidates."""
     model, variant, form, batch = point
     rank = FORMS.index(form) if form in FORMS else 0.5
     return (*names.order(model, variant), rank, form, batch)
+
+
+def failures(rows: pd.DataFrame, names: Names) -> list[str]:
+    """What a lost process owed, a line a model and reason: such rows name neither form nor candidates."""
+    lost = rows[rows["value"].isna() & rows["batch"].isna() & (rows["scope"] == "")]
+    found: dict[tuple[str, str], list[str]] = {}
+    for model, variant, metric, status, reason in lost[["model", "variant", "metric", "status", "reason"]].itertuples(
+        index=False
+    ):
+        found.setdefault((names.title(str(model), str(variant)), f"{status}, {reason}"), []).append(str(metric))
+    return [f"{title}: {why} ({', '.join(dict.fromkeys(metrics))})" for (title, why), metrics in found.items()]
 
 
 def points(rows: pd.DataFrame, names: Names, metrics: Iterable[str]) -> list[Point]:

@@ -11,14 +11,16 @@ from ctrbench.reports.tables import models_of
 
 CACHE, ANSWERS = "Cache / user", "Stored answers / user"
 BUDGET, HITS = "Memory budget", "Hit rate of the cache"
+USERS, OF_DATA = "Users", "as popular as in the data"
 EVENTS, DRIFT, DRIFT_AUC = "Events appended", "Drift of streaming", "ΔAUC of streaming"
 SAME = 1e-5
 """Largest difference of scores in float32 that counts as equal."""
 STAGES = {"retrieve": "Score difference, retrieval", "rank": "Score difference, ranking"}
 SAVED = {"flops": "FLOPs saved", "bytes": "Bytes saved"}
 NEEDS, TFLOP = "Candidates for 1 TFLOP", 1e12
-PATHS = {"prepare": "training samples", "serve": "candidates of requests"}
-"""Phase of the records -> what a million are of."""
+PATHS = {("prepare", False): "training samples", ("serve", True): "candidates of requests",
+         ("serve", False): "events taken in"}  # fmt: skip
+"""(phase of the records, whether they name the candidates of a request) -> what a million are of."""
 TOTAL = "total"
 
 
@@ -59,8 +61,14 @@ def _by_scope(frame: pd.DataFrame, data: str, names: Names, head: str, columns: 
 
 
 def hits(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Hit rate by memory budget."""
-    return _by_scope(frame, data, names, BUDGET, {HITS: "cache_hit_rate"})
+    """Hit rate by memory budget and by the users that ask: a scope may name them before the budget."""
+    table = _by_scope(frame, data, names, BUDGET, {HITS: "cache_hit_rate"})
+    if table.empty:
+        return table
+    parts = [str(s).rpartition(": ") for s in table[BUDGET]]
+    table.insert(2, USERS, [who or OF_DATA for who, _, _ in parts])
+    table[BUDGET] = [budget for *_, budget in parts]
+    return table
 
 
 def drift(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
@@ -124,8 +132,8 @@ def feature_path(frame: pd.DataFrame, data: str) -> pd.DataFrame:
         own = {str(s) for s in mine["scope"]}
         found = {s: pick(mine, "feature_cpu", scope=f"{who}:{s}") if f"{who}:{s}" in own
                  else absent("feature_cpu", "no step of this path") for s in steps}  # fmt: skip
-        sort = f", {batch:,.0f} a request" if batch and phase == "serve" else ""
-        out.append({"Path": " · ".join(t for t in (who, variant, PATHS.get(str(phase), str(phase)) + sort) if t),
+        sort = PATHS.get((str(phase), batch > 0), str(phase)) + (f", {batch:,.0f} a request" if batch else "")
+        out.append({"Path": " · ".join(t for t in (who, variant, sort) if t),
                     **found, TOTAL: _sum(mine, who, [found[s] for s in steps if f"{who}:{s}" in own])})  # fmt: skip
     return pd.DataFrame(out)
 

@@ -9,12 +9,27 @@ import pandas as pd
 
 from ctrbench.reports.cells import Cell, absent, pick, where
 from ctrbench.reports.names import Names
-from ctrbench.reports.serving_rows import WHOLE, Point, of_point, percentile, points, served, times
+from ctrbench.reports.serving_rows import (
+    Point,
+    form_of,
+    of_point,
+    order_of,
+    pair_of,
+    percentile,
+    points,
+    served,
+    times,
+)
 
 P50, P90, P99 = "p50", "p90", "p99"
 QPS, OFFLINE, REFUSED, OVERLOAD = "QPS within the budget", "Offline rate", "Refused at overload", "p99 at overload"
 ALONE99 = "p99, single stream"
-TIME, FLOPS, OVER, WORD = "Time over unshared", "FLOPs over unshared", "Time / predicted", "Against the prediction"
+TIME, FLOPS, OVER, WORD = (
+    "Time over the other form",
+    "FLOPs over the other form",
+    "Time / predicted",
+    "Against the prediction",
+)
 REQUEST, USER, CANDIDATE = "FLOPs / request", "of them the user's side", "FLOPs / candidate"
 BYTES, OPS, WIRE = "Operand bytes / request", "Operators / request", "Bytes on the wire / request"
 MFU = "Serving MFU on this CPU"
@@ -63,16 +78,23 @@ def rate(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
 
 
 def reuse(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
-    """Time of a form over that of nothing shared, beside the same ratio of FLOPs, which is what sharing promises."""
-
-    def columns(mine: pd.DataFrame, form: str, _: Point) -> dict[str, Any] | None:
-        if form == WHOLE:
-            return None
-        time, flops = pick(mine, "reuse_time", scope=form), pick(mine, "reuse_flops", scope=form)
-        over = against(time, flops)
-        return {TIME: time, FLOPS: flops, OVER: over, WORD: promise(over)}
-
-    return _table(served(frame, data), names, ["reuse_time", "reuse_flops"], columns)
+    """Time of a form over that of another, mostly of nothing shared, beside the same ratio of FLOPs, its promise."""
+    rows = served(frame, data)
+    rows = rows[rows["metric"].isin(["reuse_time", "reuse_flops"]) & rows["batch"].notna()]
+    keys = set(rows[["model", "variant", "scope", "batch"]].itertuples(index=False, name=None))
+    out, index = [], []
+    for model, variant, scope, batch in sorted(
+        keys, key=lambda k: (*order_of(names, (k[0], k[1], form_of(k[2]), k[3])), k[2])
+    ):
+        mine = where(rows, model=model, variant=variant, batch=batch)
+        time, flops = pick(mine, "reuse_time", scope=scope), pick(mine, "reuse_flops", scope=scope)
+        over, (form, other) = against(time, flops), pair_of(scope)
+        out.append({
+            "Model": names.title(model, variant), "Camp": names.camp(model), "Form": form, "Over form": other,
+            "Candidates": f"{batch:,.0f}", TIME: time, FLOPS: flops, OVER: over, WORD: promise(over),
+        })  # fmt: skip
+        index.append(model)
+    return pd.DataFrame(out, index=index)
 
 
 def against(time: Cell, flops: Cell) -> Cell:

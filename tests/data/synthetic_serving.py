@@ -98,6 +98,16 @@ def request_rows(model: str, batch: int, requests: int = 2000) -> list[Measureme
             make(here, "bytes_wire", 100.0 * batch, "counted")]  # fmt: skip
 
 
+def pair_rows() -> list[Measurement]:
+    """FAT with its weights written once against made for the request, by turns; its user's side held beside."""
+    here, rows = base("fat", variant="history=50", data="random_sequence", batch=512), []
+    for scope, flops, time in (("reuse/on_the_fly", 0.5, 0.6), ("cached/on_the_fly", 0.4, 0.7)):
+        rows += [make(here, "reuse_flops", flops, "counted", scope=scope),
+                 make(here, "reuse_time", time, "derived", scope=scope, n=30, **band(time, 1.02))]  # fmt: skip
+    return [*rows, *(make(here, "serve_latency", t, "measured", scope=s, p50=t, p90=t, n=50) for s, t in
+                     (("reuse", 0.06), ("cached", 0.05), ("on_the_fly", 0.1)))]  # fmt: skip
+
+
 def state_rows() -> list[Measurement]:
     """What OneTrans keeps, how far it drifts, two stages on its cache, and published sizes."""
     here = base("onetrans")
@@ -105,7 +115,7 @@ def state_rows() -> list[Measurement]:
             make(here, "bytes_user_cache", 4e5, "counted", scope="streaming"),
             make(base("lum"), "bytes_knowledge", 640.0, "counted")]  # fmt: skip
     rows += [make(here, "cache_hit_rate", h, "counted", scope=s) for s, h in
-             (("1 GB", 0.9), ("64 MB", 0.5), ("8 MB", 0.1))]  # fmt: skip
+             (("1 GB", 0.9), ("64 MB", 0.5), ("8 MB", 0.1), ("Zipf 1, 100 users: 8 MB", 0.2))]  # fmt: skip
     for events in (16, 1, 4):
         rows += [make(here, "stream_drift", 0.01 * events, "measured", scope=str(events), **band(0.01 * events)),
                  make(here, "stream_drift_auc", -1e-4 * events, "derived", scope=str(events),
@@ -139,7 +149,7 @@ def feature_rows() -> list[Measurement]:
         rows += [make(here, "feature_cpu", v, "measured", scope=f"transformer:{s}") for s, v in
                  (("join", 2.0), ("history", 3.0))]  # fmt: skip
     lost = withheld(base("", batch=512), "feature_cpu", "too_few_repeats", scope="transformer:kjt")
-    return [*rows, lost]
+    return [*rows, lost, make(base("", batch=None), "feature_cpu", 0.5, "measured", scope="legacy:update")]
 
 
 def cost_rows(model: str, batch: int, missing: str = "", gpu: float = 1.0) -> list[Measurement]:
@@ -194,7 +204,7 @@ def serving_rows() -> list[Measurement]:
     rows = [r for m in MODELS for n in SIZES for r in (*request_rows(m, n), *cost_rows(m, n))]
     lost = [withheld(base("lum", batch=n), "serve_latency", "its pre-training was lost", scope="reuse") for n in SIZES]
     gone = [replace(r, family="transformer") for r in lost]
-    return [*rows, *gone, *state_rows(), *feature_rows(), *quality_rows()]
+    return [*rows, *gone, *state_rows(), *pair_rows(), *feature_rows(), *quality_rows()]
 
 
 def serving_records() -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:

@@ -199,3 +199,11 @@ def test_without_prices_there_is_no_section_and_others_say_so() -> None:
     assert with_ is not None
     assert "withheld" in without.caveat
     assert "withheld" not in with_.caveat
+
+
+def test_pairs_of_forms_on_random_requests_are_offered_at_no_price() -> None:
+    longer = [replace(r, variant="history=1024", data="random_sequence") for r in priced("onetrans")]
+    assert cost_section.section(context(longer)) is None
+    section = cost_section.section(context([*longer, *priced("fat")]))
+    assert section is not None
+    assert "random_sequence" not in section.sentence

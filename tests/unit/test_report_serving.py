@@ -15,6 +15,7 @@ from ctrbench.reports import serving_states as states
 from ctrbench.reports import serving_tables as tables
 from ctrbench.reports.cells import Cell, tidy
 from ctrbench.reports.exhibits import Context
+from ctrbench.reports.measures import withheld
 from ctrbench.reports.names import names_of
 from ctrbench.reports.page import make_report, render
 from ctrbench.reports.records import Measurement, frame
@@ -81,7 +82,11 @@ def test_time_over_what_flops_predict_keeps_the_band_of_the_times(whole: Context
     assert found[tables.OVER].value == pytest.approx(1.2)
     assert (found[tables.OVER].low, found[tables.OVER].high) == pytest.approx((1.2 / 1.05, 1.2 * 1.05))
     assert (found[tables.WORD], slow[tables.WORD]) == (tables.WITHIN, tables.ABOVE)
-    assert set(table["Form"]) == {"reuse"}  # nothing shared is what is divided by
+    assert set(zip(table["Form"], table["Over form"], strict=True)) == {("reuse", "whole")}
+    pairs = tables.reuse(whole.frame, "random_sequence", whole.names).set_index("Form")
+    assert list(pairs["Over form"]) == ["on_the_fly"] * 2
+    assert pairs[tables.OVER]["reuse"].value == pytest.approx(1.2)
+    assert pairs[tables.WORD].to_dict() == {"reuse": tables.WITHIN, "cached": tables.ABOVE}
 
 
 def test_flops_and_bytes_of_a_request(whole: Context) -> None:
@@ -102,7 +107,10 @@ def test_gpu_times_have_a_column_a_gpu_and_their_band(whole: Context) -> None:
 
 def test_states_of_serving(whole: Context) -> None:
     c = whole
-    assert [x.value for x in states.hits(c.frame, DATA, c.names)[states.HITS]] == [0.1, 0.5, 0.9]
+    hits = states.hits(c.frame, DATA, c.names)
+    assert [x.value for x in hits[states.HITS]] == [0.1, 0.5, 0.9, 0.2]
+    assert list(hits[states.BUDGET]) == ["8 MB", "64 MB", "1 GB", "8 MB"]
+    assert list(hits[states.USERS]) == [states.OF_DATA] * 3 + ["Zipf 1, 100 users"]
     drift = states.drift(c.frame, DATA, c.names)
     assert list(drift[states.EVENTS]) == ["1", "4", "16"]
     assert drift[states.DRIFT_AUC].iloc[2].text == "-0.0016"
@@ -127,6 +135,7 @@ def test_a_feature_path_with_an_unknown_step_has_no_total() -> None:
     assert table[states.TOTAL]["transformer · training samples"].value == 5.0
     lost = table[states.TOTAL]["transformer · candidates of requests, 512 a request"]
     assert (lost.value, lost.reason) == (None, "too_few_repeats")
+    assert table[states.TOTAL]["legacy · events taken in"].value == 0.5
     assert table["statistics"]["transformer · training samples"].reason == "no step of this path"
 
 
@@ -149,7 +158,7 @@ def test_the_sentence_is_made_from_the_numbers() -> None:
     assert section.sentence == (
         "On movielens_1m a request of 128 candidates takes at the median 46.1 ms (DIN) to 114 ms (FAT) with the user's "
         "side once; 52.2 ms (DIN) to 129 ms (FAT) with nothing shared; 155 ms (DIN) to 385 ms (FAT) row after row. Of "
-        "2 ratios of time to unshared 1 are within 1.5x of what FLOPs predict, 1 take more than 1.5x what FLOPs "
+        "2 forms held against another 1 are within 1.5x of what FLOPs predict, 1 take more than 1.5x what FLOPs "
         "predict. Within the budget one process answers 4.39 (FAT) to 10.8 (DIN) requests per second."
     )
 
@@ -171,6 +180,14 @@ def test_every_row_may_be_withheld() -> None:
     for metric in ("serve_latency", "serve_qps", "reuse_time", "flops_request", "gpu_request_time", "bytes_user_cache",
                    "cache_hit_rate", "stream_drift", "stages_diff", "tflop_candidates", "feature_cpu"):  # fmt: skip
         assert f"lost {metric}" in shown, metric
+
+
+def test_what_a_lost_process_owed_is_flagged_with_its_reason() -> None:
+    """Such rows name neither form nor candidates, so no table of requests could show them."""
+    owed = [withheld(base("lum"), m, "step 1 was lost", status="failed") for m in ("serve_latency", "serve_qps")]
+    section = serving.section(context([*request_rows("din", 16), *owed]))
+    assert section is not None
+    assert section.flags == ("movielens_1m: LUM: failed, step 1 was lost (serve_latency, serve_qps)",)
 
 
 def test_any_single_measure_stands_alone() -> None:
