@@ -135,7 +135,7 @@ _ELEMENTWISE = _names(
     "log_sigmoid_backward fill zero bernoulli normal uniform random exponential native_dropout "
     "native_dropout_backward mse_loss mse_loss_backward smooth_l1_loss huber_loss glu glu_backward "
     "_prelu_kernel _prelu_kernel_backward rrelu_with_noise masked_fill addcmul addcdiv lerp tril triu isin "
-    "nan_to_num logit logit_backward leaky_relu_backward"
+    "nan_to_num logit logit_backward leaky_relu_backward floor_divide remainder"
 )
 _FILLS = _names(
     "arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor eye rand "

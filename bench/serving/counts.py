@@ -92,10 +92,10 @@ def request_rows(
 def _ratio_rows(
     base: Mapping[str, Any], counts: Mapping[str, tuple[StepCounts, StepCounts]], other: str
 ) -> list[Measurement]:
-    """FLOPs of every form over those of the other one; scope `cached` leaves out the user's side of the best."""
+    """FLOPs of every form over those of the other one; of a pair also the candidates' side of the best alone."""
     whole, out = joined(counts[other]), []
     works = {name: joined(parts) for name, parts in counts.items() if name != other}
-    if REUSE in counts:
+    if other != WHOLE or set(counts) == {REUSE, WHOLE}:  # a pair is timed with the user's side computed before as well
         works[CACHED] = counts[REUSE][1]
     for name, mine in works.items():
         scope = against(name, other)

@@ -31,6 +31,7 @@ from ctrbench.bench.statistics import P99_STEPS
 from ctrbench.bench.train import seed_everything
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.schema import Batch
+from ctrbench.models.kv_store import KVStore
 from ctrbench.models.requests import Requests
 from ctrbench.models.serving import REUSE, WHOLE, ServingForm, serve, serving_forms
 from ctrbench.models.spec import ModelSpec
@@ -43,6 +44,10 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 PROBED, PROBED_CANDIDATES = 4, 8
 """Requests, and candidates of each, on which all forms are held against each other before they are timed."""
 WARM = 5
+STORED = 32
+"""Requests that fill a form's own store before it is weighed."""
+STORED_ANSWERS = "stored"
+"""LUM's form that keeps answers; others keep keys and values."""
 PAIR_POOL = 16
 """Different requests of a pair of forms: random ones are alike."""
 INPUTS = {"reuse_time": {"serve_latency": "measured"}}
@@ -302,15 +307,30 @@ def run_serve_count(spec: RunSpec, folder: Path) -> RunRecord:
     rows: list[Measurement] = []
     for count in sorted(spec.serving["candidates"]):
         rows += request_rows(base, model, forms, typical(of(traffic, count)))
-    longest = max(traffic.requests, key=events_of)
-    with torch.no_grad():
-        context = forms[REUSE].context(longest.users)
-    if (kept := getattr(context, "nbytes", None)) is not None:
-        rows.append(make({**base, "batch": None}, "bytes_user_cache", kept, "counted", scope=REUSE))
+    rows += kept_rows({**base, "batch": None}, forms, traffic)
     title = {"title": model_spec.title, "family": model_spec.family, "track": traffic.schema.track,
              "control": model_spec.control, "events": events_of(typical(traffic)),
              "flops": by_form(rows, "flops_request")}  # fmt: skip
     return as_record(spec, [*rows, *tflop_rows(base, model_spec)], title)
+
+
+def kept_rows(base: Mapping[str, Any], forms: Mapping[str, ServingForm], traffic: Traffic) -> list[Measurement]:
+    """Bytes that serving keeps of one user between requests: of the longest history where whole contexts are kept
+    (scope `cached`), the mean over users of a form with a store of its own."""
+    longest = max(traffic.requests, key=events_of)
+    with torch.no_grad():
+        context = forms[REUSE].context(longest.users)
+    rows = []
+    if (size := getattr(context, "nbytes", None)) is not None:
+        rows.append(make(base, "bytes_user_cache", size, "counted", scope=CACHED))
+    for name, form in forms.items():
+        store = getattr(form, "store", None)
+        if isinstance(store, KVStore):
+            for request in traffic.requests[:STORED]:
+                serve(form, request)
+            metric = "bytes_knowledge" if name == STORED_ANSWERS else "bytes_user_cache"
+            rows.append(make(base, metric, store.bytes_per_user, "counted", scope=name, n=len(store)))
+    return rows
 
 
 def events_of(request: Requests) -> int:
