@@ -2,8 +2,13 @@
 
 LN0, Q, K and V of a field depend on that field alone, and so does the input map: those of the user's fields are the
 same for every candidate, and so is what they have for one another in the attention of layer 1 (shared_pair_attention
-in kernels/). Behind it every token is of both sides. Fields are ordered user's side
-first; relabelling them together with their weights leaves the logit as it is.
+in kernels/). Behind it every token is of both sides. Fields are ordered user's side first; relabelling them together
+with their weights leaves the logit as it is.
+
+Measured, small preset, 13 fields of which 4 are the candidate's, CPU time of one thread over that of unshared rows,
+median in alternation on a busy machine: C=16 0.98, C=128 0.85, C=512 0.86, at 0.84-0.85 of the FLOPs. With layer 1's
+projections shared but not its attention, in another run: 0.82, 0.92, 0.94, where this form had 0.90, 0.86, 0.81; so at
+few candidates the shared attention costs more calls than it saves.
 
 Forms: `reuse`; `on_the_fly`, the same with the weights written anew for every request, which is what materialising
 saves; `mixture`, the same with the chosen bases applied to the activations (`fat.weights=on_the_fly`). The last two
