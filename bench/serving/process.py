@@ -118,10 +118,10 @@ def by_turns(forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float)
     start = time.perf_counter()
     for i, request in enumerate(traffic.stream(MOST_ROUNDS)):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            spent, begin = proc.cpu_seconds(), time.perf_counter()
+            spent, begin = time.process_time(), time.perf_counter()
             serve(forms[name], request)
             seconds[name].append(time.perf_counter() - begin)
-            cpu[name] += proc.cpu_seconds() - spent
+            cpu[name] += time.process_time() - spent
         if i + 1 >= LEAST_ROUNDS and time.perf_counter() - start > limit_s:
             break
     return Turns(seconds, cpu)
@@ -197,9 +197,9 @@ def _under_load(
         at, mine = {**base, "batch": count}, of(traffic, count)
         answer = server_of(forms[REUSE])
         single_stream(answer, mine.stream(WARM))
-        spent = proc.cpu_seconds()
+        spent = time.process_time()
         alone = single_stream(answer, mine.stream(options["requests"]))
-        spent = proc.cpu_seconds() - spent
+        spent = time.process_time() - spent
         full = offline(answer, mine.stream(P99_STEPS), options["max_batch"], limit_s=options["qps_seconds"] / 4)
         rows += [
             latency_row(at, REUSE, alone.latency_N),
