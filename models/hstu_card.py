@@ -21,7 +21,7 @@ def card(config: Any) -> FidelityCard:
                      "time runs to the query's next event; the production flavour has none", "faithful"),
             fixed("the constant is the longest sequence, never the batch's", "faithful", code),
             fixed("candidates see the history and themselves, all in one place", "faithful", code,
-                  "one candidate a row in training; `encode` and `score` share a history"),
+                  "one candidate a row in training; at serving they share one history, in micro-batches"),
             switched(config, "flavour", "research", "form of the layer", code,
                      "production: affine norms, SiLU on the gate alone, scaled scores, output from three parts",
                      "faithful"),

@@ -27,7 +27,9 @@ from ctrbench.models.serving import REUSE, ServingForm, Sides
 if TYPE_CHECKING:
     from ctrbench.models.hstu import Hstu, HstuConfig, HstuTokens
 
-MICRO_BATCH = 64
+MICRO_BATCH = 512
+"""512 candidates on 1,024 events, d=32, 2 layers, one CPU thread, fastest of nine in alternation: 7.9 ms in one piece,
+17 in pieces of 128 or 64, 32 of 32, 57 of 16: the calls cost more than the cache saves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ CASES = given(st.integers(0, len(KINDS) - 1), STEPS, st.sampled_from([0.3, 1.2, 
 QUIET = [HealthCheck.too_slow]
 
 
-@settings(max_examples=120, deadline=None, database=None, suppress_health_check=QUIET)
+@settings(max_examples=80, deadline=None, database=None, suppress_health_check=QUIET)
 @CASES
 def test_any_interleaving_gives_the_scores_of_cold_runs(kind, steps, users_that_fit):
     check(kind, steps, users_that_fit)
