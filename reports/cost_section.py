@@ -126,7 +126,7 @@ def price_lines(c: Context, data: str, gpu: str) -> pd.DataFrame:
     if on_gpu.empty:
         return on_gpu
     on_gpu = on_gpu[on_gpu["GPU"] == gpu]
-    on_cpu = tables.compared(tables.by_term(c.frame, data, c.names, CPU), batch)
+    on_cpu = tables.by_term(c.frame, data, c.names, CPU, batch)
     totals = dict(zip(on_cpu["Model"], on_cpu[TOTAL], strict=True)) if len(on_cpu) else {}
     rows = kept(on_gpu, (m in totals for m in on_gpu["Model"]))
     cpu = [totals[m] for m in rows["Model"]]

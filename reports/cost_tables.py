@@ -53,10 +53,21 @@ def whole(mine: pd.DataFrame, metric: str, place: str, terms: list[str]) -> Cell
     return absent(metric, f"{head_of(lost)}: {parts[lost].reason}") if lost else total
 
 
-def by_term(frame: pd.DataFrame, data: str, names: Names, deployment: str) -> pd.DataFrame:
-    """USD of a million requests by term, one row a model, form and number of candidates."""
-    rows = where(served(frame, data), metric=REQUESTS)
+def by_term(frame: pd.DataFrame, data: str, names: Names, deployment: str, batch: float | None = None) -> pd.DataFrame:
+    """USD of a million requests by term, one row a model, form and number of candidates.
+
+    Args:
+        frame: tidy rows.
+        data: data set.
+        names: titles.
+        deployment: `cpu` or a GPU.
+        batch: where given, only rows that are set side by side (`compared`).
+    """
+    rows = where(served(frame, data), metric=REQUESTS, batch=batch)
     rows = kept(rows, (f"/{deployment}:" in str(s) for s in rows["scope"]))
+    if batch is not None:
+        rows = kept(rows, (form_of(str(s)) == REUSE for s in rows["scope"]))
+        rows = rows[~rows["variant"].str.startswith(LONGER)]
     terms = terms_of(rows, f"/{deployment}")
     out, index = [], []
     for point in points(rows, names, [REQUESTS]):
@@ -184,7 +195,7 @@ def shares(frame: pd.DataFrame, data: str, names: Names, batch: float | None = N
 
 def side_by_side(frame: pd.DataFrame, data: str, names: Names, gpus: list[str], batch: float | None) -> pd.DataFrame:
     """USD by term of the best form of each model, one row a model and GPU."""
-    parts = [compared(by_term(frame, data, names, g), batch).assign(GPU=g) for g in gpus]
+    parts = [by_term(frame, data, names, g, batch).assign(GPU=g) for g in gpus] if batch is not None else []
     if not parts or all(p.empty for p in parts):
         return pd.DataFrame()
     joined = pd.concat([p for p in parts if len(p)])
@@ -205,7 +216,7 @@ def half_at(part: Cell, total: Cell) -> Cell:
 def against_auc(frame: pd.DataFrame, data: str, names: Names, chosen: list[str]) -> pd.DataFrame:
     """AUC of the models trained here beside the total of a million requests, a column a deployment."""
     batch = batch_of(frame, data)
-    totals = {d: compared(by_term(frame, data, names, d), batch) for d in chosen}
+    totals = {d: by_term(frame, data, names, d, batch) for d in chosen} if batch is not None else {}
     out, index = [], []
     for model, variant in models_of(where(served(frame, data), metric=REQUESTS), names):
         title = names.title(model, variant)

@@ -22,7 +22,7 @@ def manager(c: Context, data: str, chosen: list[str]) -> str:
     if batch is None:
         return f"On {data} no cost of a request is known: {_reasons(c, data)}."
     parts = [f"On {data}, for a million requests of {batch:,.0f} candidates, each model in its best form:"]
-    found = {d: tables.compared(tables.by_term(c.frame, data, c.names, d), batch) for d in chosen}
+    found = {d: tables.by_term(c.frame, data, c.names, d, batch) for d in chosen}
     parts += [_deployment(table, d) for d, table in found.items()]
     if CPU in found:
         parts.append(_bought(c, data, found[CPU]))
