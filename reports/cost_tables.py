@@ -144,8 +144,9 @@ def accelerator(mine: pd.DataFrame, form: str, gpu: str, trained: pd.DataFrame) 
         mine: rows of one model at its candidates.
         form: of serving.
         gpu: deployment.
-        trained: `usd_per_million_samples` of the same model. The share of training is split as its terms are; where
-            these are not known all of it counts, which errs against a small share.
+        trained: `usd_per_million_samples` of the same model. The share of training is split as its terms are; none of it
+            counts where the model was trained on CPUs alone, all of it where the terms are not known, which errs against
+            a small share.
     """
     serving = pick(mine, REQUESTS, scope=f"{form}/{gpu}:{ACCELERATOR}")
     shared = pick(mine, REQUESTS, scope=f"{form}/{gpu}:{TRAINING}")
@@ -153,6 +154,9 @@ def accelerator(mine: pd.DataFrame, form: str, gpu: str, trained: pd.DataFrame) 
         return serving
     if shared.value is None:
         return absent(REQUESTS, shared.reason)
+    on_gpu = pick(trained, SAMPLES, scope=f"{gpu}:total")
+    if on_gpu.reason == "no row" and pick(trained, SAMPLES, scope=f"{CPU}:total").reason != "no row":
+        return serving  # trained on CPUs, and priced there
     parts = [pick(trained, SAMPLES, scope=f"{gpu}:{t}").value for t in (ACCELERATOR, "total", STORAGE)]
     part = 1.0
     if None not in parts:
