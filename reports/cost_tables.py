@@ -144,9 +144,9 @@ def accelerator(mine: pd.DataFrame, form: str, gpu: str, trained: pd.DataFrame) 
         mine: rows of one model at its candidates.
         form: of serving.
         gpu: deployment.
-        trained: `usd_per_million_samples` of the same model. The share of training is split as its terms are; none of it
-            counts where the model was trained on CPUs alone, all of it where the terms are not known, which errs against
-            a small share.
+        trained: `usd_per_million_samples` of the same model. The share of training is split as its terms are; none
+            of it counts where the model was trained on CPUs alone, all of it where the terms are not known, which errs
+            against a small share.
     """
     serving = pick(mine, REQUESTS, scope=f"{form}/{gpu}:{ACCELERATOR}")
     shared = pick(mine, REQUESTS, scope=f"{form}/{gpu}:{TRAINING}")

@@ -5,8 +5,10 @@ A case is (rows, bodies, kernels, sheet). The numbers are chosen for the side th
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from ctrbench.reports.measures import make
 from ctrbench.reports.names import names_of
 from ctrbench.reports.records import Measurement, frame
 
+_sheets = runpy.run_path(str(Path(__file__).with_name("claim_sheets.py")))
 LEGACY = ("dcn_v2", "din", "deepfm", "dcn", "dien", "dlrm", "dnn", "composite")
 DATA = "movielens_1m"
 H100 = "H100 SXM"
@@ -360,44 +363,9 @@ def fades(c: Claim) -> Cases:
     return {SUPPORTED: at(0.0), REFUTED: at(0.01), OPEN: at(0.0, 0.004)}
 
 
-def _sheet(**kinds: Any) -> Case:
-    return Case(sheet={**cited(), **kinds})
-
-
-def peak_growth(c: Claim) -> Cases:
-    o = c.options
-
-    def at(peak: float) -> Case:
-        old = {"name": o["old"], f"{o['old_dtype']}_tflops": 10.0, "gbs": 1000.0, "source": "synthetic"}
-        new = {"name": o["new"], f"{o['old_dtype']}_tflops": 60.0, f"{o['new_dtype']}_tflops": 10 * peak,
-               "gbs": 1000 * o["bandwidth"], "source": "synthetic"}  # fmt: skip
-        return _sheet(gpu=[old, new])
-
-    return {SUPPORTED: at(1.1 * o["peak"]), REFUTED: at(0.5 * o["peak"]), OPEN: at(1.001 * o["peak"])}
-
-
-def price_fall(c: Claim) -> Cases:
-    o = c.options
-
-    def at(times: float) -> Case:
-        old = {"name": o["old"], "usd_per_tflops": 80.0, "dtype": "FP16", "source": "synthetic"}
-        new = {"name": o["new"], "usd_per_tflops": 80.0 / times, "dtype": "FP4", "tflops": 4.0, "tflops_wide": 1.0,
-               "source": "synthetic"}  # fmt: skip
-        return _sheet(price=[old, new])
-
-    return {SUPPORTED: at(1.1 * o["times"]), REFUTED: at(0.5 * o["times"]), OPEN: at(o["times"])}
-
-
-def value_growth(c: Claim) -> Cases:
-    def at(gpu: float) -> Case:
-        kinds = {"gpu": gpu, "cpu": float(np.mean(c.options["ranges"]["cpu"]))}
-        return _sheet(value=[
-            {"kind": kind, "name": f"{kind} {year}", "year": year, "tflops": tflops, "usd": 1.0, "source": "synthetic"}
-            for kind, growth in kinds.items() for year, tflops in ((2016, 1.0), (2026, growth))
-        ])  # fmt: skip
-
-    least, most = c.options["ranges"]["gpu"]
-    return {SUPPORTED: at((least + most) / 2), REFUTED: at(2 * most), OPEN: at(least)}
+def on_sheets(c: Claim) -> Cases:
+    """Rules that are arithmetic on cited figures: see claim_sheets.py."""
+    return {w: Case(sheet={**cited(), **kinds}) for w, kinds in _sheets[c.rule](c.options).items()}
 
 
 def unrecorded(c: Claim) -> Cases:
@@ -410,9 +378,9 @@ BUILDERS: Mapping[str, Callable[[Claim], Cases]] = {
         mfu_below, mfu_reaches, mfu_ratio, launches, intensity, request, serving_launches, cost_by_class, shared_cache,
         tokens, auc_above,
         fields_control, both_parts, option_costs, joint, weights_agree, recall_above, recall_reaches, grows,
-        module_costs, fades, peak_growth, price_fall, value_growth, unrecorded,
+        module_costs, fades, unrecorded,
     )
-}  # fmt: skip
+} | dict.fromkeys(("peak_growth", "price_fall", "value_growth"), on_sheets)  # fmt: skip
 
 
 def cases(claim: Claim) -> Cases:
