@@ -234,7 +234,7 @@ def _work(spec: RunSpec) -> float:
 
     A pre-training comes first, others wait for it; then retrieval, whose epochs validation decides.
     """
-    if spec.kind not in ("quality", "tune", *CONTROLS):
+    if spec.kind not in ("quality", "tune", "drift", *CONTROLS):
         return math.inf if spec.kind == "pretrain" else sys.float_info.max if spec.kind == "retrieve" else 0.0
     model = lookup(spec)
     schema = view(spec).schema_for(spec.history_length)

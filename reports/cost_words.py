@@ -9,8 +9,9 @@ from ctrbench.reports.cells import Cell
 from ctrbench.reports.claim_evidence import listed
 from ctrbench.reports.cost_tables import CPU, TOTAL
 from ctrbench.reports.exhibits import Context
+from ctrbench.reports.pareto import paired, rivals
 from ctrbench.reports.serving_rows import said
-from ctrbench.reports.tables import delta_of, is_reference, reference_of, verdict
+from ctrbench.reports.tables import verdict
 
 MOST = 6
 ASIDE = ("Model", "Camp", "Form", "Candidates", TOTAL)
@@ -87,25 +88,24 @@ def _spent(table: pd.DataFrame) -> str:
 
 
 def _bought(c: Context, data: str, table: pd.DataFrame) -> str:
-    """What AUC the difference in money to the reference goes with, by the paired interval."""
-    other = reference_of(c.frame, data)
+    """What AUC the difference in money to the cheapest model goes with, by the paired interval."""
     totals = {str(m): t for m, t in zip(table["Model"], table[TOTAL], strict=True)} if len(table) else {}
-    base = totals.get(c.names.title(other))
-    if not other or base is None or base.value is None:
-        return "No model that differences of AUC are taken against is priced, so what AUC the money buys is not said."
-    words = []
-    for key, title in zip(table.index, table["Model"], strict=True):
-        cost = totals[str(title)]
-        variant = str(title).partition(" · ")[2]
-        if is_reference(str(key), variant, other) or cost.value is None:
-            continue
-        delta = delta_of(c.frame, data, str(key), variant, other)
+    known = sorted((m for m in totals if totals[m].value is not None), key=lambda m: totals[m].value or 0.0)
+    every = rivals(c.frame, data, c.names)
+    who = {c.names.title(*w): w for w in every}
+    if not known or known[0] not in who:
+        return "No AUC of the cheapest model is known, so what AUC the money buys is not said."
+    rows = c.frame[(c.frame["data"] == data) & c.frame["metric"].isin(["auc_pair", "auc_delta"])]
+    base, words = totals[known[0]], []
+    for title in (m for m in known[1:] if m in who):
+        cost, delta = totals[title], paired(rows, who[title], who[known[0]], every)
         if delta.value is None:
             continue
         apart = _apart(base, cost) or _apart(cost, base)
-        price = f"at {cost.value / base.value:.2g} times the cost" if apart else "at a cost that is not told apart"
+        price = f"at {(cost.value or 0) / (base.value or 1):.2g} times the cost" if apart else \
+            "at a cost that is not told apart"  # fmt: skip
         words.append(f"{title} {_ranks(delta)} {price}")
-    return f"Against {c.names.title(other)}, {'; '.join(words)}." if words else ""
+    return f"Against {known[0]}, {'; '.join(words)}." if words else "No AUC is paired with that of the cheapest model."
 
 
 def _ranks(delta: Cell) -> str:

@@ -29,7 +29,7 @@ from ctrbench.models.serving import REUSE, serving_forms
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
-ROWS = 1500
+ROWS = 1000
 """Test rows that are scored cold and on kept states."""
 STEPS = (1, 4, 16)
 """Events that arrive one by one after a cold start."""

@@ -33,7 +33,7 @@ from ctrbench.datasets import random_batches
 from ctrbench.datasets.schema import Batch
 from ctrbench.models.kv_store import KVStore
 from ctrbench.models.requests import Requests
-from ctrbench.models.serving import REUSE, WHOLE, ServingForm, serve, serving_forms
+from ctrbench.models.serving import ALONE, REUSE, WHOLE, ServingForm, serve, serving_forms
 from ctrbench.models.spec import ModelSpec
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement, Origin, RunRecord
@@ -41,6 +41,8 @@ from ctrbench.reports.records import Measurement, Origin, RunRecord
 TOLERANCE = 1e-5
 """Largest difference between logits of two exact forms, float32."""
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+LEAST_ALONE = 3
+"""Rounds of `alone`, whose requests take seconds."""
 PROBED, PROBED_CANDIDATES = 4, 8
 """Requests, and candidates of each, on which all forms are held against each other before they are timed."""
 WARM = 5
@@ -109,8 +111,8 @@ class Turns:
     """Core-seconds of all rounds."""
 
 
-def by_turns(forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float) -> Turns:
-    """A B C, B C A, C A B ...: after a round that warms all up, rounds until the limit, five at least."""
+def by_turns(forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float, least: int = LEAST_ROUNDS) -> Turns:
+    """A B C, B C A, C A B ...: after a round that warms all up, rounds until the limit, but so many at least."""
     names = list(forms)
     seconds, cpu = {n: list[float]() for n in names}, dict.fromkeys(names, 0.0)
     for form in forms.values():
@@ -122,7 +124,7 @@ def by_turns(forms: Mapping[str, ServingForm], traffic: Traffic, limit_s: float)
             serve(forms[name], request)
             seconds[name].append(time.perf_counter() - begin)
             cpu[name] += time.process_time() - spent
-        if i + 1 >= LEAST_ROUNDS and time.perf_counter() - start > limit_s:
+        if i + 1 >= least and time.perf_counter() - start > limit_s:
             break
     return Turns(seconds, cpu)
 
@@ -244,7 +246,8 @@ def _against_whole(
     for name, form in forms.items():
         if name == WHOLE:
             continue
-        turns = by_turns({name: form, WHOLE: forms[WHOLE]}, traffic, limit_s)
+        least = LEAST_ALONE if name == ALONE else LEAST_ROUNDS
+        turns = by_turns({name: form, WHOLE: forms[WHOLE]}, traffic, limit_s, least)
         rows.append(ratio_row(at, name, turns.seconds[name], turns.seconds[WHOLE]))
         samples[name] = dict(turns.seconds)
         timed = WHOLE if name == REUSE else name

@@ -133,9 +133,9 @@ def test_the_paragraph_ranks_nobody_within_a_band() -> None:
         "lowest figure is USD 3.40 [2.72, 4.25] (DeepFM); DCN-v2 (USD 4.40 [3.52, 5.50]) cannot be told from it, since "
         "the bands overlap; surely dearer than DeepFM, whatever the prices within their ranges, is OneTrans (12 "
         "times). The largest term is CPU of the features for DeepFM (59 %); CPU of the model or CPU of the features, "
-        "together, for DCN-v2 (91 %); CPU of the model for OneTrans (94 %). Against DCN-v2, DeepFM is tied in AUC at a "
+        "together, for DCN-v2 (91 %); CPU of the model for OneTrans (94 %). Against DeepFM, DCN-v2 is tied in AUC at a "
         "cost that is not told apart; OneTrans ranks better (ΔAUC "
-        "+0.0100 [+0.0080, +0.0120]) at 9.6 times the cost."
+        "+0.0100 [+0.0080, +0.0120]) at 12 times the cost."
     )  # fmt: skip
 
 
