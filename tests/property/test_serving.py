@@ -6,7 +6,7 @@ Whatever the users, their histories, the events that were appended since, and th
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from ctrbench.bench import registry
 from ctrbench.datasets.random_batches import random_schema
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.models.embedding import embedding_tables
-from ctrbench.models.requests import Requests, full_rows, requests_of, take_users
+from ctrbench.models.requests import Requests, full_rows, requests_of, take_users, without_newest
 from ctrbench.models.serving import WHOLE, serve, serving_forms
 
 TOLERANCE = 1e-5
@@ -58,6 +58,55 @@ def test_every_form_is_exact(name: str, users: int, count: int, seed: int, full:
     assert want.numel() == 1 or float(want.std()) > 0
     for form, made in forms.items():
         torch.testing.assert_close(serve(made, asked), want, atol=TOLERANCE, rtol=0, msg=lambda m, f=form: f"{f}: {m}")
+
+
+class Visit(NamedTuple):
+    """A request of a known user, whose history has grown by some events since the one before."""
+
+    user: int
+    appended: int
+    candidates: int
+
+
+VISITS = st.lists(st.builds(Visit, st.integers(0, 2), st.integers(0, 3), st.integers(1, 4)), min_size=2, max_size=6)
+
+
+def visited(name: str, visits: list[Visit], seed: int) -> None:
+    """Serves the visits in order through forms that live on, each held to the model's own forward."""
+    model = model_of(name)
+    own = registry.model_spec(name).serving
+    forms = serving_forms(own, model, SCHEMA)
+    whole = synthetic_batch(SCHEMA, 3, seed=seed)
+    seen = [0, 0, 0]
+    for number, visit in enumerate(visits):
+        seen[visit.user] = min(seen[visit.user] + visit.appended, LENGTH)
+        row = take_users(SCHEMA, whole, visit.user)
+        user = without_newest(SCHEMA, row, LENGTH - seen[visit.user])
+        asked = requests_of(SCHEMA, user, synthetic_batch(SCHEMA, visit.candidates, seed=seed + number, full=False))
+        want = serve(forms[WHOLE], asked)
+        for form, made in forms.items():
+            torch.testing.assert_close(
+                serve(made, asked), want, atol=TOLERANCE, rtol=0, msg=lambda m, f=form: f"{f}: {m}"
+            )
+
+
+SIX = ("deepfm", "dcn_v2", "din", "fat", "lum", "onetrans")
+
+
+@pytest.mark.parametrize("name", SIX)
+@settings(max_examples=6, deadline=None, database=None)
+@given(visits=VISITS, seed=st.integers(0, 10**6))
+def test_any_order_of_users_and_appended_events_is_exact(name: str, visits: list[Visit], seed: int) -> None:
+    visited(name, visits, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SIX)
+@settings(max_examples=170, deadline=None, database=None)  # 1,020 in all
+@given(visits=VISITS, seed=st.integers(0, 10**6))
+def test_a_thousand_orders_of_users_and_appended_events(name: str, visits: list[Visit], seed: int) -> None:
+    visited(name, visits, seed)
 
 
 def test_full_rows_are_the_users_rows_with_the_candidates_items() -> None:
