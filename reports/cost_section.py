@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 from ctrbench.reports import cost_extras as extras
 from ctrbench.reports import cost_figures, figures
 from ctrbench.reports import cost_tables as tables
-from ctrbench.reports.cells import Cell, absent
+from ctrbench.reports.cells import Cell, absent, where
 from ctrbench.reports.cost_figures import EQUAL_AT, ON_CPU
 from ctrbench.reports.cost_tables import CPU, SHARE, TOTAL
 from ctrbench.reports.cost_words import manager
 from ctrbench.reports.costs import RIDGE_GPU
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, exhibit
-from ctrbench.reports.serving_rows import kept
+from ctrbench.reports.serving_rows import kept, served
 
 COLOURS = (*figures.BAR_COLOURS, "#D55E00", "#5B6270", "#F0E442")
 OTHERS, BEHIND, WHAT_IF = "Other accelerators", "Prices and assumptions", "What if"
@@ -24,9 +24,14 @@ ALONG = {"tables_gb": "Size of the tables", "replicas": "Replicas", "peak_to_mea
 
 
 def main_gpu(frame: pd.DataFrame, data: str) -> str:
-    """The accelerator that is drawn; empty where none is priced."""
-    gpus = [d for d in tables.deployments(frame, data) if d != CPU]
-    return RIDGE_GPU if RIDGE_GPU in gpus else next(iter(gpus), "")
+    """The accelerator that is drawn: on which the most totals are known; empty where none is priced."""
+    rows = where(served(frame, data), metric=tables.REQUESTS)
+    known = rows[rows["value"].notna()]["scope"]
+
+    def priced(gpu: str) -> tuple[int, bool]:
+        return int(known.str.endswith(f"/{gpu}:total").sum()), gpu == RIDGE_GPU
+
+    return max((d for d in tables.deployments(frame, data) if d != CPU), key=priced, default="")
 
 
 def section(c: Context) -> Section | None:

@@ -41,7 +41,7 @@ def _deployment(table: pd.DataFrame, place: str) -> str:
     totals = {str(m): t for m, t in zip(table["Model"], table[TOTAL], strict=True)} if len(table) else {}
     known = {m: t for m, t in totals.items() if t.value is not None}
     lost = {m: t.reason for m, t in totals.items() if t.value is None}
-    gone = f" Not known is the total of {listed((f'{m} ({why})' for m, why in lost.items()), MOST)}." if lost else ""
+    gone = f" Not known is the total of {_lost(lost)}." if lost else ""
     if not known:
         return f"{where_} no total is known.{gone}"
     order = sorted(known, key=lambda m: known[m].value or 0.0)
@@ -55,6 +55,14 @@ def _deployment(table: pd.DataFrame, place: str) -> str:
         ratios = [f"{m} ({(known[m].value or 0) / (known[first].value or 1):.2g} times)" for m in dearer]
         out += f"; surely dearer than {first}, whatever the prices within their ranges, {_verb(ratios)} {said(ratios)}"
     return f"{out}. {_spent(table[table['Model'].isin(list(known))])}{gone}".strip()
+
+
+def _lost(reasons: dict[str, str]) -> str:
+    """Models by why their total is not known; the tables have the reasons in full."""
+    groups: dict[str, list[str]] = {}
+    for model, why in reasons.items():
+        groups.setdefault(": ".join(why.split(": ")[:2]), []).append(model)
+    return "; ".join(f"{said(models)} ({why})" for why, models in groups.items())
 
 
 def _verb(items: list[str]) -> str:

@@ -70,8 +70,7 @@ def test_a_total_with_an_unknown_term_is_unknown_and_has_no_bar() -> None:
     assert section is not None
     bars = section.exhibits[0].figures[0][1].data
     assert all(list(t.y) == ["FAT"] for t in bars)
-    assert "Not known is the total of DeepFM (Storage: no price of it), DIN (Storage: no price of it)." in \
-        section.sentence  # fmt: skip
+    assert "Not known is the total of DeepFM and DIN (Storage: no price of it)." in section.sentence
 
 
 def test_bars_of_one_form_and_one_number_of_candidates() -> None:
