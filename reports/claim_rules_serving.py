@@ -84,24 +84,25 @@ def _needed(e: Evidence, form: str, aside: Iterable[str]) -> tuple[dict[str, Cel
 def cost_by_class(e: Evidence, claim: Claim) -> Verdict:
     """Accelerators below half of money and time for every legacy model, on the GPU that serves it cheapest.
 
-    A share whose whole band is at half or more refutes; one that only reaches it within its band leaves it open, since
-    the band holds prices and the error of modelled times alike.
+    A share whose whole band is at half or more refutes, where the band holds tables of all sizes as well; one that only
+    reaches it within its band leaves it open, since the band holds prices and the error of modelled times alike.
     """
     limit = float(claim.options["share"])
-    money, half = _money(e)
+    money, half, sized = _money(e)
     if not money:
         return untestable("`usd_per_million_requests` of legacy models on a GPU (`suite=serving`)")
     time = _time(e, list(money))
     found = {f"accelerators' share of the money, {n}": c for n, c in money.items()}
     found |= {f"accelerators' share of the time, {n}": c for n, c in time.items()}
-    over = [n for n, c in found.items() if _end(c.low, c) >= limit]
+    over = [n for n, c in found.items() if _end(c.low, c) >= limit and n not in _unsized(money, sized)]
     maybe = [n for n, c in found.items() if _end(c.high, c) >= limit]
     word: Word = REFUTED if over else OPEN if maybe or not time else SUPPORTED
     order = sorted(over or maybe or found, key=lambda n: -(found[n].value or 0.0))
     sure, some = (_count(money, names, "money") for names in (over, maybe))
     said = (
         f"Of {len(money)} requests of legacy models, each on the GPU that serves it cheapest, accelerators take "
-        f"{100 * limit:.0f} % of the money or more in {sure} over the whole box of prices, in {some} somewhere in it."
+        f"{100 * limit:.0f} % of the money or more in {sure} over the whole box of prices and table sizes, in {some} "
+        f"somewhere in it; larger tables are priced for {len(sized)} of them."
     )
     said += f" They would be half of it at {_factors(half)} times the price assumed."
     said += (f" Of the time they take that share in {_count(time, maybe, 'time')} of {len(time)}." if time
@@ -112,6 +113,11 @@ def cost_by_class(e: Evidence, claim: Claim) -> Verdict:
 
 def _end(end: float | None, cell: Cell) -> float:
     return (cell.value or 0.0) if end is None else end
+
+
+def _unsized(money: Mapping[str, Cell], sized: set[str]) -> set[str]:
+    """Shares of money whose band holds the recorded tables alone."""
+    return {f"accelerators' share of the money, {n}" for n in money if n not in sized}
 
 
 def _count(cells: Mapping[str, Cell], names: list[str], kind: str) -> int:
@@ -125,20 +131,33 @@ def _factors(half: Mapping[str, Cell]) -> str:
     return " to ".join(f"{v:.2g} ({n})" for v, n in ends) or "no"
 
 
-def _money(e: Evidence) -> tuple[dict[str, Cell], dict[str, Cell]]:
-    """(share of accelerators, factor of their price at which it is half) of each request on its cheapest GPU."""
+def _money(e: Evidence) -> tuple[dict[str, Cell], dict[str, Cell], set[str]]:
+    """(share of accelerators, factor of their price at which it is half) of each request on its cheapest GPU; and of
+    which of them the band reaches down to what tables of all priced sizes leave of the share."""
     names = e.context.names
     frame = e.context.frame[e.context.frame["metric"].isin([usd.REQUESTS, usd.SAMPLES])]
     frame = kept(frame, (names.camp(str(m)) == "legacy" for m in frame["model"]))
-    money, half = {}, {}
+    money, half, sized = {}, {}, set()
     for data in dict.fromkeys(str(d) for d in frame["data"]):
         table = usd.shares(frame, data, names)
-        table = known(table, usd.SHARE)
+        table = known(table, usd.SHARE).assign(key=lambda t: t.index)
         for (model, batch), part in table.groupby(["Model", "Candidates"], sort=False):
             row = part.iloc[int(np.argmin([c.value for c in part[usd.TOTAL]]))]
             place = f"{model}, {batch} candidates on {data}, {row['GPU']}"
             money[place], half[place] = row[usd.SHARE], row[usd.EQUAL]
-    return money, half
+            if grown := _with_tables(e, data, str(row["key"]), str(row["GPU"]), str(batch)):
+                low = min(_end(money[place].low, money[place]), (row["Accelerators"].value or 0.0) / max(grown))
+                money[place] = replace(money[place], low=low, high=_end(money[place].high, money[place]))
+                sized.add(place)
+    return money, half, sized
+
+
+def _with_tables(e: Evidence, data: str, model: str, gpu: str, batch: str) -> list[float]:
+    """USD of a million requests with tables of other sizes, of the best form of a model."""
+    wanted = {"knob": "tables_gb", "data": data, "model": model, "variant": "", "form": REUSE, "deployment": gpu}
+    costs = [b.get("extra", {}).get("cost", {}) for b in e.context.bodies.values()]
+    return [float(w["usd"]) for c in costs for w in c.get("what_if", ()) if w["usd"] is not None
+            and f"{w['batch']:,.0f}" == batch and all(w[k] == v for k, v in wanted.items())]  # fmt: skip
 
 
 def _time(e: Evidence, places: list[str]) -> dict[str, Cell]:

@@ -199,7 +199,10 @@ def cost_by_class(c: Claim) -> Cases:
         rows = [served("din", "usd_per_million_requests", v, f"reuse/{H100}:{t}", ci_low=v / factor, ci_high=v * factor)
                 for t, v in usd.items()]  # fmt: skip
         busy = served("din", "gpu_request_time", 1e-6 * 128 * accelerator, f"reuse:{H100}")
-        return Case((*rows, busy, served("", "feature_cpu", 1.0, "legacy:total", origin="measured")))
+        large = {"knob": "tables_gb", "data": DATA, "model": "din", "variant": "", "form": "reuse", "deployment": H100,
+                 "batch": 128, "at": 1e4, "usd": usd["total"] + 0.5}  # fmt: skip
+        bodies = {"cost": {"spec": {"kind": "cost"}, "extra": {"cost": {"what_if": [large]}}}}
+        return Case((*rows, busy, served("", "feature_cpu", 1.0, "legacy:total", origin="measured")), bodies)
 
     return {SUPPORTED: at(0.2), REFUTED: at(5.0), OPEN: at(0.9, 2.0)}
 

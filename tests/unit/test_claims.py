@@ -337,6 +337,17 @@ def test_cost_by_class_without_time_is_open_however_small_the_money() -> None:
     assert judged(s10, CASES["S10"][SUPPORTED]).confidence.startswith("low: ")
 
 
+@pytest.mark.parametrize("usd", [None, 60.0])
+def test_cost_by_class_is_not_refuted_by_small_tables_alone(usd: float | None) -> None:
+    """Accelerators take 5 of 6 USD; with large tables they are 5 of 60, or nobody priced large tables."""
+    refuted = CASES["S10"][REFUTED]
+    what_if = [{**w, "usd": usd} for w in refuted.bodies["cost"]["extra"]["cost"]["what_if"]]
+    bodies = {"cost": {"spec": {"kind": "cost"}, "extra": {"cost": {"what_if": what_if}}}}
+    money_alone = tuple(r for r in refuted.rows if r.metric == "usd_per_million_requests")
+    assert judged(ALL["S10"], replace(refuted, rows=money_alone)).word == REFUTED
+    assert judged(ALL["S10"], replace(refuted, rows=money_alone, bodies=bodies)).word == OPEN
+
+
 def test_cost_by_class_is_read_of_the_gpu_that_serves_cheapest() -> None:
     """A dearer GPU that is idle most of the time says nothing of a model which a cheaper one serves."""
     s10 = ALL["S10"]
