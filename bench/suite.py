@@ -85,7 +85,8 @@ def run_suite(plan: Plan, console: Console) -> int:
     ready, rows, skipped = prepare_jobs(plan, console)
     specs, unsupported = suite_specs(plan, ready)
     swept, left_out = sweep_specs(plan)
-    specs, unsupported = specs + swept + serving_specs(plan, ready), unsupported + left_out
+    served, not_served = serving_specs(plan, ready)
+    specs, unsupported = specs + swept + served, unsupported + left_out + not_served
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}

@@ -9,9 +9,11 @@ from ctrbench.bench import registry
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.runspec import Kind, RunSpec, variant_of
-from ctrbench.bench.specs import Ready, spec_of
+from ctrbench.bench.specs import Ready, skipped_rows, spec_of
 from ctrbench.datasets import random_batches
+from ctrbench.models.requests import item_dense, item_fields
 from ctrbench.models.serving import WHOLE
+from ctrbench.reports.records import Measurement
 
 SERVED: tuple[Kind, ...] = ("serve", "serve_count")
 """What a served model owes."""
@@ -23,18 +25,26 @@ PAIR_ROUNDS_S = 12.0
 """Most wall time of the alternation of a pair."""
 
 
-def serving_specs(plan: Plan, ready: list[Ready]) -> list[RunSpec]:
-    """Processes of all served jobs; none where a suite tunes or runs controls."""
+def serving_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Measurement]]:
+    """Processes of all served jobs, and rows with the reason where data has no requests; none where a suite tunes or
+    runs controls."""
     if plan.tune_only or plan.controls:
-        return []
+        return [], []
     out: list[RunSpec] = []
+    absent: list[Measurement] = []
     for item in ready:
-        if item.job.served:
+        schema = item.prepared.schema
+        if item.job.served and (item_fields(schema) or item_dense(schema)):
             out += _on_data(plan, item)
+        elif item.job.served:
+            reason = f"{schema.name} has no field of role `item`: nothing tells two candidates of a request apart"
+            for model in dict.fromkeys(e.model for e in item.job.models):
+                family = registry.model_spec(model).family
+                absent += skipped_rows(item.job.data, schema.track, model, family, SERVED, reason, item.prepared.split)
     for job in plan.jobs:
         if job.served and job.data in random_batches.TRACKS:
             out += [_pair(plan, job, entry) for entry in job.models]
-    return out
+    return out, absent
 
 
 def _on_data(plan: Plan, item: Ready) -> list[RunSpec]:

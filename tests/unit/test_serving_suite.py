@@ -15,11 +15,15 @@ import torch
 
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
+from ctrbench.bench.config import build_plan
 from ctrbench.bench.serving.drift import drift_rows
 from ctrbench.bench.serving.intake import Intake
 from ctrbench.bench.serving.process import Inexact, by_turns, largest_difference, ratio_row
 from ctrbench.bench.serving.rows import utilisation_rows
+from ctrbench.bench.serving.specs import serving_specs
 from ctrbench.bench.serving.traffic import random_traffic
+from ctrbench.bench.specs import Ready
+from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.random_batches import random_schema
 from ctrbench.datasets.schema import OOV, synthetic_batch
 from ctrbench.models.onetrans_sessions import Drift
@@ -124,6 +128,15 @@ def test_another_price_changes_the_report_and_nothing_else(served: tuple[list[st
         of(t, "usd_per_million_requests", scope="reuse/cpu:host_cpu", batch=6)["value"].sum() for t in (table, now)
     ]
     assert dearer[1] > 50 * dearer[0]
+
+
+def test_data_without_candidates_is_said_to_have_no_requests(tmp_path: Path) -> None:
+    plan = build_plan(["suite=serving", "data=criteo_synthetic", "data.options.rows=400", "model=deepfm,din"])
+    prepared = prepare("criteo_synthetic", None, tmp_path, rows=400, cap=100)
+    specs, absent = serving_specs(plan, [Ready(plan.jobs[0], prepared, prepared.path)])
+    assert specs == []
+    assert {(r.model, r.metric) for r in absent} >= {("deepfm", "serve_latency"), ("din", "flops_request")}
+    assert all(r.status == "skipped" and "no field of role `item`" in r.reason for r in absent)
 
 
 def test_wrong_prices_stop_before_any_work(
