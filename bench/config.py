@@ -16,6 +16,7 @@ from ctrbench.bench import registry
 from ctrbench.bench.plan import Entry, Job, Plan, RunOptions, ServeOptions
 from ctrbench.bench.points import sweep_points
 from ctrbench.bench.priced import asked
+from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
 
@@ -245,9 +246,11 @@ def _jobs(
     if any("sweep" in j for j in listed):
         listed = _swept(listed, only, data, given)
     if data:
-        # The same on data that the suite does not list.
+        # The same on data that the suite does not list; pairs of forms on random requests are no part of it.
+        listed = [j for j in listed if j["data"] not in random_batches.TRACKS]
         keys = [k for k in ("models", "retrievers", "floors") if any(k in j for j in listed)]
         every = {k: list({str(m): m for j in listed for m in j.get(k, ())}.values()) for k in keys}
+        every |= {k: j[k] for j in listed for k in ("served", "traced") if k in j}
         listed = [j for d in data for j in (_listed(listed, d, user["split"]) or [{"data": d, **every}])]
     elif user["path"] is not None:
         raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
