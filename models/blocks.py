@@ -163,10 +163,13 @@ class FeatureEmbedder(nn.Module):
     def dense_rows(self, dense_BI: Tensor, missing_BI: Tensor, which: Sequence[int] | None = None) -> Tensor:
         """Vectors [B, I, W] of dense fields, all or those at some places."""
         assert self.numeric_ID is not None
-        pick = slice(None) if which is None else list(which)
-        numeric_BIW = dense_BI.unsqueeze(-1) * self.numeric_ID[pick]
+
+        def chosen(vectors_ID: nn.Parameter) -> Tensor:  # no slice of all: its backward is a kernel of its own
+            return vectors_ID if which is None else vectors_ID[list(which)]
+
+        numeric_BIW = dense_BI.unsqueeze(-1) * chosen(self.numeric_ID)
         if self.missing_ID is not None:
-            numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * self.missing_ID[pick]
+            numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * chosen(self.missing_ID)
         return numeric_BIW
 
     def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:

@@ -37,6 +37,9 @@ _LAYERS, _MIXED = "models/onetrans_blocks.py", "kernels/mixed_linear.py"
 _BACKBONE, _MASKS = "models/lum_backbone.py", "models/lum_masks.py"
 _INTEREST, _UNIT = "legacy_baselines/interest.py", "kernels/din_attention.py"
 _DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kernels/cross_mixture.py"
+SESSIONS = ("tests/property/test_onetrans_sessions.py",)
+LOAD = ("tests/unit/test_load.py",)
+COST = ("tests/unit/test_cost.py",)
 
 PLANTED = (
     # ------------------------------------------------------------------ FAT
@@ -70,7 +73,7 @@ PLANTED = (
             "torch.bmm(n_BND.transpose(0, 1), own_NDE.roll(1, 0))", ONETRANS),
     Mistake("onetrans", "padding is seen", _LAYERS, "seen_BI = torch.cat([valid_BS, valid_BS.new_ones",
             "seen_BI = torch.cat([torch.ones_like(valid_BS), valid_BS.new_ones", ONETRANS),
-    Mistake("onetrans", "the pyramid keeps the oldest", _LAYERS, "s_BSD[:, s_BSD.shape[1] - self.kept :]",
+    Mistake("onetrans", "the pyramid keeps the oldest", _LAYERS, "s_BSD[:, max(0, s_BSD.shape[1] - self.kept) :]",
             "s_BSD[:, : self.kept]", ONETRANS),
     Mistake("onetrans", "triangle at the upper left of a shorter layer", "kernels/attention.py",
             "device=device).tril(keys - queries)", "device=device).tril()",
@@ -80,10 +83,22 @@ PLANTED = (
     Mistake("onetrans", "residual of the feed-forward part left out", _LAYERS,
             "return _add(s_BQD, s_out), _add(n_BND, n_out)", "return s_out, n_out", ONETRANS),
     Mistake("onetrans", "keys for values", _LAYERS, "k_BHId, v_BHId = kv_BIE", "v_BHId, k_BHId = kv_BIE", ONETRANS),
-    Mistake("onetrans", "cached padding of the oldest places", "models/onetrans.py",
-            "cache.valid_1S[:, -k_1HSd.shape[2] :]", "cache.valid_1S[:, : k_1HSd.shape[2]]", ONETRANS),
+    Mistake("onetrans", "kept keys of the oldest events", "models/onetrans_serving.py",
+            "x.narrow(dim, max(0, x.shape[dim] - count), min(count, x.shape[dim]))",
+            "x.narrow(dim, 0, min(count, x.shape[dim]))", SESSIONS),
+    Mistake("onetrans", "kept states of other events", "models/onetrans_sessions.py",
+            "if same == before == line.size:", "if before == line.size:", SESSIONS),
     Mistake("onetrans", "histories merged newest first", "models/histories.py", "padding), dim=1, stable=True)",
             "padding), dim=1, stable=True, descending=True)", ONETRANS),
+    # ------------------------------------------------------- serving, cost
+    Mistake("serving", "a queue without a bound", "bench/serving/load.py",
+            "if len(self.waiting) >= self.limits.max_queue:", "if len(self.waiting) < 0:", LOAD),
+    Mistake("serving", "latency from the arrival before", "bench/serving/load.py",
+            "self.latency_N[i] = now - self.due[i]", "self.latency_N[i] = now - self.due[max(0, i - 1)]", LOAD),
+    Mistake("cost", "storage paid once more by training", "bench/cost_terms.py",
+            "for t in SAMPLE_TERMS if t != STORAGE", "for t in SAMPLE_TERMS", COST),
+    Mistake("cost", "an hour of a month's price", "bench/cost_terms.py",
+            "per_month = per_hour / HOURS_A_MONTH", "per_month = per_hour", COST),
     # ------------------------------------------------------------------ LUM
     Mistake("lum", "loss on item positions", _BACKBONE, "self.states(rows, sequences)[:, :: self.per_event]",
             "self.states(rows, sequences)[:, 1 :: self.per_event]", LUM),

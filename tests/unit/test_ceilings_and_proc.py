@@ -34,11 +34,12 @@ def test_full_measurement_fills_every_figure_and_restores_threads() -> None:
     assert found.buffer_bytes >= 2 * last_level_cache()
 
 
-def test_quick_measures_product_and_copies_and_leaves_the_rest_unknown() -> None:
+def test_quick_measures_product_copies_and_dispatch_and_leaves_the_rest_unknown() -> None:
     found = measure_ceilings(1, quick=True)
     assert found.gemm_fp32_size == 1024
     assert found.copy_gbs > 0
-    assert (found.triad_gbs, found.gemm_bf16_gflops, found.dispatch_us) == (None, None, None)
+    assert 0.05 < (found.dispatch_us or 0) < 200
+    assert (found.triad_gbs, found.gemm_bf16_gflops) == (None, None)
     assert drift(found, found) == 0
 
 
