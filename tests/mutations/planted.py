@@ -92,7 +92,7 @@ PLANTED = (
             "padding), dim=1, stable=True, descending=True)", ONETRANS),
     # ------------------------------------------------------- serving, cost
     Mistake("serving", "a queue without a bound", "bench/serving/load.py",
-            "if len(self.waiting) >= self.limits.max_queue:", "if len(self.waiting) < 0:", LOAD),
+            "if len(self.waiting) < self.limits.max_queue:", "if True:", LOAD),
     Mistake("serving", "latency from the arrival before", "bench/serving/load.py",
             "self.latency_N[i] = now - self.due[i]", "self.latency_N[i] = now - self.due[max(0, i - 1)]", LOAD),
     Mistake("cost", "storage paid once more by training", "bench/cost_terms.py",
