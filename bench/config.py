@@ -170,7 +170,10 @@ def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str,
 def _serve_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> ServeOptions:
     values = _group("serve", base, suite, given)
     _check_kinds("serve", values, ServeOptions)
-    return ServeOptions(**{**values, "candidates": tuple(values["candidates"])})
+    for name in values["compile"]:
+        if name not in registry.model_names():
+            raise UnknownName(f"serve.compile: unknown model {nearest(str(name), registry.model_names())}")
+    return ServeOptions(**{**values, **{k: tuple(values[k]) for k in ("candidates", "compile")}})
 
 
 def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:

@@ -91,6 +91,7 @@ class ServeOptions:
     """Options of `serve.*`; meanings and defaults in conf/serve/default.yaml."""
 
     candidates: tuple[int, ...]
+    compile: tuple[str, ...]
     budget_ms: float
     requests: int
     qps: bool
@@ -104,7 +105,7 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not self.candidates or any(not isinstance(n, int) or n < 1 for n in self.candidates):
             raise UnknownName(f"serve.candidates={list(self.candidates)}: counts of at least 1, e.g. [16,128]")
-        for name in (f.name for f in fields(self) if f.name not in ("candidates", "qps", "max_wait_ms")):
+        for name in (f.name for f in fields(self) if f.name not in ("candidates", "compile", "qps", "max_wait_ms")):
             if getattr(self, name) <= 0:
                 raise UnknownName(f"serve.{name}={getattr(self, name)}: must be above 0")
         if self.max_wait_ms < 0:

@@ -22,6 +22,7 @@ from ctrbench.bench.assemble import as_record, base_columns, build, lookup, mode
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.serving.capacity import Overload, overload, qps_at
+from ctrbench.bench.serving.compiled import COMPILED, compiled
 from ctrbench.bench.serving.counts import CACHED, against, request_rows, tflop_rows
 from ctrbench.bench.serving.intake import Intake
 from ctrbench.bench.serving.load import Limits, Run, Serve, latency_percentiles, offline, server_of, single_stream
@@ -209,7 +210,14 @@ def _under_load(
             make(at, "serve_offline", full.rate, "measured", scope=REUSE, n=full.answered),
         ]
         extra["latency"][count] = alone.latency_N.tolist()
-        turned, extra["turns"][count] = _against_whole(at, forms, mine, options["rounds_seconds"])
+        offered, refused = dict(forms), ""
+        if spec.model in options["compile"]:
+            program, refused = compiled(forms[REUSE], mine.requests[0])
+            offered |= {COMPILED: program} if program is not None else {}
+        rows += [withheld(at, "reuse_time", refused, scope=COMPILED)] if refused else []
+        if COMPILED in offered:
+            largest_difference({WHOLE: forms[WHOLE], COMPILED: offered[COMPILED]}, mine.requests[:PROBED])
+        turned, extra["turns"][count] = _against_whole(at, offered, mine, options["rounds_seconds"])
         rows += turned
         if options["qps"]:
             row, extra["capacity"][count] = _within_budget(at, answer, mine, limits, alone, full, options)

@@ -16,6 +16,7 @@ import torch
 from ctrbench.bench import registry
 from ctrbench.bench.cli import main
 from ctrbench.bench.config import build_plan
+from ctrbench.bench.serving.compiled import compiled
 from ctrbench.bench.serving.drift import drift_rows
 from ctrbench.bench.serving.intake import Intake
 from ctrbench.bench.serving.process import Inexact, by_turns, largest_difference, ratio_row
@@ -233,3 +234,24 @@ def test_serving_mfu_is_work_over_time_and_ceiling() -> None:
     assert rows[1].status == "skipped"
     served["extra"]["clock_drift"] = 0.5
     assert utilisation_rows(BASE, served, {"extra": {"flops": {"reuse": {"16": 2e7}}}})[0].status == "unstable"
+
+
+def test_a_compiled_form_gives_the_same_logits_and_a_failure_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = random_schema("random_sequence", 8)
+    torch.manual_seed(0)
+    model = registry.model_spec("deepfm").build(registry.model_spec("deepfm").config(), schema).eval()
+    forms = serving_forms(registry.model_spec("deepfm").serving, model, schema)
+    traffic = random_traffic(schema, 3, pool=2, full=False)
+    made, reason = compiled(forms[REUSE], traffic.requests[0])
+    assert reason == ""
+    assert made is not None
+    assert largest_difference({WHOLE: forms[WHOLE], "compiled": made}, traffic.requests) <= 1e-5
+
+    def broken(function: Any, **options: Any) -> Any:
+        def fails(*given: Any) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nand a long trace")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert compiled(forms[REUSE], traffic.requests[0]) == (None, "torch.compile failed: no C++ compiler")
