@@ -81,7 +81,5 @@ def _skipped(spec: RunSpec, reason: str) -> list[Measurement]:
     base = base_columns(spec, registry.model_spec(spec.model).family, random_batches.TRACKS[spec.data])
     base["run"] = f"skipped-{spec.data}-{spec.model}"
     return [
-        withheld(base, metric, reason, phase=PHASE.get(metric, "train"))
-        for kind in PROCESSES
-        for metric in OWED[kind]
+        withheld(base, metric, reason, phase=PHASE.get(metric, "train")) for kind in PROCESSES for metric in OWED[kind]
     ]
