@@ -13,3 +13,10 @@ class Cost:
     """2 per multiply-add of matrix products; what a FLOP counter sees and MFU uses."""
     elementwise: float
     """1 per element and operation; reported apart, never in MFU (measures.md section 4)."""
+
+    def __mul__(self, calls: float) -> Cost:
+        """Cost of that many samples."""
+        return Cost(flops=self.flops * calls, elementwise=self.elementwise * calls)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(flops=self.flops + other.flops, elementwise=self.elementwise + other.elementwise)
