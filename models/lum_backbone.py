@@ -181,7 +181,8 @@ class UserModel(nn.Module):
     def info_nce(self, predicting_RLd: Tensor, candidates_Ud: Tensor, found: Targets) -> Tensor:
         """InfoNCE of the real events among `predicting_RLd` against the tokens of `found.item_U`."""
         out_Nd = predicting_RLd.flatten(0, 1)[found.real_N]
-        logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
+        logits_NU = self.score(out_Nd, candidates_Ud)
+        logits_NU = logits_NU.to(torch.promote_types(logits_NU.dtype, torch.float32)) / self.tau
         if self.logq:
             logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
         return cross_entropy(logits_NU, found.index_N)
