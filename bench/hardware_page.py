@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from ctrbench.bench.hardware import Gpu, NO_UNITS, bf16_units, catalogue, cpu_catalogue, source_texts, this_machine
+from ctrbench.bench.hardware import NO_UNITS, Gpu, bf16_units, catalogue, cpu_catalogue, source_texts, this_machine
 from ctrbench.bench.machine import MachineCeilings, Sizes, machine_ceilings
 
 _PEAKS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from ctrbench.bench.runspec import RunSpec
@@ -40,13 +41,16 @@ def set_mode(model: nn.Module, dtype: str = "float32", compile: str = "eager") -
         raise RuntimeError(reason)
     if dtype == "bfloat16":
         _narrow(model)
-    elif dtype == "autocast" and _device(model).type != "meta":  # torch has no autocast of shapes
-        model.forward = _autocast(model.forward, _device(model).type)
     if compile != "eager":
         for module in model.modules():
             if isinstance(module, FeatureEmbedder | EmbeddingTables):
                 module.forward = torch.compiler.disable(module.forward)
-        model.compile(backend="inductor" if compile == "compile" else "cudagraphs")
+        model.forward = torch.compile(model.forward, backend="inductor" if compile == "compile" else "cudagraphs")
+    # What casts a batch and its result stands around the compiled program: it is no part of the model.
+    if dtype == "bfloat16":
+        model.forward = _cast(model.forward)
+    elif dtype == "autocast" and _device(model).type != "meta":  # torch has no autocast of shapes
+        model.forward = _autocast(model.forward, _device(model).type)
 
 
 def refused(spec: RunSpec) -> str:
@@ -72,14 +76,20 @@ def _autocast(forward: Callable[..., Tensor], device: str) -> Callable[..., Tens
     return inside
 
 
+def _cast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda batch: forward(_narrow_inputs(batch)).float()
+
+
 def _narrow(model: nn.Module) -> None:
-    """Dense weights to bfloat16; rows and dense inputs are cast on their way in, the result on its way out."""
+    """Dense weights to bfloat16; rows are cast where they were looked up."""
     for p in dense_parameters(model):
         p.data = p.data.to(torch.bfloat16)
     for tables in embedding_tables(model):
-        tables.register_forward_hook(lambda module, args, out: _narrow_rows(out))
-    model.register_forward_pre_hook(lambda module, args: (_narrow_inputs(args[0]), *args[1:]))
-    model.register_forward_hook(lambda module, args, out: out.float())
+        tables.forward = _narrow_lookup(tables.forward)
+
+
+def _narrow_lookup(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda ids: _narrow_rows(forward(ids))
 
 
 def _narrow_rows(out: KeyedTensor | dict[str, JaggedTensor]) -> KeyedTensor | dict[str, JaggedTensor]:
@@ -113,9 +123,14 @@ class MasterAdam:
     def step(self) -> None:
         """Masters take the gradients in float32, weights the masters rounded."""
         for weight, master in zip(self._weights, self._masters, strict=True):
-            master.grad = None if weight.grad is None else weight.grad.float()
+            if weight.grad is not None:
+                master.grad = weight.grad.float()
         self.inner.step()
         torch._foreach_copy_(self._weights, self._masters)
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Called with Adam once the masters have their gradients, before they move."""
+        return self.inner.register_step_pre_hook(hook)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradients of weights and masters."""

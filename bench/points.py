@@ -43,6 +43,8 @@ def sweep_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 def mode_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Fields of `plan.Entry`: every model of a job in every mode; what it counts is counted once, eager in float32.
 
+    They are brief: no published size is counted beside them.
+
     A job has `modes: {compile, dtype}`, lists of values of `run.compile` and `run.dtype`.
     A model of its list has `options` and `batch`, where they are not its defaults and the run's.
     """
@@ -52,7 +54,7 @@ def mode_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         for compile, dtype in product(job["modes"]["compile"], job["modes"]["dtype"]):
             run = {"compile": compile, "dtype": dtype, **batch}
             points.append({"model": listed["model"], "options": listed.get("options", {}), "run": run,
-                           "label": f"{compile},{dtype}", "uncounted": (compile, dtype) != PLAIN})  # fmt: skip
+                           "label": f"{compile},{dtype}", "uncounted": (compile, dtype) != PLAIN, "brief": True})  # fmt: skip
     return points
 
 
