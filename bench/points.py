@@ -53,8 +53,10 @@ def mode_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         batch = {"batch": listed["batch"]} if "batch" in listed else {}
         for compile, dtype in product(job["modes"]["compile"], job["modes"]["dtype"]):
             run = {"compile": compile, "dtype": dtype, **batch}
-            points.append({"model": listed["model"], "options": listed.get("options", {}), "run": run,
-                           "label": f"{compile},{dtype}", "uncounted": (compile, dtype) != PLAIN, "brief": True})  # fmt: skip
+            points.append({
+                "model": listed["model"], "options": listed.get("options", {}), "run": run, "brief": True,
+                "label": f"{compile},{dtype}", "uncounted": (compile, dtype) != PLAIN,
+            })  # fmt: skip
     return points
 
 

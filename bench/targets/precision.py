@@ -96,7 +96,7 @@ def outcomes() -> Iterator[Outcome]:
         f"; this CPU has no bf16 units: torch emulates such products, which run at {product_ratio():.2f}x of float32's"
     )  # fmt: skip
     for dtype, found in ratios.items():
-        how = f"{found.rounds} rounds by turns in one process, batch {spec.batch}, {spec.threads} threads, eager{emulated}"
+        how = f"{found.rounds} rounds by turns in one process, batch {spec.batch}, {spec.threads} threads{emulated}"
         target = f"training step of OneTrans d=256 T=50: float32 / {dtype}"
         made = at_least(GROUP, target, FASTER, found.value, how, interval=(found.low, found.high))
         if dtype != "bfloat16":
