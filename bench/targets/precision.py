@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from ctrbench.bench.targets.mfu import HELD, LIMIT_S, POINTS, alone, product_rat
 from ctrbench.bench.targets.outcome import Outcome, at_least
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import Batch
 from ctrbench.reports import records
 
 GROUP = "precision"
@@ -49,7 +50,7 @@ def step_ratios(spec: RunSpec, rounds: int = ROUNDS, limit_s: float = 2 * LIMIT_
     return {dtype: ratio(found["float32"], found[dtype]) for dtype in NARROW}
 
 
-def _stepper(step: TrainStep, batches):  # type: ignore[no-untyped-def]
+def _stepper(step: TrainStep, batches: Iterator[Batch]) -> Callable[[], object]:
     return lambda: step(next(batches))
 
 
