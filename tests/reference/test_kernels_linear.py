@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctrbench.bench.counting.ops import base_name, classify, flops_of
 import ctrbench.kernels.linear as module
+from ctrbench.bench.counting.ops import base_name, classify, flops_of
 from ctrbench.kernels.linear import MIN_MACS, MIN_WEIGHT_WIDTH, Linear, linear, linear_cost
 
 SHAPES = [((600, 208), 200), ((4096, 48), 64), ((64, 20, 128), 160), ((512, 192), 192)]  # all at least MIN_MACS
