@@ -3,9 +3,10 @@
 A row's keys are its S-tokens, oldest first, then its NS-tokens; its queries are the newest of them (a pyramid asks for
 few), so query i of Q stands at key i + K - Q and sees that key and all before it.
 
-On CPU rows of the same numbers of queries and keys are brought together by one gather and go through torch's flash
-operator as a batch without padding or, where all tokens ask, mask; rows that already lie so are not moved. What the
-gather costs is bound by the tokens, what padding costs by the square of the longest row.
+On CPU rows of the same numbers of queries and keys are brought together by one gather. Long ones go through torch's
+flash operator as a batch without padding and, where all tokens ask, without mask. Short ones, filled up to a multiple
+of 8 tokens, go through plain products, so many rows at a time as keep their scores in cache. Rows that already lie so
+are not moved. What the gather costs is bound by the tokens, what padding costs by the square of the longest row.
 
 Dims: B rows, M queries of all rows, N keys of all rows, H heads, d width of a head, Q queries of a row, K its keys,
 R = B + 1 offsets
@@ -13,6 +14,8 @@ R = B + 1 offsets
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +28,14 @@ from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 Impl = Literal["fused", "plain"]
+
+SHORT = 128
+"""Keys up to which products in cache beat the flash operator, which spends 64 x 64 x 16 at a quarter of their rate."""
+STEP = 8
+"""Short rows are filled up to a multiple of this, a vector of the instruction set."""
+IN_CACHE = 1 << 18
+"""Scores at a time; both measured as in docs/performance/notes-ka.md."""
+_ALL, _FIRST = slice(None), slice(1)
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -52,13 +63,17 @@ def jagged_attention_plain(
 
 
 class _Group(NamedTuple):
-    """Rows alike, one behind the other."""
+    """Rows of (nearly) the same numbers of queries and keys, one behind the other; short ones filled up at the right."""
 
     rows: int
     queries: int
     keys: int
     q_at: int
     k_at: int
+    short: bool
+    """Goes through products in cache; else through torch's flash operator."""
+    behind_b: Tensor | None
+    """Keys before the first query, by row; None where all tokens ask and no mask but the triangle is needed."""
 
     def q(self, x_MHd: Tensor) -> Tensor:
         """The group's queries, [b, H, Q, d], a view."""
@@ -70,18 +85,20 @@ class _Group(NamedTuple):
         own = x_NHd[self.k_at : self.k_at + self.rows * self.keys]
         return own.view(self.rows, self.keys, *x_NHd.shape[1:]).transpose(1, 2)
 
-    def mask(self, like: Tensor) -> Tensor | None:
-        """Additive [Q, K] where not all tokens ask."""
-        if self.queries == self.keys:
-            return None
-        seen_QK = lower_right(self.queries, self.keys)
-        return torch.zeros(seen_QK.shape, dtype=like.dtype).masked_fill_(~seen_QK, -torch.inf)
+    def mask(self, like: Tensor, rows: slice = _ALL) -> Tensor:
+        """Additive [1 or b, 1, Q, K]: what each query sees. Filling at the right is behind what any real one sees."""
+        last_bQ = torch.arange(self.queries).unsqueeze(0)
+        if self.behind_b is not None:
+            last_bQ = last_bQ + self.behind_b[rows].unsqueeze(1)
+        hidden_bQK = torch.arange(self.keys) > last_bQ.unsqueeze(2)
+        return torch.zeros(hidden_bQK.shape, dtype=like.dtype).masked_fill_(hidden_bQK, -torch.inf).unsqueeze(1)
 
 
 class _Moves(NamedTuple):
-    """Where each token goes, and back."""
+    """Where tokens go (filling repeats some token), which of it is filling, and back."""
 
     there: Tensor
+    filling: Tensor
     back: Tensor
 
 
@@ -91,46 +108,87 @@ class _Plan(NamedTuple):
     k_moves: _Moves | None
 
 
-def _moves(offsets_R: np.ndarray, order_B: np.ndarray) -> _Moves | None:
-    lengths_B = np.diff(offsets_R)[order_B]
-    begin_B = np.cumsum(lengths_B) - lengths_B
-    there = np.repeat(offsets_R[:-1][order_B] - begin_B, lengths_B) + np.arange(lengths_B.sum())
-    back = np.empty_like(there)
-    back[there] = np.arange(len(there))
-    return _Moves(torch.from_numpy(there), torch.from_numpy(back))
+def _moves(offsets_R: np.ndarray, order_B: np.ndarray, room_B: np.ndarray) -> _Moves | None:
+    """Rows in this order, each in so much room; None if they lie so."""
+    start_B, lengths_B = offsets_R[:-1][order_B], np.diff(offsets_R)[order_B]
+    begin_B = np.cumsum(room_B) - room_B
+    place = np.arange(room_B.sum()) - np.repeat(begin_B, room_B)
+    real = place < np.repeat(lengths_B, room_B)
+    there = np.where(real, np.repeat(start_B, room_B) + place, 0)
+    if real.all() and (there == np.arange(len(there))).all():
+        return None
+    back = np.empty(offsets_R[-1], dtype=np.int64)
+    back[there[real]] = np.flatnonzero(real)
+    return _Moves(*(torch.from_numpy(x) for x in (there, np.flatnonzero(~real), back)))
+
+
+def _up(lengths: np.ndarray) -> np.ndarray:
+    return -(-lengths // STEP) * STEP
 
 
 @lru_cache(maxsize=4)
-def _plan(q_offsets: tuple[int, ...], k_offsets: tuple[int, ...]) -> _Plan:
-    """Kept for the layers of a model, which ask for the same rows in turn."""
+def _plan(q_offsets: tuple[int, ...], k_offsets: tuple[int, ...], up_to: int) -> _Plan:
+    """Kept for the layers of a model, which ask for the same rows in turn. Short rows have up to `up_to` keys."""
     q_R, k_R = np.asarray(q_offsets), np.asarray(k_offsets)
     queries_B, keys_B = np.diff(q_R), np.diff(k_R)
-    if (queries_B > keys_B).any() or (queries_B < 0).any():
-        row = int(np.flatnonzero((queries_B > keys_B) | (queries_B < 0))[0])
+    wrong_B = (queries_B > keys_B) | (queries_B < 0)
+    if wrong_B.any():
+        row = int(wrong_B.argmax())
         raise ValueError(f"row {row} has {queries_B[row]} queries and {keys_B[row]} keys; queries are the newest keys")
-    order_B = np.lexsort((queries_B, keys_B))
-    sizes_B2 = np.stack([queries_B[order_B], keys_B[order_B]], axis=1)
-    first = np.flatnonzero(np.r_[True, (np.diff(sizes_B2, axis=0) != 0).any(axis=1)]) if len(order_B) else []
-    groups, q_at, k_at = [], 0, 0
-    for begin, end in zip(first, [*first[1:], len(order_B)], strict=True):
-        queries, keys = (int(n) for n in sizes_B2[begin])
-        rows = int(end - begin)
+    short_B = keys_B <= up_to
+    room_B2 = np.stack([np.where(short_B, _up(n), n) for n in (queries_B, keys_B)], axis=1)
+    kind_B4 = np.column_stack([~short_B, queries_B < keys_B, room_B2])
+    order_B = np.lexsort((kind_B4[:, 2], kind_B4[:, 3], kind_B4[:, 1], kind_B4[:, 0]))
+    kind_B4, room_B2, behind_B = kind_B4[order_B], room_B2[order_B], (keys_B - queries_B)[order_B]
+    ends = [*(np.flatnonzero((np.diff(kind_B4, axis=0) != 0).any(axis=1)) + 1), len(order_B)] if len(order_B) else []
+    groups, begin, q_at, k_at = [], 0, 0, 0
+    for end in ends:
+        (long, tail, queries, keys), rows = (int(n) for n in kind_B4[begin]), int(end - begin)
         if queries:
-            groups.append(_Group(rows, queries, keys, q_at, k_at))
-        q_at, k_at = q_at + rows * queries, k_at + rows * keys
-    if (np.diff(order_B) == 1).all():
-        return _Plan(tuple(groups), None, None)
-    return _Plan(tuple(groups), _moves(q_R, order_B), _moves(k_R, order_B))
+            behind_b = torch.from_numpy(behind_B[begin:end]) if tail else None
+            groups.append(_Group(rows, queries, keys, q_at, k_at, not long, behind_b))
+        begin, q_at, k_at = int(end), q_at + rows * queries, k_at + rows * keys
+    return _Plan(tuple(groups), _moves(q_R, order_B, room_B2[:, 0]), _moves(k_R, order_B, room_B2[:, 1]))
 
 
 def _move(x: Tensor, index: Tensor | None) -> Tensor:
     return x if index is None else x.index_select(0, index)
 
 
-def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    """Blocks [b, H, L, d] of all groups as one flat [., H, d]."""
-    flat = [p.transpose(1, 2).flatten(0, 1) for p in parts]
-    return flat[0] if len(flat) == 1 else torch.cat(flat) if flat else like.new_empty(0, *like.shape[1:])
+def _chunks(group: _Group, heads: int) -> list[slice]:
+    """Rows whose scores fit in cache together."""
+    size = max(1, IN_CACHE // (heads * group.queries * group.keys))
+    return [slice(at, min(at + size, group.rows)) for at in range(0, group.rows, size)]
+
+
+def _short(group: _Group, q_bHQd: Tensor, k_bHKd: Tensor, v_bHKd: Tensor, out_bHQd: Tensor) -> list[Tensor]:
+    """Writes what short rows take and returns what their gradient needs."""
+    heads, scale, kept = q_bHQd.shape[1], 1.0 / math.sqrt(q_bHQd.shape[-1]), []
+    for rows in _chunks(group, heads):
+        q, k, v = (x[rows].flatten(0, 1) for x in (q_bHQd, k_bHKd, v_bHKd))
+        mask = group.mask(q, rows)
+        if group.behind_b is None:
+            scores = torch.baddbmm(mask[0], q, k.transpose(1, 2), alpha=scale)
+        else:
+            scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (-1, heads)).mul_(scale).add_(mask).flatten(0, 1)
+        weights = scores.softmax(dim=-1)
+        out_bHQd[rows] = torch.bmm(weights, v).unflatten(0, (-1, heads))
+        kept += [q, k, v, weights]
+    return kept
+
+
+def _short_backward(group: _Group, kept: Iterator[Tensor], grad_bHQd: Tensor, found: tuple[Tensor, ...]) -> None:
+    """Writes the gradients of queries, keys and values."""
+    heads, scale = grad_bHQd.shape[1], 1.0 / math.sqrt(grad_bHQd.shape[-1])
+    for rows in _chunks(group, heads):
+        q, k, v, weights = (next(kept) for _ in range(4))
+        grad = grad_bHQd[rows].flatten(0, 1)
+        of_v = torch.bmm(weights.transpose(1, 2), grad)
+        of_scores = torch._softmax_backward_data(torch.bmm(grad, v.transpose(1, 2)), weights, -1, weights.dtype)
+        of_q = torch.bmm(of_scores, k).mul_(scale)
+        of_k = torch.bmm(of_scores.transpose(1, 2), q).mul_(scale)
+        for to, part in zip(found, (of_q, of_k, of_v), strict=True):
+            to[rows] = part.unflatten(0, (-1, heads))
 
 
 class _Jagged(torch.autograd.Function):
@@ -138,53 +196,65 @@ class _Jagged(torch.autograd.Function):
     def forward(ctx: Any, q_MHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, plan: _Plan) -> Tensor:
         q_there, k_there = (None if m is None else m.there for m in (plan.q_moves, plan.k_moves))
         q_MHd, k_NHd, v_NHd = _move(q_MHd, q_there), _move(k_NHd, k_there), _move(v_NHd, k_there)
-        outs, logs = [], []
+        out_MHd, kept = torch.empty_like(q_MHd, memory_format=torch.contiguous_format), []
         for g in plan.groups:
-            mask = g.mask(q_MHd)
-            out, log = _flash(g.q(q_MHd), g.k(k_NHd), g.k(v_NHd), 0.0, mask is None, attn_mask=mask)
-            outs.append(out)
-            logs.append(log)
-        out_MHd = _joined(outs, q_MHd)
+            parts = g.q(q_MHd), g.k(k_NHd), g.k(v_NHd)
+            if g.short:
+                kept += _short(g, *parts, g.q(out_MHd))
+                continue
+            mask = None if g.behind_b is None else g.mask(q_MHd, _FIRST)
+            out, log = _flash(*parts, 0.0, mask is None, attn_mask=mask)
+            g.q(out_MHd).copy_(out)
+            kept.append(log)
         ctx.plan = plan
-        ctx.save_for_backward(q_MHd, k_NHd, v_NHd, out_MHd, *logs)
+        ctx.save_for_backward(q_MHd, k_NHd, v_NHd, out_MHd, *kept)
         return _move(out_MHd, None if plan.q_moves is None else plan.q_moves.back)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_MHd: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_MHd, k_NHd, v_NHd, out_MHd, *logs = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        grad_MHd = _move(grad_MHd.contiguous(), None if plan.q_moves is None else plan.q_moves.there)
-        found: tuple[list[Tensor], ...] = ([], [], [])
-        for g, log in zip(plan.groups, logs, strict=True):
-            mask = g.mask(q_MHd)
+        q_MHd, k_NHd, v_NHd, out_MHd, *saved = ctx.saved_tensors
+        plan, kept = ctx.plan, iter(saved)
+        grad_MHd = grad_MHd.contiguous()
+        if plan.q_moves is not None:
+            # what is filling gets no gradient, and so gives none
+            grad_MHd = grad_MHd.index_select(0, plan.q_moves.there).index_fill_(0, plan.q_moves.filling, 0.0)
+        every = sum(g.rows * g.keys for g in plan.groups) == len(k_NHd)  # else there are keys that nobody asked about
+        of_k, of_v = (
+            torch.empty(k_NHd.shape, dtype=k_NHd.dtype) if every else k_NHd.new_zeros(k_NHd.shape) for _ in "kv"
+        )
+        of_q = torch.empty(q_MHd.shape, dtype=q_MHd.dtype)
+        for g in plan.groups:
+            found = g.q(of_q), g.k(of_k), g.k(of_v)
+            if g.short:
+                _short_backward(g, kept, g.q(grad_MHd), found)
+                continue
+            mask = None if g.behind_b is None else g.mask(q_MHd, _FIRST)
             grads = _flash_backward(
-                g.q(grad_MHd), g.q(q_MHd), g.k(k_NHd), g.k(v_NHd), g.q(out_MHd), log, 0.0, mask is None, attn_mask=mask
-            )
-            for parts, grad in zip(found, grads, strict=True):
-                parts.append(grad)
-        return (*_returned(found, plan, q_MHd, k_NHd), None)
-
-
-def _returned(
-    found: tuple[list[Tensor], ...], plan: _Plan, q_MHd: Tensor, k_NHd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in the caller's order; keys that nobody asked about get zeros."""
-    q_back, k_back = (None if m is None else m.back for m in (plan.q_moves, plan.k_moves))
-    grad_q, grad_k, grad_v = (_joined(parts, k_NHd) for parts in found)
-    if len(grad_k) < len(k_NHd):
-        asked = torch.cat([torch.arange(g.k_at, g.k_at + g.rows * g.keys) for g in plan.groups] or [torch.arange(0)])
-        grad_k, grad_v = (torch.zeros_like(k_NHd).index_copy_(0, asked, t) for t in (grad_k, grad_v))
-    return _move(grad_q, q_back), _move(grad_k, k_back), _move(grad_v, k_back)
+                g.q(grad_MHd), g.q(q_MHd), g.k(k_NHd), g.k(v_NHd), g.q(out_MHd), next(kept), 0.0, mask is None,
+                attn_mask=mask,
+            )  # fmt: skip
+            for to, grad in zip(found, grads, strict=True):
+                to.copy_(grad)
+        q_back, k_back = (None if m is None else m.back for m in (plan.q_moves, plan.k_moves))
+        return _move(of_q, q_back), _move(of_k, k_back), _move(of_v, k_back), None
 
 
 @torch.compiler.disable
 def jagged_attention_grouped(
     q_MHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, q_offsets_R: Tensor, k_offsets_R: Tensor, longest: int
 ) -> Tensor:
-    """Fast path on CPU: rows alike as one batch of torch's flash operator."""
-    plan = _plan(tuple(q_offsets_R.tolist()), tuple(k_offsets_R.tolist()))
-    return _Jagged.apply(q_MHd, k_NHd, v_NHd, plan)
+    """Fast path on CPU: rows alike together."""
+    up_to = SHORT if q_MHd.dtype.itemsize >= 4 else 0  # weights of half types are kept in float32 by flash alone
+    return _Jagged.apply(q_MHd, k_NHd, v_NHd, _plan(tuple(q_offsets_R.tolist()), tuple(k_offsets_R.tolist()), up_to))
+
+
+@torch.compiler.disable
+def jagged_attention_flash(
+    q_MHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, q_offsets_R: Tensor, k_offsets_R: Tensor, longest: int
+) -> Tensor:
+    """The same with every row taken for a long one."""
+    return _Jagged.apply(q_MHd, k_NHd, v_NHd, _plan(tuple(q_offsets_R.tolist()), tuple(k_offsets_R.tolist()), 0))
 
 
 def jagged_attention(
@@ -260,7 +330,7 @@ OPERATOR = Operator(
     title="Jagged causal attention",
     twin=jagged_attention_plain,
     run=jagged_attention,
-    paths={"grouped": jagged_attention_grouped},
+    paths={"grouped": jagged_attention_grouped, "flash": jagged_attention_flash},
     inputs=_inputs,
     cost=lambda s: jagged_cost(int(s["heads"] * s["width"]), int(s["heads"]), *_sizes(s)),
     small=(
