@@ -63,7 +63,7 @@ def jagged_attention_plain(
 
 
 class _Group(NamedTuple):
-    """Rows of (nearly) the same numbers of queries and keys, one behind the other; short ones filled up at the right."""
+    """Rows of the same numbers of queries and keys, one behind the other; short ones filled up at the right."""
 
     rows: int
     queries: int
