@@ -91,11 +91,12 @@ def cross(x0_BN: Tensor, x_BN: Tensor, weight_NN: Tensor, bias_N: Tensor) -> Ten
 
 
 KERNELS = (
-    Kernel(
-        fn=_forward,
-        args="*T *T *T *T *T *T i32 i32",
-        tiles=by_type(product_tiles, KEEP=True, PRECISION="ieee"),
-        dot=True,
+    *(
+        Kernel(
+            fn=_forward, variant=variant, args=f"*T *T *T *T *T *T i32 {kind}", dot=True,
+            tiles=by_type(product_tiles, KEEP=True, PRECISION="ieee"),
+        )
+        for variant, kind in (("N624", "I32"), ("N390", "i32"))
     ),
-    Kernel(fn=_backward, args="*T *T *T *T *T *fp32 i32 i32", tiles=by_type(_backward_tiles)),
-)
+    Kernel(fn=_backward, args="*T *T *T *T *T *fp32 i32 I32", tiles=by_type(_backward_tiles)),
+)  # fmt: skip

@@ -22,7 +22,7 @@ PROGRAMS = 256
 
 
 @triton.jit
-def _moments(x, mask, parts, N, O, ROWS, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
+def _moments(x, mask, parts, N, OUT, ROWS, MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
     cols = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     count = 0.0
     mean = tl.zeros((BLOCK_O,), dtype=tl.float32)
@@ -33,8 +33,8 @@ def _moments(x, mask, parts, N, O, ROWS, MASKED: tl.constexpr, BLOCK_N: tl.const
         inside = rows < N
         if MASKED:
             inside = inside & (tl.load(mask + rows, mask=inside, other=0.0) != 0.0)
-        at = rows[:, None].to(tl.int64) * O + cols[None, :]
-        x_tile = tl.load(x + at, mask=inside[:, None] & (cols[None, :] < O), other=0.0).to(tl.float32)
+        at = rows[:, None].to(tl.int64) * OUT + cols[None, :]
+        x_tile = tl.load(x + at, mask=inside[:, None] & (cols[None, :] < OUT), other=0.0).to(tl.float32)
         here = tl.sum(inside.to(tl.float32), axis=0)
         here_mean = tl.sum(x_tile, axis=0) / tl.maximum(here, 1.0)
         off = tl.where(inside[:, None], x_tile - here_mean[None, :], 0.0)
@@ -43,33 +43,33 @@ def _moments(x, mask, parts, N, O, ROWS, MASKED: tl.constexpr, BLOCK_N: tl.const
         m2 += tl.sum(off * off, axis=0) + shift * shift * (count * here / both)
         mean += shift * (here / both)
         count += here
-    at = tl.program_id(0) * 3 * O + cols
-    tl.store(parts + at, tl.zeros((BLOCK_O,), dtype=tl.float32) + count, mask=cols < O)
-    tl.store(parts + at + O, mean, mask=cols < O)
-    tl.store(parts + at + 2 * O, m2, mask=cols < O)
+    at = tl.program_id(0) * 3 * OUT + cols
+    tl.store(parts + at, tl.zeros((BLOCK_O,), dtype=tl.float32) + count, mask=cols < OUT)
+    tl.store(parts + at + OUT, mean, mask=cols < OUT)
+    tl.store(parts + at + 2 * OUT, m2, mask=cols < OUT)
 
 
 @triton.jit
-def _apply(x, alpha, mean, rstd, out, N, O, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
+def _apply(x, alpha, mean, rstd, out, N, OUT, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    inside = (rows[:, None] < N) & (cols[None, :] < O)
-    at = rows[:, None].to(tl.int64) * O + cols[None, :]
-    a = tl.load(alpha + cols, mask=cols < O, other=0.0).to(tl.float32)[None, :]
+    inside = (rows[:, None] < N) & (cols[None, :] < OUT)
+    at = rows[:, None].to(tl.int64) * OUT + cols[None, :]
+    a = tl.load(alpha + cols, mask=cols < OUT, other=0.0).to(tl.float32)[None, :]
     x_tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    z = x_tile - tl.load(mean + cols, mask=cols < O, other=0.0)[None, :]
-    p = tl.sigmoid(z * tl.load(rstd + cols, mask=cols < O, other=0.0)[None, :])
+    z = x_tile - tl.load(mean + cols, mask=cols < OUT, other=0.0)[None, :]
+    p = tl.sigmoid(z * tl.load(rstd + cols, mask=cols < OUT, other=0.0)[None, :])
     tl.store(out + at, (a + (1.0 - a) * p) * x_tile, mask=inside)
 
 
 @triton.jit
 def _sums(
-    grad, x, mean, rstd, parts, N, O, ROWS, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr
+    grad, x, mean, rstd, parts, N, OUT, ROWS, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr
 ):  # fmt: skip
     """Sums over rows of g x, g x p, s and s z with s = g x p (1 - p), the gradient of z less its factor 1 - alpha."""
     cols = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    m = tl.load(mean + cols, mask=cols < O, other=0.0)[None, :]
-    r = tl.load(rstd + cols, mask=cols < O, other=0.0)[None, :]
+    m = tl.load(mean + cols, mask=cols < OUT, other=0.0)[None, :]
+    r = tl.load(rstd + cols, mask=cols < OUT, other=0.0)[None, :]
     t_sum = tl.zeros((BLOCK_O,), dtype=tl.float32)
     tp_sum = tl.zeros((BLOCK_O,), dtype=tl.float32)
     s_sum = tl.zeros((BLOCK_O,), dtype=tl.float32)
@@ -77,8 +77,8 @@ def _sums(
     first = tl.program_id(0) * ROWS
     for start in range(first, first + ROWS, BLOCK_N):
         rows = start + tl.arange(0, BLOCK_N)
-        inside = (rows[:, None] < N) & (cols[None, :] < O)
-        at = rows[:, None].to(tl.int64) * O + cols[None, :]
+        inside = (rows[:, None] < N) & (cols[None, :] < OUT)
+        at = rows[:, None].to(tl.int64) * OUT + cols[None, :]
         x_tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         t = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32) * x_tile
         z = (x_tile - m) * r
@@ -88,30 +88,30 @@ def _sums(
         tp_sum += tl.sum(t * p, axis=0)
         s_sum += tl.sum(s, axis=0)
         sz_sum += tl.sum(s * z, axis=0)
-    at = tl.program_id(0) * 4 * O + cols
-    tl.store(parts + at, t_sum, mask=cols < O)
-    tl.store(parts + at + O, tp_sum, mask=cols < O)
-    tl.store(parts + at + 2 * O, s_sum, mask=cols < O)
-    tl.store(parts + at + 3 * O, sz_sum, mask=cols < O)
+    at = tl.program_id(0) * 4 * OUT + cols
+    tl.store(parts + at, t_sum, mask=cols < OUT)
+    tl.store(parts + at + OUT, tp_sum, mask=cols < OUT)
+    tl.store(parts + at + 2 * OUT, s_sum, mask=cols < OUT)
+    tl.store(parts + at + 3 * OUT, sz_sum, mask=cols < OUT)
 
 
 @triton.jit
 def _backward(
-    grad, x, mask, alpha, mean, rstd, s_mean, sz_mean, d_x, N, O,
+    grad, x, mask, alpha, mean, rstd, s_mean, sz_mean, d_x, N, OUT,
     MASKED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
-    inside = (rows[:, None] < N) & (cols[None, :] < O)
-    at = rows[:, None].to(tl.int64) * O + cols[None, :]
-    a = tl.load(alpha + cols, mask=cols < O, other=0.0).to(tl.float32)[None, :]
-    r = tl.load(rstd + cols, mask=cols < O, other=0.0)[None, :]
+    inside = (rows[:, None] < N) & (cols[None, :] < OUT)
+    at = rows[:, None].to(tl.int64) * OUT + cols[None, :]
+    a = tl.load(alpha + cols, mask=cols < OUT, other=0.0).to(tl.float32)[None, :]
+    r = tl.load(rstd + cols, mask=cols < OUT, other=0.0)[None, :]
     x_tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    z = (x_tile - tl.load(mean + cols, mask=cols < O, other=0.0)[None, :]) * r
+    z = (x_tile - tl.load(mean + cols, mask=cols < OUT, other=0.0)[None, :]) * r
     p = tl.sigmoid(z)
-    through = tl.load(s_mean + cols, mask=cols < O, other=0.0)[None, :]
-    through += z * tl.load(sz_mean + cols, mask=cols < O, other=0.0)[None, :]
+    through = tl.load(s_mean + cols, mask=cols < OUT, other=0.0)[None, :]
+    through += z * tl.load(sz_mean + cols, mask=cols < OUT, other=0.0)[None, :]
     if MASKED:
         through *= tl.load(mask + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
     s = g * x_tile * p * (1.0 - p) - through
@@ -124,8 +124,8 @@ def _tiles(dtype: str) -> Tiles:
 
 def _grids(x_NO: Tensor, tiles: Tiles) -> tuple[tuple[int, int], tuple[int, int], int]:
     """(grid that covers all rows, grid of the sums, rows of one of its programs)."""
-    (n, out), columns = x_NO.shape, triton.cdiv(x_NO.shape[1], tiles["BLOCK_O"])
-    blocks = triton.cdiv(n, tiles["BLOCK_N"])
+    columns = triton.cdiv(x_NO.shape[1], tiles["BLOCK_O"])
+    blocks = triton.cdiv(len(x_NO), tiles["BLOCK_N"])
     each = triton.cdiv(blocks, PROGRAMS)
     return (blocks, columns), (triton.cdiv(blocks, each), columns), each * tiles["BLOCK_N"]
 
@@ -139,7 +139,9 @@ class _Dice(torch.autograd.Function):
         tiles = _tiles(TYPES[x_NO.dtype])
         all_rows, some_rows, rows = _grids(x_NO, tiles)
         parts_P3O = x_NO.new_empty(some_rows[0], 3, out, dtype=torch.float32)
-        _moments[some_rows](x_NO, x_NO if mask_N is None else mask_N, parts_P3O, n, out, rows, mask_N is not None, **tiles)
+        _moments[some_rows](
+            x_NO, x_NO if mask_N is None else mask_N, parts_P3O, n, out, rows, mask_N is not None, **tiles
+        )
         count_PO, mean_PO, m2_PO = parts_P3O.unbind(1)
         count_O = count_PO.sum(0).clamp(min=1)
         mean_O = (count_PO * mean_PO).sum(0) / count_O
@@ -169,9 +171,7 @@ class _Dice(torch.autograd.Function):
         return d_x_NO, None, (t_O - tp_O).to(alpha_O.dtype), None
 
 
-def dice_rows(
-    x_NO: Tensor, mask_N: Tensor | None, alpha_O: Tensor, eps: float = 1e-9
-) -> tuple[Tensor, Tensor, Tensor]:
+def dice_rows(x_NO: Tensor, mask_N: Tensor | None, alpha_O: Tensor, eps: float = 1e-9) -> tuple[Tensor, Tensor, Tensor]:
     """Dice of flat rows; without a mask all of them are valid."""
     return _Dice.apply(x_NO.contiguous(), mask_N, alpha_O, eps)
 
@@ -186,12 +186,12 @@ def dice(x_NO: Tensor, mask_N: Tensor, alpha_O: Tensor, eps: float = 1e-9) -> tu
 
 
 KERNELS = (
-    Kernel(fn=_moments, args="*T *T *fp32 i32 i32 i32", tiles=by_type(_tiles, MASKED=True)),
-    Kernel(fn=_apply, args="*T *T *fp32 *fp32 *T i32 i32", tiles=by_type(_tiles)),
-    Kernel(fn=_sums, args="*T *T *fp32 *fp32 *fp32 i32 i32 i32", tiles=by_type(_tiles)),
+    Kernel(fn=_moments, args="*T *T *fp32 i32 I32 i32", tiles=by_type(_tiles, MASKED=True)),
+    Kernel(fn=_apply, args="*T *T *fp32 *fp32 *T i32 I32", tiles=by_type(_tiles)),
+    Kernel(fn=_sums, args="*T *T *fp32 *fp32 *fp32 i32 I32 i32", tiles=by_type(_tiles)),
     Kernel(
         fn=_backward,
-        args="*T *T *T *T *fp32 *fp32 *fp32 *fp32 *T i32 i32",
+        args="*T *T *T *T *fp32 *fp32 *fp32 *fp32 *T i32 I32",
         tiles=by_type(_tiles, MASKED=True),
     ),
 )

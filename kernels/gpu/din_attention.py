@@ -28,7 +28,7 @@ Moments = tuple[tuple[Tensor, Tensor] | None, ...]
 
 @triton.jit
 def _first(
-    q, h, row_part, by_event, by_product, row_of, out, N, C, O,
+    q, h, row_part, by_event, by_product, row_of, out, N, C, OUT,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     events = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,17 +40,17 @@ def _first(
         inside = (events[:, None] < N) & (width[None, :] < C)
         h_tile = tl.load(h + events[:, None].to(tl.int64) * C + width[None, :], mask=inside, other=0.0)
         q_tile = tl.load(q + rows[:, None] * C + width[None, :], mask=inside, other=0.0)
-        at, some = cols[None, :] * C + width[:, None], (cols[None, :] < O) & (width[:, None] < C)
+        at, some = cols[None, :] * C + width[:, None], (cols[None, :] < OUT) & (width[:, None] < C)
         acc = tl.dot(h_tile, tl.load(by_event + at, mask=some, other=0.0), acc, input_precision=PRECISION)
         acc = tl.dot(q_tile * h_tile, tl.load(by_product + at, mask=some, other=0.0), acc, input_precision=PRECISION)
-    inside = (events[:, None] < N) & (cols[None, :] < O)
-    acc += tl.load(row_part + rows[:, None] * O + cols[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + events[:, None].to(tl.int64) * O + cols[None, :], acc, mask=inside)
+    inside = (events[:, None] < N) & (cols[None, :] < OUT)
+    acc += tl.load(row_part + rows[:, None] * OUT + cols[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + events[:, None].to(tl.int64) * OUT + cols[None, :], acc, mask=inside)
 
 
 @triton.jit
 def _first_backward(
-    grad, q, h, by_event, by_product, starts, d_q, d_h, product, C, O,
+    grad, q, h, by_event, by_product, starts, d_q, d_h, product, C, OUT,
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One row: gradients of its query's products and of its events; q * h for the gradient of the weight."""
@@ -63,11 +63,11 @@ def _first_backward(
         at, inside = events[:, None] * C + width[None, :], (events[:, None] < last) & (width[None, :] < C)
         of_event = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
         of_product = tl.zeros((BLOCK_N, BLOCK_C), dtype=tl.float32)
-        for o in range(0, O, BLOCK_O):
+        for o in range(0, OUT, BLOCK_O):
             cols = o + tl.arange(0, BLOCK_O)
-            some = (events[:, None] < last) & (cols[None, :] < O)
-            g = tl.load(grad + events[:, None] * O + cols[None, :], mask=some, other=0.0)
-            w_at, known = cols[:, None] * C + width[None, :], (cols[:, None] < O) & (width[None, :] < C)
+            some = (events[:, None] < last) & (cols[None, :] < OUT)
+            g = tl.load(grad + events[:, None] * OUT + cols[None, :], mask=some, other=0.0)
+            w_at, known = cols[:, None] * C + width[None, :], (cols[:, None] < OUT) & (width[None, :] < C)
             of_event = tl.dot(g, tl.load(by_event + w_at, mask=known, other=0.0), of_event, input_precision=PRECISION)
             w = tl.load(by_product + w_at, mask=known, other=0.0)
             of_product = tl.dot(g, w, of_product, input_precision=PRECISION)
@@ -79,16 +79,16 @@ def _first_backward(
 
 
 @triton.jit
-def _row_sums(x, starts, out, O, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
+def _row_sums(x, starts, out, OUT, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr):
     row, cols = tl.program_id(0), tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     first, last = tl.load(starts + row), tl.load(starts + row + 1)
     acc = tl.zeros((BLOCK_O,), dtype=tl.float32)
     for start in range(first, last, BLOCK_N):
         events = start + tl.arange(0, BLOCK_N)
-        inside = (events[:, None] < last) & (cols[None, :] < O)
-        tile = tl.load(x + events[:, None] * O + cols[None, :], mask=inside, other=0.0)
+        inside = (events[:, None] < last) & (cols[None, :] < OUT)
+        tile = tl.load(x + events[:, None] * OUT + cols[None, :], mask=inside, other=0.0)
         acc += tl.sum(tile.to(tl.float32), axis=0)
-    tl.store(out + row * O + cols, acc, mask=cols < O)
+    tl.store(out + row * OUT + cols, acc, mask=cols < OUT)
 
 
 @triton.jit
@@ -250,13 +250,13 @@ def din_attention(
 
 KERNELS = (
     Kernel(
-        fn=_first, args="*T *T *T *T *T *i64 *T i32 i32 i32", dot=True, tiles=by_type(_first_tiles, PRECISION="ieee")
+        fn=_first, args="*T *T *T *T *T *i64 *T i32 I32 I32", dot=True, tiles=by_type(_first_tiles, PRECISION="ieee")
     ),
     Kernel(
-        fn=_first_backward, args="*T *T *T *T *T *i64 *T *T *T i32 i32", dot=True,
+        fn=_first_backward, args="*T *T *T *T *T *i64 *T *T *T I32 I32", dot=True,
         tiles=by_type(_row_tiles, 32, PRECISION="ieee"),
     ),
-    Kernel(fn=_row_sums, args="*T *i64 *T i32", tiles=by_type(_sum_tiles)),
-    Kernel(fn=_pool, args="*T *T *i64 *T *fp32 i32", tiles=by_type(_pool_tiles, 32, SOFTMAX=True)),
-    Kernel(fn=_pool_backward, args="*T *T *T *i64 *T *fp32 *T *T i32", tiles=by_type(_pool_tiles, 32, SOFTMAX=True)),
+    Kernel(fn=_row_sums, args="*T *i64 *T I32", tiles=by_type(_sum_tiles)),
+    Kernel(fn=_pool, args="*T *T *i64 *T *fp32 I32", tiles=by_type(_pool_tiles, 32, SOFTMAX=True)),
+    Kernel(fn=_pool_backward, args="*T *T *T *i64 *T *fp32 *T *T I32", tiles=by_type(_pool_tiles, 32, SOFTMAX=True)),
 )  # fmt: skip

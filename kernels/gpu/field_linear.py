@@ -63,15 +63,8 @@ def field_linear(x_FBD: Tensor, weight_FDE: Tensor) -> Tensor:
     return _FieldLinear.apply(x_FBD, weight_FDE) if fits else torch.bmm(x_FBD, weight_FDE)
 
 
-_ARGS = "*T *T *T i32 i32 i32 i32 i32 i32 i32"
-KERNELS = (
-    Kernel(
-        fn=_product, variant="y", args=_ARGS, ones=("a_k", "b_n"), dot=True, tiles=by_type(product_tiles, PRECISION="ieee")
-    ),
-    Kernel(
-        fn=_product, variant="dx", args=_ARGS, ones=("a_k", "b_k"), dot=True, tiles=by_type(product_tiles, PRECISION="ieee")
-    ),
-    Kernel(
-        fn=_product, variant="dw", args=_ARGS, ones=("a_m", "b_n"), dot=True, tiles=by_type(product_tiles, PRECISION="ieee")
-    ),
-)  # fmt: skip
+_ARGS = "*T *T *T I32 I32 I32 I32 I32 I32 I32"
+KERNELS = tuple(
+    Kernel(fn=_product, variant=of, args=_ARGS, ones=ones, dot=True, tiles=by_type(product_tiles, PRECISION="ieee"))
+    for of, ones in (("y", ("a_k", "b_n")), ("dx", ("a_k", "b_k")), ("dw", ("a_m", "b_n")))
+)

@@ -140,7 +140,8 @@ def _backward_keys(
 def _tiles(dtype: str, width: int) -> Tiles:
     block = 16 if dtype == "fp32" else 64 if width <= 64 else 32
     return {
-        "D": width, "BLOCK_D": padded(width), "BLOCK_Q": block, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2,
+        "D": width, "BLOCK_D": padded(width), "BLOCK_Q": block, "BLOCK_K": 16 if dtype == "fp32" else 32,
+        "num_warps": 4, "num_stages": 2,
     }  # fmt: skip
 
 
@@ -191,9 +192,11 @@ def jagged_attention(
     return _JaggedAttention.apply(*given, q_offsets_R.contiguous(), k_offsets_R.contiguous(), longest)
 
 
-_LAST = "*i64 *i64 fp32 i32 i32 i32 i32"
+_LAST = "*i64 *i64 fp32 i32 I32 I32 I32"
 KERNELS = tuple(
-    Kernel(fn=fn, variant=f"d{width}", args=f"{first} {_LAST}", dot=True, tiles=by_type(_tiles, width, PRECISION="ieee"))
+    Kernel(
+        fn=fn, variant=f"d{width}", args=f"{first} {_LAST}", dot=True, tiles=by_type(_tiles, width, PRECISION="ieee")
+    )
     for width in (16, 64)
     for fn, first in (
         (_forward, "*T *T *T *T *fp32"),

@@ -29,7 +29,8 @@ class Kernel:
     fn: Any
     """The jit function."""
     args: str
-    """Types of its arguments that are not constexpr, in order; `T` stands for the element type, `*` for a pointer."""
+    """Types of its arguments that are not constexpr, in order: `T` is the element type, `*` a pointer, `I32` an integer
+    that is a multiple of 16 at the models' sizes, which Triton's launcher finds out and compiles in."""
     tiles: Mapping[str, Mapping[str, Any]]
     """Constexprs, num_warps and num_stages by element type (`fp32`, `bf16`)."""
     dot: bool = False

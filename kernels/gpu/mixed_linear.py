@@ -73,9 +73,7 @@ def _dense(x: Tensor) -> Tensor:
 
 class _MixedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, s_BSD: Tensor, n_BND: Tensor, shared_DE: Tensor, own_NDE: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, s_BSD: Tensor, n_BND: Tensor, shared_DE: Tensor, own_NDE: Tensor) -> tuple[Tensor, Tensor]:
         s_BSD, n_BND, shared_DE, own_NDE = _dense(s_BSD), _dense(n_BND), shared_DE.contiguous(), own_NDE.contiguous()
         ctx.save_for_backward(s_BSD, n_BND, shared_DE, own_NDE)
         return _both(s_BSD, n_BND, shared_DE, own_NDE)
@@ -100,7 +98,7 @@ def mixed_linear(
     return _MixedLinear.apply(*given) if takes(*given) else mixed_linear_fused(*given)
 
 
-_ARGS = "*T *T *T *T *T i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32"
+_ARGS = "*T *T *T *T *T i32 i32 i32 I32 I32 I32 I32 I32 I32 I32 I32 i32 i32"
 KERNELS = (
     Kernel(
         fn=_forward, variant="y", args=_ARGS, ones=("w_e",), dot=True, tiles=by_type(product_tiles, PRECISION="ieee")

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -70,15 +69,14 @@ def source(kernel: Kernel, dtype: str) -> tuple[ASTSource, dict[str, int]]:
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
     fixed.update(dict.fromkeys(kernel.ones, 1))
     open_names = [name for name in kernel.fn.arg_names if name not in fixed]
-    types = [re.sub(r"\bT$", dtype, kind) for kind in kernel.args.split()]
+    types = [re.sub(r"\bT$", dtype, kind).lower() for kind in kernel.args.split()]
     if len(types) != len(open_names):
         raise ValueError(f"{label(kernel)}: {len(types)} types for the arguments {', '.join(open_names)}")
     given = dict(zip(open_names, types, strict=True))
     signature = {name: given.get(name, "constexpr") for name in kernel.fn.arg_names}
-    # torch's allocations start at multiples of 16 bytes and the launcher tells the compiler so
-    attrs: dict[Any, Any] = {
-        (at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind.startswith("*")
-    }
+    # torch's allocations start at multiples of 16 bytes; the launcher tells the compiler so, as it does of integers
+    even = {name for name, kind in zip(open_names, kernel.args.split(), strict=True) if kind[0] in "*I"}
+    attrs = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(kernel.fn.arg_names) if name in even}
     return ASTSource(fn=kernel.fn, signature=signature, constexprs=fixed, attrs=attrs), options
 
 

@@ -119,7 +119,7 @@ def _backward_keys(
 
 def _tiles(dtype: str, fields: int, width: int) -> Tiles:
     return {
-        "D": width, "BLOCK_D": padded(width), "BLOCK_F": padded(fields), "BLOCK_I": 16 if dtype == "fp32" else 32,
+        "D": width, "BLOCK_D": padded(width), "BLOCK_F": padded(fields), "BLOCK_I": 16,
         "num_warps": 4, "num_stages": 1,
     }  # fmt: skip
 
@@ -176,7 +176,7 @@ def pair_attention(q_BHFd: Tensor, k_BHFd: Tensor, v_BHFd: Tensor, pair_FF: Tens
     return _PairAttention.apply(*given) if fits else pair_attention_fused(*given)
 
 
-_INTS = " ".join(["i32"] * 7)
+_INTS = " ".join(["I32"] * 7)
 KERNELS = (
     Kernel(
         fn=_forward, args=f"*T *T *T *T *T *fp32 i32 fp32 {_INTS}", dot=True,

@@ -230,7 +230,7 @@ def pointwise_attention(
     return _Pointwise.apply(q, k, v, seen_BQK, bias, scale, norm)
 
 
-_REST = "i32 i32 i32 fp32 fp32 " + " ".join(["i32"] * 9)
+_REST = "i32 i32 i32 fp32 fp32 " + " ".join(["I32"] * 9)
 KERNELS = tuple(
     Kernel(
         fn=fn, args=f"{first} {_REST}", dot=True, tiles=by_type(_tiles, 32, 32, BIAS=True, PRECISION="ieee")

@@ -69,7 +69,7 @@ def _backward(
 
 def _tiles(dtype: str, width: int) -> Tiles:
     block = padded(width)
-    rows = max(1, 2048 // block)
+    rows = max(1, 1024 // block)
     return {"BLOCK_N": rows, "BLOCK_D": block, "num_warps": 8 if block >= 2048 else 4, "num_stages": 1}
 
 
@@ -91,9 +91,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, grad_ND: Tensor, grad_total_ND: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_ND: Tensor, grad_total_ND: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         total_ND, gain_D, rstd_N = ctx.saved_tensors
         (n, width), tiles = total_ND.shape, _tiles(TYPES[total_ND.dtype], total_ND.shape[1])
         each = triton.cdiv(triton.cdiv(n, tiles["BLOCK_N"]), PROGRAMS) * tiles["BLOCK_N"]
@@ -108,9 +106,7 @@ class _RmsNorm(torch.autograd.Function):
         return d_x_ND, d_x_ND if ctx.add else None, d_gain_D, None
 
 
-def rms_norm(
-    x: Tensor, residual: Tensor | None, gain_D: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, residual: Tensor | None, gain_D: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """(gain * z / sqrt(mean z² + eps), z) with z = x + residual, [..., D] each."""
     if not takes(x, residual, gain_D) or x.shape[-1] > MOST_WIDTH:
         total = x if residual is None else x + residual
@@ -121,6 +117,8 @@ def rms_norm(
 
 
 KERNELS = (
-    Kernel(fn=_forward, args="*T *T *T *T *T *fp32 i32 i32 fp32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)),
-    Kernel(fn=_backward, args="*T *T *T *T *fp32 *T *fp32 i32 i32 i32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)),
+    Kernel(fn=_forward, args="*T *T *T *T *T *fp32 i32 I32 fp32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)),
+    Kernel(
+        fn=_backward, args="*T *T *T *T *fp32 *T *fp32 i32 I32 i32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)
+    ),
 )

@@ -2,7 +2,7 @@
 
 Run by test_triton_interpreter.py in a process of its own: TRITON_INTERPRET must be set before Triton is imported.
 
-    TRITON_INTERPRET=1 python -m tests.reference.triton_twins [FILE ...]     # prints a JSON object: case -> what differs
+    TRITON_INTERPRET=1 python -m tests.reference.triton_twins [FILE ...]   # prints JSON: case -> what differs
 
 Float32 alone: the interpreter's products of bfloat16 are wrong in Triton 3.7.1.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tests.reference.test_operators import operators
 from torch import Tensor
 
 from ctrbench.kernels.operator import tensors
@@ -71,8 +72,12 @@ def difference(case: Case, run: Call) -> str:
 
 
 def cases(name: str) -> Iterator[Case]:
-    """Cases of a file: odd shapes, smaller and larger than one tile."""
-    return globals()[f"{name}_cases"]()
+    """Cases of a file: the operator's own small shapes, and odd ones smaller and larger than one tile."""
+    operator = next(o for o in operators().values() if o.gpu == name)
+    for number, shape in enumerate(operator.small):
+        args = operator.inputs(shape, torch.float32, torch.device("cpu"))
+        yield Case(file=name, label=f"small {number}", twin=operator.twin, args=args)
+    yield from globals()[f"{name}_cases"]()
 
 
 def cross_cases() -> Iterator[Case]:
@@ -102,7 +107,11 @@ def bce_cases() -> Iterator[Case]:
 
 
 def dice_cases() -> Iterator[Case]:
-    from ctrbench.kernels.dice import dice_plain as twin
+    from ctrbench.kernels.dice import dice_plain
+
+    def twin(*args: Any) -> tuple[Tensor, ...]:
+        out, mean, var = dice_plain(*args)
+        return out, mean.detach(), var.detach()
 
     for batch, history, width in ((2, 3, 5), (3, 40, 70)):
         args = (normal(batch, history, width), torch.rand(batch, history) < 0.7, normal(width))
@@ -129,6 +138,59 @@ def mixed_linear_cases() -> Iterator[Case]:
         yield Case(file="mixed_linear", label=label, twin=twin, args=args, kernels={"_forward"}, tolerance=1e-3)
     args = (normal(2, 3, 5), None, normal(5, 4), None)
     yield Case(file="mixed_linear", label="one side", twin=twin, args=args)
+
+
+def rms_norm_cases() -> Iterator[Case]:
+    from torch.nn.functional import rms_norm
+
+    def twin(x: Tensor, residual: Tensor | None, gain: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        return rms_norm(total, total.shape[-1:], gain, eps), total
+
+    for rows, width, add, gain in ((3, 5, True, True), (7, 130, True, False), (300, 33, False, True)):
+        args = (normal(rows, width), normal(rows, width) if add else None, normal(width) if gain else None, 1e-6)
+        launched = {"_forward", "_backward"}
+        yield Case(file="rms_norm", label=f"{rows}x{width}", twin=twin, args=args, kernels=launched)
+
+
+def pair_attention_cases() -> Iterator[Case]:
+    from ctrbench.kernels.pair_attention import pair_attention_plain as twin
+
+    for batch, heads, fields, width, pair in (
+        (2, 2, 3, 5, (3, 3)), (1, 1, 1, 1, (1, 1)), (130, 1, 20, 18, (1, 20, 20)),
+    ):  # fmt: skip
+        args = (*(normal(batch, heads, fields, width) for _ in range(3)), normal(*pair))
+        launched = {"_forward", "_backward_queries", "_backward_keys"}
+        yield Case(
+            file="pair_attention", label=f"{batch}x{heads}x{fields}x{width}", twin=twin, args=args, kernels=launched
+        )
+
+
+def jagged_attention_cases() -> Iterator[Case]:
+    from ctrbench.kernels.jagged_attention import jagged_attention_plain as twin
+
+    for queries, keys, heads, width in (
+        ([0, 1, 3, 2], [0, 1, 3, 5], 2, 3), ([1], [1], 1, 1), ([35, 0, 4], [35, 7, 40], 1, 18), ([3], [70], 2, 4),
+    ):  # fmt: skip
+        q, k, v = (normal(sum(n), heads, width) for n in (queries, keys, keys))
+        offsets = (torch.tensor([0, *n]).cumsum(0) for n in (queries, keys))
+        yield Case(
+            file="jagged_attention", label=f"{queries} of {keys}", twin=twin, args=(q, k, v, *offsets, max(keys)),
+            kernels={"_forward", "_backward_queries", "_backward_keys"},
+        )  # fmt: skip
+
+
+def pointwise_attention_cases() -> Iterator[Case]:
+    from ctrbench.kernels.pointwise_attention import pointwise_attention_plain as twin
+
+    for batch, heads, queries, keys, qk, v, biased in ((2, 2, 3, 4, 5, 3, True), (1, 1, 18, 35, 2, 17, False)):
+        args = (
+            normal(batch, heads, queries, qk), normal(batch, heads, keys, qk), normal(batch, heads, keys, v),
+            torch.rand(batch, queries, keys) < 0.7, normal(batch, queries, keys) if biased else None, 0.5, 7.0,
+        )  # fmt: skip
+        launched = {"_forward", "_backward_queries", "_backward_keys"} | ({"_backward_bias"} if biased else set())
+        label = f"{batch}x{heads}x{queries}x{keys}x{qk}x{v}"
+        yield Case(file="pointwise_attention", label=label, twin=twin, args=args, kernels=launched)
 
 
 def watched(module: Any, launched: set[str]) -> None:
