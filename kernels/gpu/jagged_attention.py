@@ -138,10 +138,9 @@ def _backward_keys(
 
 
 def _tiles(dtype: str, width: int) -> Tiles:
-    block = 16 if dtype == "fp32" else 64 if width <= 64 else 32
+    queries, keys = (16, 32 if width <= 32 else 16) if dtype == "fp32" else (64 if width <= 64 else 32, 32)
     return {
-        "D": width, "BLOCK_D": padded(width), "BLOCK_Q": block, "BLOCK_K": 16 if dtype == "fp32" else 32,
-        "num_warps": 4, "num_stages": 2,
+        "D": width, "BLOCK_D": padded(width), "BLOCK_Q": queries, "BLOCK_K": keys, "num_warps": 4, "num_stages": 2,
     }  # fmt: skip
 
 
