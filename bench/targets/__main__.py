@@ -1,6 +1,6 @@
 """`make bench-targets`: measures every target of speed and prints target, measured, verdict.
 
-    python -m ctrbench.bench.targets                     all groups, in order; a group that is done is not measured again
+    python -m ctrbench.bench.targets                     all groups that are not done, in order
     python -m ctrbench.bench.targets kernels precision   some
     python -m ctrbench.bench.targets --show              what was measured so far
     python -m ctrbench.bench.targets --markdown FILE     the same as a page of the documentation
