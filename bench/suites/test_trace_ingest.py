@@ -1,8 +1,7 @@
 """pytest-benchmark: reading large synthetic recordings against the least that reading them can cost.
 
-Run with `pytest bench/suites/test_trace_ingest.py`; CTRBENCH_INGEST_SCALE=0.05 makes the files smaller while developing,
-and the factors are then not judged. Each way of reading has a process of its own. Time is CPU time: of the process, all
-threads.
+Run with `pytest bench/suites/test_trace_ingest.py`. With CTRBENCH_INGEST_SCALE=0.05 the files are smaller and the
+factors are not judged. Each way of reading has a process of its own. Time is CPU time: of the process, all threads.
 """
 
 from __future__ import annotations
