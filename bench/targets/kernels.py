@@ -7,7 +7,7 @@
 Every other operator stands beside them without a target. The share of the GEMM ceiling, measured in the same turns,
 says how much of the machine was left: products alone would take that share of the time.
 
-Dims: B rows, L longest history, H heads, d width of a head, M queries of all rows, R = B + 1 offsets
+Dims: B rows, L cap of histories, H heads, d width of a head, M queries of all rows, R = B + 1 offsets
 """
 
 from __future__ import annotations
@@ -77,34 +77,35 @@ def jagged(op: Operator) -> Iterator[Outcome]:
         if shape["fill"] not in FILLS:
             continue
         args = arguments(op, shape)
-        sides = {"run": call_of(op.run, args, "fwd+bwd"), **padded_sides(args)}
+        length, wanted = int(shape["history"]), OF_PADDED / shape["fill"]
+        sides = {"run": call_of(op.run, args, "fwd+bwd"), **padded_sides(args, length)}
         times = by_turns(sides, LIMIT_S)
-        fill = len(args[1]) / ((len(args[4]) - 1) * args[5])
         masked, bare = ratio(times["masked"], times["run"]), ratio(times["bare"], times["run"])
         title = f"{op.title}, {label}, forward + backward"
         yield at_least(
-            GROUP, f"{title}: padded / run", OF_PADDED / fill, masked.value,
+            GROUP, f"{title}: padded / run", wanted, masked.value,
             f"{_rounds(masked)}; padded: torch's fused operator on [B, H, L, d], mask for left padding made once;"
-            f" wanted is {OF_PADDED:g} / {fill:.3f}", interval=(masked.low, masked.high),
+            f" {len(args[1])} real tokens of {len(args[4]) - 1} x {length}; wanted is {OF_PADDED:g} / fill", interval=(masked.low, masked.high),
         )  # fmt: skip
         yield _context(
             f"{title}: padded at the right without a mask / run", bare,
             f"{_rounds(bare)}; the triangle alone hides padding at the right, which no model here uses;"
-            f" {OF_PADDED:g} / {fill:.3f} is {OF_PADDED / fill:.3g}x",
+            f" {OF_PADDED:g} / fill is {wanted:.3g}x",
         )  # fmt: skip
 
 
-def padded_sides(args: tuple[Any, ...]) -> dict[str, Callable[[], object]]:
+def padded_sides(args: tuple[Any, ...], length: int) -> dict[str, Callable[[], object]]:
     """Padded attention at the numbers of rows, heads and widths of a jagged call whose queries are all tokens.
 
-    `masked` pads at the left as the models do; both give the padded output's gradient for every position.
+    `masked` pads at the left to the length that histories are capped at, as the models do, whatever the longest of the
+    batch; both give the padded output's gradient for every position.
     """
-    q_MHd, offsets_R, longest = args[0], args[4], int(args[5])
+    q_MHd, offsets_R = args[0], args[4]
     lengths_B = offsets_R.diff()
-    like = (len(lengths_B), q_MHd.shape[1], longest, q_MHd.shape[2])
+    like = (len(lengths_B), q_MHd.shape[1], length, q_MHd.shape[2])
     q, k, v = (torch.randn(like, requires_grad=True) for _ in range(3))
-    real_BL = torch.arange(longest) >= (longest - lengths_B).unsqueeze(1)
-    seen_B1LL = real_BL.view(-1, 1, 1, longest) & lower_right(longest, longest)
+    real_BL = torch.arange(length) >= (length - lengths_B).unsqueeze(1)
+    seen_B1LL = real_BL.view(-1, 1, 1, length) & lower_right(length, length)
     mask_B1LL = torch.zeros(seen_B1LL.shape).masked_fill_(~seen_B1LL, -torch.inf)
     # rows of padding see nothing: torch's operator gives zeros there, and no NaN gradient, for one visible key
     mask_B1LL[..., 0].masked_fill_(~real_BL.unsqueeze(1), 0.0)
