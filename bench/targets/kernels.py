@@ -85,7 +85,8 @@ def jagged(op: Operator) -> Iterator[Outcome]:
         yield at_least(
             GROUP, f"{title}: padded / run", wanted, masked.value,
             f"{_rounds(masked)}; padded: torch's fused operator on [B, H, L, d], mask for left padding made once;"
-            f" {len(args[1])} real tokens of {len(args[4]) - 1} x {length}; wanted is {OF_PADDED:g} / fill", interval=(masked.low, masked.high),
+            f" {len(args[1])} real tokens of {len(args[4]) - 1} x {length}; wanted is {OF_PADDED:g} / fill",
+            interval=(masked.low, masked.high),
         )  # fmt: skip
         yield _context(
             f"{title}: padded at the right without a mask / run", bare,
