@@ -19,6 +19,7 @@ from torch import nn
 from ctrbench.bench import controls, proc, stability
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.datapath.process import run_datapath
 from ctrbench.bench.joint import retrieve_after
 from ctrbench.bench.pairs import pair_weights
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
@@ -212,6 +213,8 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
         batch = next(batches)
         ready = time.perf_counter()
         step(batch)
+        # Freed inside the step: freeing its tensors lets go of the interpreter, and whoever makes the next batch takes it.
+        del batch
         total.append(time.perf_counter() - start)
         waits.append(ready - start)
     return total, waits
@@ -302,6 +305,7 @@ JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
     "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control, "serve": run_serve,
     "serve_count": run_serve_count, "stages": run_stages, "drift": run_drift, "features": run_features,
+    "datapath": run_datapath,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 Kind = Literal[
     "time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "retrieve", "shuffled",
-    "ids_only", "serve", "serve_count", "stages", "drift", "features",
+    "ids_only", "serve", "serve_count", "stages", "drift", "features", "datapath",
 ]  # fmt: skip
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
 pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
 whole catalogue; the controls: training on shuffled labels, on the target's ids alone; and of serving: requests against
-the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost."""
+the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost; and
+a part of the data path."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -73,6 +74,8 @@ class RunSpec:
     """Key of the pre-training that this training starts from."""
     serving: Mapping[str, Any] = field(default_factory=dict)
     """Of processes that serve: fields of `ServeOptions`; empty for all others."""
+    part: str = ""
+    """Of a process of the data path: what it measures (bench/datapath/process.py); empty for all others."""
     tracer: str = "none"
     level: str = "smoke"
     timeout_s: int = 1800
@@ -80,7 +83,7 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """Hash of all that decides the number; names the configuration in NVTX."""
-        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k != "serving" or v)}
+        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k not in ("serving", "part") or v)}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -88,7 +91,8 @@ class RunSpec:
     def key(self) -> str:
         """Stable name of the run: what it is, and its digest."""
         variant = "-" + self.variant.replace("=", "_") if self.variant else ""
-        return f"{self.data or 'meta'}-{self.model}{variant}-{self.kind}-{self.digest}"
+        kind = f"{self.kind}_{self.part}" if self.part else self.kind
+        return f"{self.data or 'meta'}-{self.model}{variant}-{kind}-{self.digest}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,9 +10,9 @@ chunk, W rows of a window
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -79,6 +79,9 @@ class Loader:
         spans = between(prepared.shards(split), begin, end, prepared.first_row(split))
         self._windows = windows(spans, window, self._generator(0))
         self._prepared, self._layout, self._pin = prepared, Layout(self.schema), pin
+        self._histories = {h: fields[0].max_length for h, fields in self.schema.histories.items()}
+        self._sequences = [(f.name, str(f.history)) for f in self.schema.sequences]
+        self._keys = [f.name for f in (*self.schema.categorical, *self.schema.sequences)]
         self._held: np.ndarray | None = None
         self._log: dict[str, dict[str, np.ndarray]] = {}
 
@@ -91,14 +94,37 @@ class Loader:
             while (batch := self._next(batches)) is not None:
                 yield batch
             return
-        pool = ThreadPoolExecutor(1, thread_name_prefix="ctrbench-loader")
+        # Queues in C, that do not let the thread in while the caller is here: an executor's do, and on a busy machine
+        # the caller then waits for the batch that it has just ordered (docs/log.md).
+        orders: SimpleQueue[bool] = SimpleQueue()
+        ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
+        for _ in range(self._prefetch):
+            orders.put(True)
+        thread = Thread(target=self._serve, args=(batches, orders, ready), name="ctrbench-loader", daemon=True)
+        thread.start()
         try:
-            ahead = deque(pool.submit(self._next, batches) for _ in range(self._prefetch))
-            while (ready := ahead.popleft().result()) is not None:
-                ahead.append(pool.submit(self._next, batches))
-                yield ready
+            while (made := ready.get()) is not None:
+                if isinstance(made, BaseException):
+                    raise made
+                orders.put(True)
+                yield made
         finally:  # also when the caller abandons the pass
-            pool.shutdown(wait=True, cancel_futures=True)
+            orders.put(False)
+            thread.join()
+
+    def _serve(self, batches: Iterator[Batch], orders: SimpleQueue[bool],
+               ready: SimpleQueue[Batch | BaseException | None]) -> None:  # fmt: skip
+        """The thread: a batch an order, until the batches, or the orders, end."""
+        made: Batch | BaseException | None = None
+        for wanted in iter(orders.get, False):
+            assert wanted
+            try:
+                made = self._next(batches)
+            except BaseException as error:  # the caller must see it
+                made = error
+            ready.put(made)
+            if not isinstance(made, Batch):
+                return
 
     def _generator(self, part: int) -> np.random.Generator | None:
         return None if self._seed is None else np.random.default_rng([self._seed, part])
@@ -157,9 +183,9 @@ class Loader:
         """The batches of a chunk."""
         place, many = self._layout, len(rows_RK)
         indexes = {}
-        for history, fields in self.schema.histories.items():
+        for history, length in self._histories.items():
             begin_R, end_R = (place.wide_B(rows_RK, f"{history}_{end}") for end in ("begin", "end"))
-            index_N, n_R = history_index(begin_R, end_R, fields[0].max_length)
+            index_N, n_R = history_index(begin_R, end_R, length)
             indexes[history] = index_N, n_R, np.concatenate([[0], np.cumsum(n_R)])
         ids_RC, raw_RI = place.ids_BC(rows_RK), place.dense_BI(rows_RK)
         missing_RI = np.isnan(raw_RI)
@@ -195,20 +221,19 @@ class Loader:
             indexes: history -> positions of its events in the log, and events a row.
         """
         size, columns = ids_BC.shape
-        sequences = [(f, *indexes[f.history]) for f in self.schema.sequences if f.history]
-        per_key = [size] * columns + [len(index_N) for _, index_N, _ in sequences]
+        per_key = [size] * columns + [len(indexes[h][0]) for _, h in self._sequences]
         values_N = np.empty(sum(per_key), np.int64)
         lengths = np.ones((len(per_key), size), np.int32)
         at = size * columns
         values_N[:at].reshape(-1, size)[:] = ids_BC.T
-        for i, (field, index_N, n_B) in enumerate(sequences, columns):
+        for i, (name, history) in enumerate(self._sequences, columns):
+            index_N, n_B = indexes[history]
             # `clip` writes in place, the default would fill a copy first; the index is in range by construction.
-            np.take(self._events(str(field.history))[field.name], index_N, out=values_N[at : at + per_key[i]],
-                    mode="clip")  # fmt: skip
+            np.take(self._events(history)[name], index_N, out=values_N[at : at + per_key[i]], mode="clip")
             lengths[i] = n_B
             at += per_key[i]
         return KeyedJaggedTensor(
-            keys=[f.name for f in (*self.schema.categorical, *self.schema.sequences)],
+            keys=self._keys,
             values=torch.from_numpy(values_N),
             lengths=torch.from_numpy(lengths.reshape(-1)),
             length_per_key=per_key,
