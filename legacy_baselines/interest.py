@@ -86,7 +86,7 @@ class Dice(nn.Module):
         scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
         return x * torch.addcmul(alpha_O, 1 - alpha_O, torch.sigmoid(scaled))
 
-    def _over_valid(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _over_valid(self, x: Tensor, mask: Tensor, alpha_O: Tensor) -> Tensor:
         out, mean_O, var_O = dice(x, mask, alpha_O, self.eps)
         self.learn(mean_O, var_O, mask.sum())
         return out
