@@ -266,7 +266,7 @@ def _jobs(
         listed = [j for j in listed if j["data"] not in random_batches.TRACKS]
         keys = [k for k in ("models", "retrievers", "floors") if any(k in j for j in listed)]
         every = {k: list({str(m): m for j in listed for m in j.get(k, ())}.values()) for k in keys}
-        every |= {k: j[k] for j in listed for k in ("served", "traced") if k in j}
+        every |= {k: j[k] for j in listed for k in ("served", "traced", "datapath") if k in j}
         listed = [j for d in data for j in (_listed(listed, d, user["split"]) or [{"data": d, **every}])]
     elif user["path"] is not None:
         raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
@@ -289,6 +289,7 @@ def _jobs(
             timed=timed and bool(j.get("timed", True)),
             traced=bool(j.get("traced", True)),
             served=timed and bool(j.get("served", False)),
+            datapath=bool(j.get("datapath", False)),
             probed=bool(j.get("probed", False)),
             equal_flops=float(j.get("equal_flops", 0.0)),
             options={**j.get("options", {}), **options},

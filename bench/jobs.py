@@ -20,6 +20,7 @@ from ctrbench.bench import controls, proc, stability
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
 from ctrbench.bench.backends import run_backends
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.datapath.process import run_datapath
 from ctrbench.bench.joint import retrieve_after
 from ctrbench.bench.mode_timing import fresh_cache, mode_facts
 from ctrbench.bench.modes import NARROW
@@ -216,6 +217,8 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
         batch = next(batches)
         ready = time.perf_counter()
         step(batch)
+        # Freed inside the step: freeing its tensors lets go of the interpreter, and whoever makes the next batch takes it.
+        del batch
         total.append(time.perf_counter() - start)
         waits.append(ready - start)
     return total, waits
@@ -315,7 +318,7 @@ JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
     "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control, "serve": run_serve,
     "serve_count": run_serve_count, "stages": run_stages, "drift": run_drift, "features": run_features,
-    "backends": run_backends,
+    "backends": run_backends, "datapath": run_datapath,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

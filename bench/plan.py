@@ -164,6 +164,8 @@ class Job:
     """Trace the models that are timed."""
     served: bool = False
     """Serve the models: requests of one user and several candidates (bench/serving)."""
+    datapath: bool = False
+    """Measure how its rows reach its models (bench/datapath), and nothing else of it."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -196,6 +198,7 @@ class Plan:
 
     @property
     def sized(self) -> tuple[str, ...]:
-        """Models whose published sizes are counted: all but those of brief entries alone, and `counted`."""
-        listed = (e.model for j in self.jobs for e in j.models if not e.brief)
+        """Models whose published sizes are counted: all but those of brief entries and of the data path alone, and
+        `counted`."""
+        listed = (e.model for j in self.jobs for e in j.models if not (e.brief or j.datapath))
         return tuple(dict.fromkeys((*listed, *self.counted)))

@@ -20,6 +20,7 @@ from ctrbench.bench import control_cache, registry, summary
 from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.bars import published_bands
 from ctrbench.bench.controls import CONTROLS, METRICS, view
+from ctrbench.bench.datapath.specs import datapath_specs
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Job, Plan
@@ -83,10 +84,12 @@ def run_suite(plan: Plan, console: Console) -> int:
         for entry in job.models:
             preset_options(entry.model, job.preset)
     ready, rows, skipped = prepare_jobs(plan, console)
+    moved, not_moved = datapath_specs(plan, ready)
+    ready = [r for r in ready if not r.job.datapath]  # of the others nothing is trained
     specs, unsupported = suite_specs(plan, ready)
     swept, left_out = sweep_specs(plan)
     served, not_served = serving_specs(plan, ready)
-    specs, unsupported = specs + swept + served, unsupported + left_out + not_served
+    specs, unsupported = specs + swept + served + moved, unsupported + left_out + not_served + not_moved
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}

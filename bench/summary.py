@@ -116,11 +116,10 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
     low, high = rows[0].ci_low, rows[0].ci_high
     rows.append(make(base, "throughput", batch / seconds, "measured", phase="train", n=len(timed),
                      ci_low=batch / high if high else None, ci_high=batch / low if low else None))  # fmt: skip
-    stall = median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
     rows.append(
         withheld(base, "loader_stall", MADE_BEFORE, phase="train")
         if "random_batches" in extras[0]
-        else make(base, "loader_stall", stall, "measured", phase="train", n=len(timed))
+        else make(base, "loader_stall", stall_of(extras), "measured", phase="train", n=len(timed))
     )
     all_cpu = sum(e["cpu_seconds"]["all"] for e in extras)
     data_cpu = sum(e["cpu_seconds"]["data"] for e in extras)
@@ -143,6 +142,11 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
     ]
     rows += mode_rows(base, extras)
     return rows + _utilisation(base, timed, counted, seconds, batch)
+
+
+def stall_of(extras: Iterable[Body]) -> float:
+    """Median over timed processes of the share of the steps' time that was spent waiting for a batch."""
+    return median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
 
 
 def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], phase: str) -> Measurement:

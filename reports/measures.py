@@ -75,6 +75,11 @@ MEASURES: Mapping[str, Measure] = _table(
     ("cpu_core_seconds", "CPU core-seconds", "core*s", "down", "number", "user + system time of the process and its children, per training step", _CALLS),
     ("cpu_core_s_per_million", "CPU core-s / million samples", "core*s", "down", "number", "CPU core-seconds per million samples; data path and compute apart (`scope`)", _CALLS),
     ("train_seconds", "Training time", "s", "down", "time", "wall time of training to the row budget, with validation", _CLOCK),
+    ("load_rate", "Loading rate", "samples/s", "up", "si", "rows that the loader makes into batches in the calling thread / wall time of a pass; scope `loader:way:batch N`, way `parquet` a first pass that reads and decodes the shards, `memory` a later one over the window in memory", _CLOCK),
+    ("load_bytes", "Loading bandwidth", "B/s", "up", "bytes", "bytes of the batches / wall time of a pass, scopes as load_rate; way `shards`: bytes of the shards and event logs of the pass that reads them / its wall time", _CLOCK),
+    ("path_time", "Time of a way", "s", "down", "time", "wall time of one pass, step or call of a way of doing a part of the data path, median over rounds in which the ways take turns; scope `part:way:place`", _CLOCK),
+    ("path_ratio", "Times the first way", "ratio", "none", "number", "time of a way / time of the part's first way in the same round, median over rounds with a bootstrap interval; scope as path_time; one with 1 in it is a tie", _CLOCK),
+    ("path_bytes", "Bytes touched", "B", "down", "bytes", "bytes that a way reads and writes if every array is touched once, from the ids of the batch; scope as path_time", "array sizes (bench/datapath/dedup.py)"),
     # counts
     ("ops_per_step", "Operators / step", "ops", "down", "count", "non-view operators dispatched in one steady step: forward + backward + optimizer", _TAG),
     ("ops_per_sample", "Operators / sample", "ops", "down", "number", "operators per step / real samples", _TAG),

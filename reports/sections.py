@@ -13,6 +13,7 @@ from ctrbench.reports import (
     cost_section,
     cost_stack,
     costs,
+    datapath,
     drawing,
     figures,
     gpus,
@@ -276,7 +277,8 @@ def pairing(c: Context) -> Section | None:
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
     gpus.section, sweep.section, modes_section.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, serving.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section,
+    serving.section,
     cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
     tuning.pretraining, retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip
