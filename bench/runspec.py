@@ -15,7 +15,16 @@ Kind = Literal[
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
 pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
 whole catalogue; the controls: training on shuffled labels, on the target's ids alone; and of serving: requests against
-    "ids_only", "serve", "serve_count", "stages", "drift", "features", "backends", "datapath",
+the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost; one
+attention through every back end; a part of the data path."""
+
+DTYPES = ("float32", "autocast", "bfloat16")
+"""Values of `dtype` that a model runs in; `bench/modes.py` says what each means."""
+COMPILES = ("eager", "compile", "cuda_graph")
+MODED: tuple[Kind, ...] = ("time", "quality", "tune", "shuffled", "ids_only")
+"""Kinds that run in the compile mode of a run; counting and tracing look at operators, so they run eager."""
+NARROWED: tuple[Kind, ...] = (*MODED, "count", "trace")
+"""Kinds that run in its dtype; step 1 of LUM, retrieval and serving stay float32."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
