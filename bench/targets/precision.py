@@ -32,7 +32,7 @@ FASTER = 1.3
 """Wanted: time of a float32 step over that of a bfloat16 one."""
 NARROW = ("bfloat16", "autocast")
 SEEDS = 4
-USERS, ROWS, BATCH = 400, 12_000, 256
+USERS, ROWS, BATCH = 200, 8_000, 256
 ROUNDS = 9
 EMULATED_BATCH = 32
 """Of the steps where bfloat16 is emulated: the ratio says little there and should not take minutes."""
