@@ -28,7 +28,7 @@ from ctrbench.bench.plan import Plan
 from ctrbench.bench.pool import context
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.proc import keep_freed_memory
-from ctrbench.bench.runspec import RunSpec, variant_of
+from ctrbench.bench.runspec import RunSpec, mode_of, mode_options, variant_of
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.statistics import percentiles
 from ctrbench.bench.step import TrainStep, predict
@@ -269,9 +269,10 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     config = {**typed, **({"tables": {f: v for f, (_, v) in tables.items()}} if tables else {})}
     timed = RunSpec(
         kind="time", model=name, config=config, data=asked.data, split=random_batches.SPLIT,
-        variant=variant_of((*typed.items(), *tables.values())), **registry.own_file(name),
+        variant=variant_of((*typed.items(), *tables.values(), *mode_options(run.dtype, run.compile))), **registry.own_file(name),
         fingerprint=random_batches.fingerprint(asked.data), history_length=run.history_length, batch=run.batch,
-        lr=run.lr, dtype=run.dtype, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
+        lr=run.lr, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
+        **mode_of("time", run.dtype, run.compile),
     )  # fmt: skip
     try:
         with torch.device("meta"):
@@ -279,4 +280,4 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
             model_spec.build(model_config(timed, lookup(timed)), schema)
     except (TypeError, ValueError) as error:
         raise BadInput(f"{name} on {asked.data}: {error}") from None
-    return timed, replace(timed, kind="count", threads=1)
+    return timed, replace(timed, kind="count", threads=1, compile="eager")
