@@ -269,7 +269,8 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     config = {**typed, **({"tables": {f: v for f, (_, v) in tables.items()}} if tables else {})}
     timed = RunSpec(
         kind="time", model=name, config=config, data=asked.data, split=random_batches.SPLIT,
-        variant=variant_of((*typed.items(), *tables.values(), *mode_options(run.dtype, run.compile))), **registry.own_file(name),
+        variant=variant_of((*typed.items(), *tables.values(), *mode_options(run.dtype, run.compile))),
+        **registry.own_file(name),
         fingerprint=random_batches.fingerprint(asked.data), history_length=run.history_length, batch=run.batch,
         lr=run.lr, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
         **mode_of("time", run.dtype, run.compile),
