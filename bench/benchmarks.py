@@ -18,12 +18,13 @@ from rich.console import Console
 
 from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns, fed, lookup, model_config
-from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, measure_ceilings, thread_count
+from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, gemm_ceiling, measure_ceilings, thread_count
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counts import launch_rows
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import run_count
+from ctrbench.bench.modes import NARROW
 from ctrbench.bench.plan import Plan
 from ctrbench.bench.pool import context
 from ctrbench.bench.presets import table_options
@@ -145,13 +146,14 @@ def run_benchmark(
             benchmark.pedantic(_call(timed, asked.phase))
         return entries(counts.of(asked.phase))
     keep_freed_memory()
+    narrow = timed.dtype in NARROW
     with thread_count(timed.threads):
         call = _call(timed, asked.phase)
         for _ in range(timed.warmup):
             call()
-        before = measure_ceilings(timed.threads, quick=True)
+        before = measure_ceilings(timed.threads, quick=True, narrow=narrow)
         benchmark.pedantic(call, rounds=timed.steps)
-        ceilings = (before, measure_ceilings(timed.threads, quick=True))
+        ceilings = (before, measure_ceilings(timed.threads, quick=True, narrow=narrow))
         machine = this_machine()
     assert benchmark.stats is not None
     rows = _rows(timed, asked.phase, list(benchmark.stats.stats.data), ceilings, counts)
@@ -202,7 +204,7 @@ def _rows(
         make(base, "throughput", spec.batch / p["p50"], "measured", phase=phase, n=1, **shaky),
         withheld(base, "rss_peak", RSS_REASON, phase=phase),
     ]
-    gemm = sorted(c.gemm_fp32_gflops for c in ceilings)
+    gemm = [g for c in ceilings if (g := gemm_ceiling(asdict(c), spec.dtype))]
     if phase == "train" and not counts.extra["withheld"]:
         share = counts.extra["flops_model_train"] / p["p50"] / (sum(gemm) / len(gemm) * 1e9)
         rows.append(make(base, "mfu_cpu", share, "derived", phase=phase, **shaky))
