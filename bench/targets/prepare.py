@@ -109,7 +109,7 @@ def _against_scan(whole: Path, few: Path) -> Iterator[Outcome]:
     yield Outcome(
         group=GROUP, target=f"peak memory of preparing {ROWS // 10**6} M rows", wanted="<= 3 GiB",
         measured=f"{large / 2**30:.2f} GiB", verdict="met" if large <= MOST_BYTES else "missed",
-        how=f"VmHWM, largest of {ROUNDS} runs, imports included; the bare scan takes"
+        how=f"VmHWM, largest of {ROUNDS} runs, imports included; a process with the same imports that scans takes"
         f" {max(r['peak'] for r in sides['scan']) / 2**30:.2f} GiB",
     )  # fmt: skip
     words = sides["ours"][0]["vocabularies"]
