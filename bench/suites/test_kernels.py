@@ -30,11 +30,11 @@ from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.suites.kernel_counts import Entry, counts, entry
 
 SECONDS = float(os.environ.get("CTRBENCH_KERNEL_SECONDS", "0.25"))
-SHAPES = int(os.environ.get("CTRBENCH_KERNEL_SHAPES", "4"))
+SHAPES = int(os.environ.get("CTRBENCH_KERNEL_SHAPES", "2"))
 THREADS = min(2, torch.get_num_threads())
 LEAST, LEAST_SLOW, MOST = 5, 3, 40
 """Rounds; fewer of what takes longer than `SLOW_S`."""
-SLOW_S = 0.5
+SLOW_S = 0.3
 GEMM_M = 1024
 
 
