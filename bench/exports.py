@@ -13,6 +13,9 @@ from ctrbench.datasets.errors import BadInput
 from ctrbench.reports import benchmark_json, export, kernel_rows, perfetto, records
 from ctrbench.reports.markdown import build_markdown
 
+NAMED = 3
+"""Benchmarks of others that are named; the file of a suite has hundreds."""
+
 
 def run_export(run: Path, form: str, out: Path) -> Path:
     """Writes a run in another form; returns the file.
@@ -65,8 +68,11 @@ def loaded(run: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         table, bodies = benchmark_json.load_benchmark_json(run)
     except (FileNotFoundError, records.DamagedRecord, benchmark_json.BadBenchmarks) as error:
         raise BadInput(str(error)) from None
-    for name in table.loc[table["reason"] == benchmark_json.FOREIGN, "model"]:
+    foreign = list(table.loc[table["reason"] == benchmark_json.FOREIGN, "model"])
+    for name in foreign[:NAMED]:
         print(f"note: {run}: {name}: {benchmark_json.FOREIGN}", file=sys.stderr)
+    if len(foreign) > NAMED:
+        print(f"note: {run}: and so do {len(foreign) - NAMED} more benchmarks of this file", file=sys.stderr)
     return table, bodies
 
 

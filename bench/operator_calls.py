@@ -76,7 +76,8 @@ def count_call(op: Operator, way: Way, shape: Shape, passes: Pass, device: str =
     holder = nn.Module()
     holder.register_parameter("device", nn.Parameter(torch.empty(0, device=device)))
     recorder = Recorder(holder, args, int(shape.get("batch", 1)))
-    call()  # what is kept between calls is made
+    if passes == "fwd":
+        call()  # what is kept between calls is made, as `call_of` did for the other pass
     with recorder.active():
         call()
     return recorder.result(train=passes == "fwd+bwd", blocks={})

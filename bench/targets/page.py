@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from ctrbench.bench.targets.outcome import Outcome, Results
+from ctrbench.bench.targets.outcome import Outcome, Results, Verdict
 
 COLUMNS = ("target", "wanted", "measured", "verdict", "how")
-COLOUR = {"met": "green", "missed": "red", "not testable here": "yellow", "context": "dim"}
+COLOUR: Mapping[Verdict, str] = {"met": "green", "missed": "red", "not testable here": "yellow", "context": "dim"}
 FACTS = ("cpu", "usable_cpus", "gpu", "os", "python", "torch", "fbgemm")
 """Of a machine, what is printed beside its commit."""
 

@@ -30,7 +30,7 @@ def walk():
 
 
 def test_no_operator_is_without_a_benchmark():
-    timed = {(name, label, way, passes) for name, label, way, passes in (c.values for c in test_kernels.cases())}
+    timed = {(name, label, way, passes) for name, label, way, passes in (c.values for c in test_kernels.cases(0))}
     tested = walk()
     assert tested
     assert timed == {
@@ -42,8 +42,17 @@ def test_no_operator_is_without_a_benchmark():
     }
 
 
+def test_a_run_without_options_takes_some_shapes_of_every_operator():
+    taken = {(c.values[0], c.values[1]) for c in test_kernels.cases(2)}
+    for name, op in operators().items():
+        labels = list(op.shapes)
+        assert {label for n, label in taken if n == name} == {labels[0], labels[-1]}
+    assert test_kernels.spread("abcdefg", 4) == ["a", "c", "e", "g"]
+    assert test_kernels.spread("abc", 4) == test_kernels.spread("abc", 0) == ["a", "b", "c"]
+
+
 def test_ids_read_well_and_are_one_each():
-    ids = [c.id for c in test_kernels.cases()]
+    ids = [c.id for c in test_kernels.cases(0)]
     assert len(set(ids)) == len(ids)
     assert "cross-B4096 N390-fused-fwd+bwd" in ids
     assert all(re.fullmatch(r"[a-z_]+-[ -Z^-~]+-[\w ]+-(fwd|fwd\+bwd)", i) for i in ids), ids
@@ -77,7 +86,7 @@ def test_calls_compute_what_the_operator_computes():
 def test_utilisation_and_the_twin_are_ratios_within_rounds():
     """A call of half the product's FLOPs that takes as long runs at half the ceiling, however fast the machine is."""
     work = 2.0 * test_kernels.GEMM_M**3
-    beside = SimpleNamespace(product_s=[1.0, 3.0, 2.0], twin_s=[2.0, 6.0, 4.0])
+    beside = SimpleNamespace(product_s=[1.0, 3.0, 2.0], twin_s=[2.0, 6.0, 4.0], slow_twin_s=0.0)
     found = {"flops": {"value": work / 2}, "flops_executed": {"value": work}}
     said = test_kernels.clocked(found, [1.0, 3.0, 2.0], beside)
     assert (said["mfu_cpu"]["value"], said["hfu_cpu"]["value"]) == (0.5, 1.0)
@@ -86,9 +95,12 @@ def test_utilisation_and_the_twin_are_ratios_within_rounds():
     }  # fmt: skip
     assert said["ceiling_gemm"]["value"] == pytest.approx(work / 2 / 1e9)
     without = test_kernels.clocked({"flops": {"value": 0.0}, "flops_executed": {"value": 0.0}}, [1.0, 3.0, 2.0],
-                                   SimpleNamespace(product_s=[1.0, 3.0, 2.0], twin_s=[]))  # fmt: skip
+                                   SimpleNamespace(product_s=[1.0, 3.0, 2.0], twin_s=[], slow_twin_s=0.0))  # fmt: skip
     assert without["mfu_cpu"]["origin"] == without["hfu_cpu"]["origin"] == "abstained"
     assert "twin_over_this" not in without
+    slow = test_kernels.clocked(found, [1.0], SimpleNamespace(product_s=[1.0], twin_s=[], slow_twin_s=2.5))
+    assert slow["twin_over_this"]["origin"] == "abstained"
+    assert "2.5 s" in slow["twin_over_this"]["reason"]
 
 
 def suite_file(path):
