@@ -28,6 +28,9 @@ WINDOW = 2_000_000
 """Rows held in memory at a time (about 400 MB of Criteo); below it a shuffle is a full permutation."""
 CHUNK = 4_096
 """Rows gathered at once, in whole batches; a batch may be larger."""
+PREFETCH = 4
+"""Batches made ahead: enough for a chunk to be gathered while a small model's steps use them up. Every array operation
+of the thread has to win the interpreter back from the step, which takes up to its switch interval of 5 ms."""
 
 
 class Loader:
@@ -58,7 +61,7 @@ class Loader:
 
     def __init__(
         self, prepared: Prepared, split: str, batch: int, *, rows: int | None = None, shuffle_seed: int | None = None,
-        history_length: int | None = None, prefetch: int = 2, drop_last: bool = False, window: int = WINDOW,
+        history_length: int | None = None, prefetch: int = PREFETCH, drop_last: bool = False, window: int = WINDOW,
         labels: np.ndarray | None = None, shard: tuple[int, int] = (0, 1), pin: bool = False,
     ) -> None:  # fmt: skip
         if batch < 1 or prefetch < 0 or window < 1 or (rows is not None and rows < 1):
