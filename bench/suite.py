@@ -353,7 +353,7 @@ def _doubts(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
-    from ctrbench.reports import controls, kernel_rows, retrieval, serving, sweep
+    from ctrbench.reports import controls, kernel_rows, modes_section, retrieval, serving, sweep
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -368,6 +368,7 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh.replace(latest)
     for part in (
         *console_tables(table, bodies), *controls.console_tables(table, bodies), *sweep.console(table, bodies),
+        *modes_section.console(table, bodies),
         *retrieval.console(table, bodies), *serving.console(table, bodies),
     ):  # fmt: skip
         console.print(part)

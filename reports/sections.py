@@ -18,6 +18,7 @@ from ctrbench.reports import (
     figures,
     gpus,
     kernels,
+    modes_section,
     options,
     pareto,
     quality,
@@ -275,7 +276,7 @@ def pairing(c: Context) -> Section | None:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
-    gpus.section, sweep.section,
+    gpus.section, sweep.section, modes_section.section,
     roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section,
     serving.section,
     cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
