@@ -92,8 +92,7 @@ def stall_part(spec: RunSpec, rounds: int = ROUNDS, steps: int = STEPS) -> Found
     model_spec, _, schema, model, prepared = build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     feeds: dict[str, Iterator[Batch]] = {
-        f"prefetch {ahead}": chain.from_iterable(repeat(_loader(spec, prepared, spec.batch, ahead)))
-        for ahead in AHEAD
+        f"prefetch {ahead}": chain.from_iterable(repeat(_loader(spec, prepared, spec.batch, ahead))) for ahead in AHEAD
     }
     feeds = {"held": cycle(list(islice(feeds["prefetch 0"], HELD))), **feeds}
     step = TrainStep(model.train(), lr=spec.lr)
@@ -126,5 +125,5 @@ def _steps(step: TrainStep, batches: Iterator[Batch], count: int) -> tuple[float
         batch = next(batches)
         waited += time.perf_counter() - start
         step(batch)
-        del batch  # as in the timed process (bench/jobs.py)
+        del batch  # before the next one is ordered (bench/jobs.py)
     return waited, time.perf_counter() - began
