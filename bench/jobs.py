@@ -217,7 +217,8 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
         batch = next(batches)
         ready = time.perf_counter()
         step(batch)
-        # Freed inside the step: freeing tensors lets go of the interpreter, and who makes the next batch takes it.
+        # Let go of before the next one is ordered: freeing tensors lets go of the interpreter, and the loader's thread,
+        # just woken, would take it while the wait is timed.
         del batch
         total.append(time.perf_counter() - start)
         waits.append(ready - start)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +28,9 @@ WINDOW = 2_000_000
 """Rows held in memory at a time (about 400 MB of Criteo); below it a shuffle is a full permutation."""
 CHUNK = 4_096
 """Rows gathered at once, in whole batches; a batch may be larger."""
+PREFETCH = 4
+"""Batches made ahead: enough for a chunk to be gathered while a small model's steps use them up. Every array operation
+of the thread has to win the interpreter back from the step, which takes up to its switch interval of 5 ms."""
 
 
 class Loader:
@@ -58,7 +61,7 @@ class Loader:
 
     def __init__(
         self, prepared: Prepared, split: str, batch: int, *, rows: int | None = None, shuffle_seed: int | None = None,
-        history_length: int | None = None, prefetch: int = 2, drop_last: bool = False, window: int = WINDOW,
+        history_length: int | None = None, prefetch: int = PREFETCH, drop_last: bool = False, window: int = WINDOW,
         labels: np.ndarray | None = None, shard: tuple[int, int] = (0, 1), pin: bool = False,
     ) -> None:  # fmt: skip
         if batch < 1 or prefetch < 0 or window < 1 or (rows is not None and rows < 1):
@@ -94,13 +97,13 @@ class Loader:
             while (batch := self._next(batches)) is not None:
                 yield batch
             return
-        # Queues in C, that do not let the thread in while the caller is here: an executor's do, and on a busy machine
-        # the caller then waits for the batch that it has just ordered (docs/log.md).
+        # Queues in C: taking what is ready and ordering the next one does not let go of the interpreter.
         orders: SimpleQueue[bool] = SimpleQueue()
         ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
+        stop = Event()
         for _ in range(self._prefetch):
             orders.put(True)
-        thread = Thread(target=self._serve, args=(batches, orders, ready), name="ctrbench-loader", daemon=True)
+        thread = Thread(target=self._serve, args=(batches, orders, ready, stop), name="ctrbench-loader", daemon=True)
         thread.start()
         try:
             while (made := ready.get()) is not None:
@@ -109,15 +112,15 @@ class Loader:
                 orders.put(True)
                 yield made
         finally:  # also when the caller abandons the pass
-            orders.put(False)
+            stop.set()
+            orders.put(True)  # wakes a thread that waits for one
             thread.join()
 
     def _serve(self, batches: Iterator[Batch], orders: SimpleQueue[bool],
-               ready: SimpleQueue[Batch | BaseException | None]) -> None:  # fmt: skip
-        """The thread: a batch an order, until the batches, or the orders, end."""
+               ready: SimpleQueue[Batch | BaseException | None], stop: Event) -> None:  # fmt: skip
+        """The thread: a batch an order, until the batches end or the caller has gone."""
         made: Batch | BaseException | None = None
-        for wanted in iter(orders.get, False):
-            assert wanted
+        while orders.get() and not stop.is_set():
             try:
                 made = self._next(batches)
             except BaseException as error:  # the caller must see it

@@ -166,9 +166,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
     `trained` marks the rows of rankers that ran here, of whatever size; the others were traced at published sizes, are
-    points of a sweep on random batches, say how
-    data reaches them, retrieve, probe a pre-training, which is no variant of a ranker, or are of
-    requests that were served, whose batch and scope mean other things.
+    points of a sweep on random batches, say how data reaches them, retrieve, probe a pre-training, which is no variant
+    of a ranker, or are of requests that were served, whose batch and scope mean other things.
 
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.

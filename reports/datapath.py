@@ -89,7 +89,7 @@ def stalls(frame: pd.DataFrame, names: Names) -> pd.DataFrame:
             row |= {f"{STALL}, {a.replace(':', ' ')}": pick(of_model, "loader_stall", scope=a) for a in aheads}
             row |= {
                 f"Step, {p} over no loader": pick(of_model, "path_ratio", scope=f"stall:{p}:step")
-                for p in ("prefetch 0", "prefetch 1", "prefetch 2")
+                for p in (a.replace(":", " ") for a in aheads)
             }
             rows.append(row)
             index.append(model)

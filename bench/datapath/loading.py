@@ -16,19 +16,19 @@ from ctrbench.bench.datapath.timed import Found
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.statistics import two_level_bootstrap
 from ctrbench.bench.step import TrainStep
-from ctrbench.datasets.loader import Loader
+from ctrbench.datasets.loader import PREFETCH, Loader
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.schema import Batch
 from ctrbench.reports.cells import DATAPATH
 
 BATCHES = (256, 4_096)
 LIMIT_S = 8.0
-PREFETCH = (2, 0, 1)
+AHEAD = (PREFETCH, 0, 1, 2)
 """Batches made ahead; the loader's default first."""
 HELD = 8
 """Batches that are made before and taken in turn: steps without a loader, that the others are held against."""
-ROUNDS, STEPS = 12, 10
-SETTLE = max(PREFETCH) + 1
+ROUNDS, STEPS = 8, 8
+SETTLE = max(AHEAD) + 1
 """Steps before those of a round that are not counted: batches that were made before it."""
 
 
@@ -88,12 +88,11 @@ def _passing(loader: Callable[[], Loader], cpu: list[float]) -> Callable[[], Non
 
 
 def stall_part(spec: RunSpec, rounds: int = ROUNDS, steps: int = STEPS) -> Found:
-    """Share of a training step that waits for its batch, with batches made ahead by none, one and two, by turns."""
+    """Share of a training step that waits for its batch, with none to a few batches made ahead, by turns."""
     model_spec, _, schema, model, prepared = build(spec)
     base = base_columns(spec, model_spec.family, schema.track)
     feeds: dict[str, Iterator[Batch]] = {
-        f"prefetch {ahead}": chain.from_iterable(repeat(_loader(spec, prepared, spec.batch, ahead)))
-        for ahead in PREFETCH
+        f"prefetch {ahead}": chain.from_iterable(repeat(_loader(spec, prepared, spec.batch, ahead))) for ahead in AHEAD
     }
     feeds = {"held": cycle(list(islice(feeds["prefetch 0"], HELD))), **feeds}
     step = TrainStep(model.train(), lr=spec.lr)
@@ -108,7 +107,7 @@ def stall_part(spec: RunSpec, rounds: int = ROUNDS, steps: int = STEPS) -> Found
             waits[name].append(wait)
             wholes[name].append(whole)
     plain = []
-    for ahead in PREFETCH:
+    for ahead in AHEAD:
         share_R = np.array(waits[f"prefetch {ahead}"]) / np.array(wholes[f"prefetch {ahead}"])
         low, high = two_level_bootstrap([[float(s)] for s in share_R])
         known = {"scope": f"prefetch:{ahead}", "n": rounds, "ci_low": low, "ci_high": high}
@@ -126,5 +125,5 @@ def _steps(step: TrainStep, batches: Iterator[Batch], count: int) -> tuple[float
         batch = next(batches)
         waited += time.perf_counter() - start
         step(batch)
-        del batch  # as in the timed process (bench/jobs.py)
+        del batch  # before the next one is ordered (bench/jobs.py)
     return waited, time.perf_counter() - began

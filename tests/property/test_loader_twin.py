@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrbench.datasets import loader as loader_module
 from ctrbench.datasets import shards
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.loader import Loader
@@ -169,3 +170,74 @@ def test_frame_of_some_columns(prepared: Prepared) -> None:
     assert np.isclose(prepared.positive_rate("valid"), whole["label"].mean())
     with pytest.raises(BadInput, match="unknown column 'tmie': did you mean 'time'"):
         prepared.frame("valid", columns=["tmie"])
+
+
+@pytest.mark.parametrize("last", [None, 300])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_shards_are_disjoint_and_together_every_row(prepared: Prepared, count: int, last: int | None) -> None:
+    whole = Loader(prepared, "train", 64, rows=last)
+    numbers = [int(n) for b in whole for n in b.row_B.tolist()]  # type: ignore[union-attr]
+    parts = [Loader(prepared, "train", 64, rows=last, shard=(i, count), shuffle_seed=s) for i in range(count)
+             for s in (None, 7)]  # fmt: skip
+    stored, shuffled = (
+        [[int(n) for b in p for n in b.row_B.tolist()] for p in some]  # type: ignore[union-attr]
+        for some in (parts[::2], parts[1::2])
+    )
+    assert [n for part in stored for n in part] == numbers
+    assert [sorted(p) for p in shuffled] == stored
+    assert max(map(len, stored)) - min(map(len, stored)) <= 1
+    assert [p.rows for p in parts[::2]] == [len(s) for s in stored]
+
+
+def test_labels_of_a_shard_are_those_of_its_rows(prepared: Prepared) -> None:
+    rows = prepared.rows("train")
+    labels = np.arange(rows)
+    given = [Loader(prepared, "train", 50, labels=labels, shard=(i, 3)) for i in range(3)]
+    assert [int(x) for loader in given for b in loader for x in b.label_B.tolist()] == labels.tolist()
+
+
+def test_a_chunk_is_cut_into_the_batches_that_rows_alone_make(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passes(chunk: int) -> list[list[dict[str, object]]]:
+        monkeypatch.setattr(loader_module, "CHUNK", chunk)
+        loader = Loader(prepared, "train", 32, shuffle_seed=3, window=400)
+        return [_rows_of(batch, prepared, None) for batch in loader]
+
+    assert passes(1) == passes(100) == passes(10**6)
+
+
+def test_pinned_batches_are_asked_for_only_where_a_device_takes_them(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match="pin=True needs a CUDA device"):
+        Loader(prepared, "train", 8, pin=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pinned: list[int] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.data_ptr())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    loader = Loader(prepared, "train", 64, prefetch=0, pin=True)
+    batch = next(iter(loader))
+    assert {t.data_ptr() for t in batch.tensors()} == set(pinned)
+    assert _rows_of(batch, prepared, None) == _rows_of(next(iter(Loader(prepared, "train", 64))), prepared, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_batches_on_a_device(prepared: Prepared) -> None:
+    for batch, plain in zip(Loader(prepared, "train", 64, pin=True), Loader(prepared, "train", 64), strict=True):
+        assert all(t.is_pinned() for t in batch.tensors() if t.numel())
+        moved = batch.to("cuda", non_blocking=True)
+        torch.cuda.synchronize()
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(moved.tensors(), plain.tensors(), strict=True))
+
+
+def test_shards_that_are_not_there(prepared: Prepared) -> None:
+    for wrong in ((2, 2), (-1, 2), (0, 10**9)):
+        with pytest.raises(BadInput, match="shard="):
+            Loader(prepared, "train", 8, shard=wrong)

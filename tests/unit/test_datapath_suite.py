@@ -81,9 +81,9 @@ def test_loader_and_stall_beside_a_model(prepared: Prepared, tmp_path: Path, mon
     monkeypatch.setattr(process, "PARTS", {"stall": lambda s: loading.stall_part(s, rounds=3, steps=2)})
     record = process.run_datapath(beside, tmp_path)
     stalls = {r.scope: r for r in record.rows if r.metric == "loader_stall"}
-    assert set(stalls) == {"prefetch:0", "prefetch:1", "prefetch:2"}
+    assert set(stalls) == {"prefetch:0", "prefetch:1", "prefetch:2", "prefetch:4"}
     assert all(0 < r.value < 1 and r.model == "deepfm" for r in stalls.values())
-    _check(record.rows, "stall", {"held", "prefetch 0", "prefetch 1", "prefetch 2"})
+    _check(record.rows, "stall", {"held", "prefetch 0", "prefetch 1", "prefetch 2", "prefetch 4"})
     assert len(records.frame(record.rows)) == len(record.rows)
 
 
