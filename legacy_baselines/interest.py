@@ -53,6 +53,12 @@ class UnitConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
 
+    @property
+    def real_events_only(self) -> bool:
+        """Whether training works on real events only; without dropout, which the node lacks, and on whole histories."""
+        flat_dice = self.act == "relu" or self.dice_stats == "valid"
+        return self.unit == "jagged" and flat_dice and not self.attention_dropout
+
 
 class Dice(nn.Module):
     """p x + alpha (1 - p) x with p = sigmoid(BN(x)), BN without affine (1706.06978 section 5.2; constants of FuxiCTR).
