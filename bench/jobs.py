@@ -217,7 +217,7 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
         batch = next(batches)
         ready = time.perf_counter()
         step(batch)
-        # Freed inside the step: freeing its tensors lets go of the interpreter, and whoever makes the next batch takes it.
+        # Freed inside the step: freeing tensors lets go of the interpreter, and who makes the next batch takes it.
         del batch
         total.append(time.perf_counter() - start)
         waits.append(ready - start)

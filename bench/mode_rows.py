@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from ctrbench.reports.measures import make
-from ctrbench.reports.records import Measurement
+from ctrbench.reports.records import Measurement, Origin
 
 COMPILATION = (("compile_time", "cold", "compile_cold_s"), ("compile_time", "warm", "compile_warm_s"),
                ("recompiles", "", "recompiles"), ("graph_breaks", "", "graph_breaks"))  # fmt: skip
@@ -30,6 +30,6 @@ def mode_rows(base: Mapping[str, Any], extras: Sequence[Mapping[str, Any]]) -> l
     for metric, scope, key in COMPILATION:
         values = [m[key] for m in found if key in m]
         if values:
-            origin = "counted" if metric in COUNTS else "measured"
+            origin: Origin = "counted" if metric in COUNTS else "measured"
             rows.append(make(base, metric, median(values), origin, phase="train", scope=scope, n=len(values)))
     return rows

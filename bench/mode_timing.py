@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ctrbench.bench.alternate import alternate, ratio
+from ctrbench.bench.alternate import Ratio, alternate, ratio
 from ctrbench.bench.assemble import fed
 from ctrbench.bench.hardware import bf16_units
 from ctrbench.bench.modes import NARROW
@@ -97,7 +97,7 @@ def mode_facts(
     return {"mode": facts}
 
 
-def _against_eager(spec: RunSpec, step: Callable[[Batch], object], held: Sequence[Batch]) -> Any:
+def _against_eager(spec: RunSpec, step: Callable[[Batch], object], held: Sequence[Batch]) -> Ratio:
     """Step of the mode over that of eager float32, of a twin with the same weights on the same batches."""
     twin = fed(replace(spec, dtype="float32", compile="eager"))[3].train()
     plain = TrainStep(twin, lr=spec.lr)

@@ -11,6 +11,7 @@ from ctrbench.datasets.random_batches import TRACKS
 
 PLAIN = ("eager", "float32")
 NO_UNITS = "no bf16 units: this CPU emulates such products in float32, so their rate says nothing; see suite=modes"
+NOT_COMPILED = "no bf16 units: a minute of compilation for products that this CPU emulates; the eager rows show them"
 NO_LENGTH = "no history in the batches: what a step costs does not depend on a length"
 
 
@@ -53,9 +54,11 @@ def mode_points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
         batch = {"batch": listed["batch"]} if "batch" in listed else {}
         for compile, dtype in product(job["modes"]["compile"], job["modes"]["dtype"]):
             run = {"compile": compile, "dtype": dtype, **batch}
+            emulated = compile == "compile" and dtype != "float32" and not bf16_units()
             points.append({
                 "model": listed["model"], "options": listed.get("options", {}), "run": run, "brief": True,
                 "label": f"{compile},{dtype}", "uncounted": (compile, dtype) != PLAIN,
+                "skip": NOT_COMPILED if emulated else "",
             })  # fmt: skip
     return points
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.assemble import base_columns
-from ctrbench.bench.ceilings import CLOCK_DRIFT, gemm_ceiling
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.every_pair import pair_rows
@@ -24,6 +23,7 @@ from ctrbench.bench.retrieval_rows import RANKS, over_seeds
 from ctrbench.bench.runspec import RunSpec, mode_options
 from ctrbench.bench.serving.rows import utilisation_rows
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
+from ctrbench.bench.utilisation import counted_as, utilisation
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
@@ -71,7 +71,7 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
     rows: list[Measurement] = []
     for kinds in groups.values():
         if kinds["time"]:
-            rows += timing_rows(kinds["time"], kinds["count"] or _counted_as(kinds["time"][0].spec, runs), run_id)
+            rows += timing_rows(kinds["time"], kinds["count"] or counted_as(kinds["time"][0].spec, runs), run_id)
         if kinds["retrieve"]:
             files = [runs_dir / "records" / r.record / RANKS for r in kinds["retrieve"]]
             rows += over_seeds(_base(kinds["retrieve"][0], run_id), files)
@@ -141,7 +141,7 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
         make(base, "rss_peak", max(e["rss_peak"] for e in extras), "measured", phase="train", n=len(timed)),
     ]
     rows += mode_rows(base, extras)
-    return rows + _utilisation(base, timed, counted, seconds, batch)
+    return rows + utilisation(base, timed, counted, seconds, batch)
 
 
 def stall_of(extras: Iterable[Body]) -> float:
@@ -155,59 +155,6 @@ def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], ph
     p = {q: median(v[q] for v in per_process) for q in ("p10", "p50", "p90")}
     sd = float(np.std([v["p50"] for v in per_process], ddof=1)) if len(samples) > 1 else None
     return make(base, metric, p["p50"], "measured", phase=phase, n=len(samples), sd=sd, ci_low=low, ci_high=high, **p)
-
-
-def _utilisation(
-    base: Mapping[str, Any], timed: list[Run], counted: list[Run], seconds: float, batch: int
-) -> list[Measurement]:
-    """MFU and MBU of this CPU, withheld when the FLOPs are not fully counted."""
-    extras = [r.body["extra"] for r in timed]
-    if not counted or counted[0].body["extra"]["withheld"]:
-        reason = counted[0].body["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
-        return [withheld(base, m, reason, phase="train") for m in ("mfu_cpu", "mbu")]
-    counts = counted[0].body["extra"]
-    ceilings = [c for e in extras for c in e["ceilings"]]
-    gemm = median(gemm_ceiling(c, base["dtype"]) for c in ceilings) * 1e9
-    copy = median(c["copy_gbs"] for c in ceilings) * 1e9
-    cached = [c["copy_cache_gbs"] for c in ceilings if c.get("copy_cache_gbs")]
-    worst = max(e["clock_drift"] for e in extras)
-    shaky: dict[str, Any] = {}
-    if worst > CLOCK_DRIFT:
-        shaky = {
-            "status": "unstable",
-            "reason": f"clock_unstable: ceilings moved by {worst:.0%} between the alternations",
-        }
-    mfu = counts["flops_model_train"] / seconds / gemm
-    return [
-        make(base, "mfu_cpu", mfu, "derived", phase="train", **shaky),
-        *_bandwidth(base, timed[0], counted[0], seconds, copy, shaky),
-        make(base, "ceiling_gemm", gemm / 1e9, "measured", phase="train", n=len(ceilings)),
-        make(base, "ceiling_copy", copy / 1e9, "measured", phase="train", n=len(ceilings)),
-        *([make(base, "ceiling_cache", median(cached), "measured", phase="train", n=len(cached))] if cached else []),
-    ]
-
-
-def _bandwidth(
-    base: Mapping[str, Any], timed: Run, counted: Run, seconds: float, copy: float, shaky: Mapping[str, Any]
-) -> list[Measurement]:
-    """MBU; a mode that fuses, or has narrower operands than the counted step, moves other bytes."""
-    if (timed.spec.compile, timed.spec.dtype) != ("eager", counted.spec.dtype):
-        reason = (
-            f"bytes were counted of eager {counted.spec.dtype}; {timed.spec.compile} {timed.spec.dtype} moves others"
-        )
-        return [withheld(base, "mbu", reason, phase="train")]
-    return [
-        make(base, "mbu", counted.body["extra"][which] / seconds / copy, "derived", phase="train", scope=which, **shaky)
-        for which in ("bytes_operands", "bytes_compulsory")
-    ]
-
-
-def _counted_as(timed: RunSpec, runs: Iterable[Run]) -> list[Run]:
-    """The count of the same model in another mode: the FLOPs of a step do not depend on how it is run."""
-    same = ("model", "config", "preset", "data", "split", "fingerprint", "history_length", "batch")
-    return [r for r in runs if r.spec.kind == "count" and all(getattr(r.spec, n) == getattr(timed, n) for n in same)][
-        :1
-    ]
 
 
 def quality_summary(

@@ -38,7 +38,8 @@ def sweep_specs(plan: Plan) -> tuple[list[RunSpec], list[Measurement]]:
             count = _spec(plan, job, "count", entry, threads=1)
             timed = [_spec(plan, job, "time", entry, repeat=r) for r in range(plan.run.processes)]
             if entry.skip:
-                skipped += _skipped(count, entry.skip)
+                alone = owed_rows(_base(timed[0]), "time", "skipped", entry.skip)
+                skipped += alone if entry.uncounted else _skipped(count, entry.skip)
                 continue
             if reason := refused(timed[0]):
                 skipped += owed_rows(_base(timed[0]), "time", "skipped", reason)

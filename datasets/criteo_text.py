@@ -110,9 +110,7 @@ def read(
         yield rows
 
 
-def _with_columns(
-    chunks: Iterable[Lines], layout: Layout, account: Account
-) -> Iterator[tuple[Lines, tuple[str, ...]]]:
+def _with_columns(chunks: Iterable[Lines], layout: Layout, account: Account) -> Iterator[tuple[Lines, tuple[str, ...]]]:
     """Chunks below the header, with what their fields are."""
     columns = COLUMNS
     for lines in chunks:
@@ -159,9 +157,7 @@ def _no_header(lines: Lines, layout: Layout, account: Account) -> None:
         )  # fmt: skip
 
 
-def _quick(
-    lines: Lines, columns: tuple[str, ...], layout: Layout, tokens: bool
-) -> tuple[pl.DataFrame, int] | None:
+def _quick(lines: Lines, columns: tuple[str, ...], layout: Layout, tokens: bool) -> tuple[pl.DataFrame, int] | None:
     """The rows of a chunk without an oddity and how many negative integers are noted; None = let `_parse` see it.
 
     With digits, a to f, minus, delimiters and newlines alone, as many delimiters as there must be and no line with

@@ -93,9 +93,7 @@ def lines_of(text: bytes, account: Account, file: str) -> Lines:
     return _clean(text.removeprefix(_BOM), len(text) - len(text.removeprefix(_BOM)), account, file)
 
 
-def split_cells(
-    text: bytes, delimiter: str, columns: Iterable[str], integers: Container[str] = ()
-) -> pl.DataFrame:
+def split_cells(text: bytes, delimiter: str, columns: Iterable[str], integers: Container[str] = ()) -> pl.DataFrame:
     """The cells of lines as text; every line has as many as there are columns, and no cell is quoted.
 
     Args:

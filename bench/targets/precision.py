@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from ctrbench.bench.targets.mfu import HELD, LIMIT_S, POINTS, alone, product_rat
 from ctrbench.bench.targets.outcome import Outcome, at_least
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
+from ctrbench.datasets.schema import Batch
 from ctrbench.reports import records
 
 GROUP = "precision"
@@ -31,7 +32,7 @@ FASTER = 1.3
 """Wanted: time of a float32 step over that of a bfloat16 one."""
 NARROW = ("bfloat16", "autocast")
 SEEDS = 4
-USERS, ROWS, BATCH = 400, 12_000, 256
+USERS, ROWS, BATCH = 200, 8_000, 256
 ROUNDS = 9
 EMULATED_BATCH = 32
 """Of the steps where bfloat16 is emulated: the ratio says little there and should not take minutes."""
@@ -49,7 +50,7 @@ def step_ratios(spec: RunSpec, rounds: int = ROUNDS, limit_s: float = 2 * LIMIT_
     return {dtype: ratio(found["float32"], found[dtype]) for dtype in NARROW}
 
 
-def _stepper(step: TrainStep, batches):  # type: ignore[no-untyped-def]
+def _stepper(step: TrainStep, batches: Iterator[Batch]) -> Callable[[], object]:
     return lambda: step(next(batches))
 
 
