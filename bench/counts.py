@@ -41,6 +41,8 @@ def useful_flops(spec: ModelSpec, config: Any, schema: FeatureSchema, batch: Bat
     total = Flops(0.0, 0.0)
     for key, n in rows.items():
         total += spec.flops(config, schema, dict(zip(names, key, strict=True))) * n
+    if spec.real_events_only is not None and spec.real_events_only(config):
+        return total * (1 / batch.size)
     full = spec.flops(config, schema, None)
     return replace(total * (1 / batch.size), full=full.full, frozen_full=full.frozen_full)
 

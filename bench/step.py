@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ctrbench.bench.modes import MasterAdam
 from ctrbench.datasets.schema import Batch
+from ctrbench.kernels.bce import bce
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import dense_parameters, embedding_tables
 
@@ -77,7 +77,7 @@ class TrainStep:
         logit_B = self.model(batch)
         with self.ranges.stage("loss"):
             # A pre-training has a loss of its own: its model returns it.
-            loss = logit_B if self.returns_loss else binary_cross_entropy_with_logits(logit_B, batch.label_B)
+            loss = logit_B if self.returns_loss else bce(logit_B, batch.label_B)
             if self.extra_loss is not None:
                 loss = loss + self.extra_loss()
             for tables in self.tables:

@@ -1,4 +1,4 @@
-"""Mean binary cross-entropy of logits, loss and gradient in one node.
+"""Mean binary cross-entropy of logits.
 
     loss = mean(max(x, 0) - x y + log(1 + exp(-|x|))),    d loss / d x = (sigmoid(x) - y) / B
 
@@ -7,11 +7,11 @@ Dims: B batch
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
@@ -24,30 +24,19 @@ def bce_plain(logit_B: Tensor, label_B: Tensor) -> Tensor:
     return -(label_B * logsigmoid(logit_B) + (1 - label_B) * logsigmoid(-logit_B)).mean()
 
 
-class _Bce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logit_B: Tensor, label_B: Tensor) -> Tensor:
-        ctx.save_for_backward(logit_B, label_B)
-        return (softplus(logit_B) - label_B * logit_B).mean()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logit_B, label_B = ctx.saved_tensors
-        return torch.sigmoid(logit_B).sub_(label_B).mul_(grad / logit_B.numel()), None
-
-
-def bce_fused(logit_B: Tensor, label_B: Tensor) -> Tensor:
-    """Fast path: softplus(x) - x y, and the gradient by its closed form; labels get none."""
-    loss: Tensor = _Bce.apply(logit_B, label_B)
-    return loss
-
-
 def bce(logit_B: Tensor, label_B: Tensor, impl: Impl = "fused") -> Tensor:
-    """Mean loss, a scalar; labels from 0 to 1, in the type of the logits."""
+    """Mean loss, a scalar; labels from 0 to 1.
+
+    On CPU ATen's: one operator each way. A node of our own around the closed form was slower, two AMD EPYC threads,
+    forward + backward in alternation, ATen / node: 0.75 [0.74, 0.75] at 4096 rows, 0.90 [0.88, 0.91] at 65536.
+    """
     if impl == "plain":
         return bce_plain(logit_B, label_B)
-    return (on_gpu("bce", logit_B) or bce_fused)(logit_B, label_B)
+    on_device = on_gpu("bce", logit_B)
+    if on_device is not None:
+        loss: Tensor = on_device(logit_B, label_B.to(logit_B.dtype))
+        return loss
+    return binary_cross_entropy_with_logits(logit_B, label_B)
 
 
 def bce_cost() -> Cost:
@@ -65,7 +54,7 @@ OPERATOR = Operator(
     title="BCE with logits",
     twin=bce_plain,
     run=bce,
-    paths={"fused": bce_fused},
+    paths={"aten": binary_cross_entropy_with_logits},
     inputs=_inputs,
     cost=lambda s: bce_cost() * s["batch"],
     small=({"batch": 5}, {"batch": 1}),

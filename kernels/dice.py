@@ -4,11 +4,12 @@
 
 mean and var are those of the valid rows; padded rows are mapped with them but do not enter them.
 
-Dims: N rows of any leading shape, O channels
+Dims: N rows of any leading shape, E rows of a block, K blocks, O channels
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -76,6 +77,86 @@ def dice(
     if impl == "plain":
         return dice_plain(x_NO, mask_N, alpha_O, eps)
     return (on_gpu("dice", x_NO) or dice_fused)(x_NO, mask_N, alpha_O, eps)
+
+
+class BlockAct:
+    """An activation of one layer on blocks [E, O], in place and by `out=`: Dice, or ReLU where alpha is None.
+
+    For a node that works on blocks of rows (kernels/din_attention.py): `see` every block, `close`, then `out`; backward
+    `back` every block, then `finish`. Names as above, z = scale x + shift.
+    """
+
+    def __init__(self, alpha_O: Tensor | None, given: tuple[Tensor, Tensor] | None) -> None:
+        self.alpha_O, self.given = alpha_O, given
+        self.moments: tuple[Tensor, Tensor] | None = None
+        self.counts: list[int] = []
+        self.means: list[Tensor] = []
+        self.vars: list[Tensor] = []
+
+    def see(self, x_EO: Tensor) -> None:
+        """A block of the layer's output: ReLU is applied to it, Dice takes its statistics."""
+        if self.alpha_O is None:
+            x_EO.relu_()
+        elif self.given is None:
+            mean_O, var_O = torch.batch_norm_update_stats(x_EO, None, None, 0.0)
+            self.counts.append(len(x_EO))
+            self.means.append(mean_O)
+            self.vars.append(var_O)
+
+    def close(self, eps: float) -> None:
+        """Statistics of all blocks; they are merged by their counts, as sums of squares would cancel."""
+        if self.alpha_O is None:
+            return
+        mean_O, var_O = self.given or (torch.zeros_like(self.alpha_O), torch.zeros_like(self.alpha_O))
+        if self.counts:
+            share_K = torch.tensor(self.counts, dtype=torch.float64)
+            share_K1 = (share_K / share_K.sum()).unsqueeze(1)
+            means_KO, vars_KO = torch.stack(self.means).double(), torch.stack(self.vars).double()
+            mean = (share_K1 * means_KO).sum(0)
+            var_O = (share_K1 * (vars_KO + (means_KO - mean).square())).sum(0).to(var_O)
+            mean_O = mean.to(mean_O)
+        self.scale_O = torch.rsqrt(var_O + eps)
+        self.shift_O = -mean_O * self.scale_O
+        self.rest_O = 1 - self.alpha_O
+        self.moments = (mean_O, var_O) if self.given is None else None
+
+    def out(self, x_EO: Tensor, into: Tensor) -> Tensor:
+        """Activations of a block, in a flat buffer."""
+        if self.alpha_O is None:
+            return x_EO
+        into_EO = into[: x_EO.numel()].view_as(x_EO)
+        torch.addcmul(self.shift_O, x_EO, self.scale_O, out=into_EO).sigmoid_()
+        return torch.addcmul(self.alpha_O, self.rest_O, into_EO, out=into_EO).mul_(x_EO)
+
+    def back(self, x_EO: Tensor, dy_EO: Tensor, sums_3O: Tensor, work: Sequence[Tensor]) -> Tensor:
+        """Activations of a block; `dy_EO` becomes the gradient of x, but for what flows through mean and variance.
+
+        `sums_3O` gathers the gradient of alpha, s and s z, where s is the gradient of z less its factor 1 - alpha.
+        """
+        if self.alpha_O is None:
+            torch.ops.aten.threshold_backward.grad_input(dy_EO, x_EO, 0, grad_input=dy_EO)
+            return x_EO
+        z_EO, p_EO, s_EO = (w[: x_EO.numel()].view_as(x_EO) for w in work)
+        torch.addcmul(self.shift_O, x_EO, self.scale_O, out=z_EO)
+        torch.sigmoid(z_EO, out=p_EO)
+        torch.mul(dy_EO, x_EO, out=s_EO)
+        s_EO.addcmul_(s_EO, p_EO, value=-1)
+        sums_3O[0] += s_EO.sum(0)
+        s_EO.mul_(p_EO)
+        if self.given is None:
+            sums_3O[1] += s_EO.sum(0)
+            sums_3O[2] += z_EO.mul_(s_EO).sum(0)
+        torch.addcmul(self.alpha_O, self.rest_O, p_EO, out=p_EO)
+        dy_EO.mul_(p_EO).addcmul_(s_EO, self.rest_O * self.scale_O)
+        return p_EO.mul_(x_EO)
+
+    def finish(self, x_EO: Tensor, dx_EO: Tensor, sums_3O: Tensor, count: int) -> Tensor:
+        """Adds what flows through mean and variance, which is linear in x, once the sums are whole."""
+        if self.alpha_O is not None and self.given is None:
+            through_O = -self.rest_O * self.scale_O / count
+            slope_O = through_O * self.scale_O * sums_3O[2]
+            dx_EO.addcmul_(x_EO, slope_O).add_(through_O * (sums_3O[1] + self.shift_O * sums_3O[2]))
+        return dx_EO
 
 
 def dice_cost(channels: int, rows: float) -> Cost:

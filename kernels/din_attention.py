@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, linear, relu
 
 from ctrbench.kernels.cost import Cost
-from ctrbench.kernels.dice import dice_plain
+from ctrbench.kernels.dice import BlockAct, dice_plain
 from ctrbench.kernels.din_unit import unit_concat, unit_cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
@@ -40,7 +41,7 @@ def din_padded(
     q_BC: Tensor, h_NC: Tensor, offsets_B1: Tensor, weights: Tensors, biases: Tensors,
     alphas: Sequence[Tensor | None], stats: Moments, softmax: bool = False, eps: float = 1e-9,
 ) -> tuple[Tensor, Moments]:  # fmt: skip
-    """Plain twin: padded to the longest history, the [B, T, 4C] input is built. Arguments and result as `din_attention`."""
+    """Plain twin: padded to the longest history, the [B, T, 4C] input is built. Arguments as of `din_attention`."""
     lengths_B = offsets_B1.diff()
     length = max(1, int(lengths_B.max())) if len(lengths_B) else 1
     mask_BT = torch.arange(length, device=q_BC.device) < lengths_B.unsqueeze(1)
@@ -106,85 +107,6 @@ def _softmax(a_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
 # ----------------------------------------------------------------- one node
 
 
-class _Act:
-    """An activation of one layer on blocks [E, O], in place and by `out=`: Dice, or ReLU where alpha is None.
-
-    Dice as in kernels/dice.py: out = g x, g = alpha + (1 - alpha) p, p = sigmoid(z), z = scale x + shift.
-    """
-
-    def __init__(self, alpha_O: Tensor | None, given: tuple[Tensor, Tensor] | None) -> None:
-        self.alpha_O, self.given = alpha_O, given
-        self.moments: tuple[Tensor, Tensor] | None = None
-        self.counts: list[int] = []
-        self.means: list[Tensor] = []
-        self.vars: list[Tensor] = []
-
-    def see(self, x_EO: Tensor) -> None:
-        """A block of the layer's output: ReLU is applied to it, Dice takes its statistics."""
-        if self.alpha_O is None:
-            x_EO.relu_()
-        elif self.given is None:
-            mean_O, var_O = torch.batch_norm_update_stats(x_EO, None, None, 0.0)
-            self.counts.append(len(x_EO))
-            self.means.append(mean_O)
-            self.vars.append(var_O)
-
-    def close(self, eps: float) -> None:
-        """Statistics of all blocks; they are merged by their counts, as sums of squares would cancel."""
-        if self.alpha_O is None:
-            return
-        mean_O, var_O = self.given or (torch.zeros_like(self.alpha_O), torch.zeros_like(self.alpha_O))
-        if self.counts:
-            share_K = torch.tensor(self.counts, dtype=torch.float64)
-            share_K1 = (share_K / share_K.sum()).unsqueeze(1)
-            means_KO, vars_KO = torch.stack(self.means).double(), torch.stack(self.vars).double()
-            mean = (share_K1 * means_KO).sum(0)
-            var_O = (share_K1 * (vars_KO + (means_KO - mean).square())).sum(0).to(var_O)
-            mean_O = mean.to(mean_O)
-        self.scale_O = torch.rsqrt(var_O + eps)
-        self.shift_O = -mean_O * self.scale_O
-        self.rest_O = 1 - self.alpha_O
-        self.moments = (mean_O, var_O) if self.given is None else None
-
-    def out(self, x_EO: Tensor, into: Tensor) -> Tensor:
-        """Activations of a block, in a flat buffer."""
-        if self.alpha_O is None:
-            return x_EO
-        into_EO = into[: x_EO.numel()].view_as(x_EO)
-        torch.addcmul(self.shift_O, x_EO, self.scale_O, out=into_EO).sigmoid_()
-        return torch.addcmul(self.alpha_O, self.rest_O, into_EO, out=into_EO).mul_(x_EO)
-
-    def back(self, x_EO: Tensor, dy_EO: Tensor, sums_3O: Tensor, work: Sequence[Tensor]) -> Tensor:
-        """Activations of a block; `dy_EO` becomes the gradient of x, but for what flows through mean and variance.
-
-        `sums_3O` gathers the gradient of alpha, s and s z, where s is the gradient of z less its factor 1 - alpha.
-        """
-        if self.alpha_O is None:
-            torch.ops.aten.threshold_backward.grad_input(dy_EO, x_EO, 0, grad_input=dy_EO)
-            return x_EO
-        z_EO, p_EO, s_EO = (w[: x_EO.numel()].view_as(x_EO) for w in work)
-        torch.addcmul(self.shift_O, x_EO, self.scale_O, out=z_EO)
-        torch.sigmoid(z_EO, out=p_EO)
-        torch.mul(dy_EO, x_EO, out=s_EO)
-        s_EO.addcmul_(s_EO, p_EO, value=-1)
-        sums_3O[0] += s_EO.sum(0)
-        s_EO.mul_(p_EO)
-        if self.given is None:
-            sums_3O[1] += s_EO.sum(0)
-            sums_3O[2] += z_EO.mul_(s_EO).sum(0)
-        torch.addcmul(self.alpha_O, self.rest_O, p_EO, out=p_EO)
-        dy_EO.mul_(p_EO).addcmul_(s_EO, self.rest_O * self.scale_O)
-        return p_EO.mul_(x_EO)
-
-    def finish(self, x_EO: Tensor, dx_EO: Tensor, sums_3O: Tensor, count: int) -> Tensor:
-        """Adds what flows through mean and variance, which is linear in x, once the sums are whole."""
-        if self.alpha_O is not None and self.given is None:
-            through_O = -self.rest_O * self.scale_O / count
-            slope_O = through_O * self.scale_O * sums_3O[2]
-            dx_EO.addcmul_(x_EO, slope_O).add_(through_O * (sums_3O[1] + self.shift_O * sums_3O[2]))
-        return dx_EO
-
-
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Consecutive rows and their events."""
@@ -200,7 +122,7 @@ def _blocks(offsets_B1: Tensor, events: int, size: int) -> list[_Block]:
     first = torch.searchsorted(offsets_B1, torch.arange(0, events, max(1, size)))
     edge = torch.cat([first, first.new_tensor([len(offsets_B1) - 1])]).unique_consecutive()
     pairs = list(zip(edge.tolist(), offsets_B1[edge].tolist(), strict=True))
-    return [_Block(slice(r0, r1), slice(e0, e1)) for (r0, e0), (r1, e1) in zip(pairs, pairs[1:], strict=False)]
+    return [_Block(slice(r0, r1), slice(e0, e1)) for (r0, e0), (r1, e1) in pairwise(pairs)]
 
 
 def _bag(x_NO: Tensor, offsets_B1: Tensor, weight_N: Tensor | None = None) -> Tensor:
@@ -243,7 +165,7 @@ class _Sweeps:
 class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_BC: Tensor, h_NC: Tensor, offsets_B1: Tensor, acts: list[_Act], softmax: bool, eps: float,
+        ctx: Any, q_BC: Tensor, h_NC: Tensor, offsets_B1: Tensor, acts: list[BlockAct], softmax: bool, eps: float,
         *params: Tensor,
     ) -> Tensor:  # fmt: skip
         depth = len(acts)
@@ -340,7 +262,7 @@ def din_fused(
     alphas: Sequence[Tensor | None], stats: Moments, softmax: bool = False, eps: float = 1e-9,
 ) -> tuple[Tensor, Moments]:  # fmt: skip
     """Fast path on CPU: one node, blocks of rows."""
-    acts = [_Act(a, s) for a, s in zip(alphas, stats, strict=True)]
+    acts = [BlockAct(a, s) for a, s in zip(alphas, stats, strict=True)]
     u_BC = _Unit.apply(q_BC, h_NC.contiguous(), offsets_B1, acts, softmax, eps, *weights, *biases, *alphas)
     return u_BC, tuple(a.moments for a in acts)
 
@@ -439,7 +361,7 @@ OPERATOR = Operator(
         {**_TINY, "dice": 0, "fill": 1.0},
         {**_TINY, "batch": 1, "history": 1, "fill": 1.0, "dice": 0},
         {**_TINY, "fill": 0.0},
-    ),  # fmt: skip
+    ),
     shapes={
         "B4096 T50 C32 64-32": _shape(64, 32, 1.0),
         "B4096 T50 C32 64-32 fill 50 %": _shape(64, 32, 0.5),

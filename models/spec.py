@@ -150,6 +150,8 @@ class ModelSpec:
     request_flops: Callable[..., tuple[float, float]] | None = None
     """(config, schema, history name -> true length or None for full, candidates) -> executed FLOPs of `reuse`: once a
     request, and for each candidate. None shares no FLOPs."""
+    real_events_only: Callable[[Any], bool] | None = None
+    """Whether a config computes nothing on padding, so that `Flops.full` follows the lengths; None if it never does."""
     own_batches: OwnBatches | None = None
     """None is a ranker. The model of any other returns its loss and has `returns_loss`."""
     skip_reason: Mapping[str, str] | None = None

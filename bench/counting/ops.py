@@ -154,7 +154,7 @@ _NORMS = _names(
     "_softmax _softmax_backward_data _log_softmax _log_softmax_backward_data native_layer_norm "
     "native_layer_norm_backward native_batch_norm native_batch_norm_backward _native_batch_norm_legit "
     "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_with_update_functional "
-    "cudnn_batch_norm cudnn_batch_norm_backward batch_norm_backward native_group_norm "
+    "batch_norm_update_stats cudnn_batch_norm cudnn_batch_norm_backward batch_norm_backward native_group_norm "
     "native_group_norm_backward _fused_rms_norm _fused_rms_norm_backward _safe_softmax"
 )
 _GATHERS = _names(
