@@ -50,13 +50,13 @@ check: setup
 gpu-kit: setup
 	$(BIN)/python -m ctrbench.bench.gpu_kit $(KIT)
 
-# deepctr-torch pins old packages and FuxiCTR needs polars < 1.30 and numpy < 2, so each lives in an environment of its own beside ours.
+# deepctr-torch pins old packages and FuxiCTR needs polars < 1.30, so each lives in an environment of its own beside ours.
 peers-setup:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	test -e .venv-peers/.ready || { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py requests \
 	  && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deepctr-torch==0.3.0 && touch .venv-peers/.ready; }
 	test -x .venv-peers-fuxictr/bin/python || $(PYTHON) -m venv .venv-peers-fuxictr
-	test -e .venv-peers-fuxictr/.ready || { .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "numpy<2" pandas scikit-learn tqdm h5py pyarrow PyYAML "polars<1.30" keras-preprocessing \
+	test -e .venv-peers-fuxictr/.ready || { .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py pyarrow PyYAML "polars<1.30" keras-preprocessing \
 	  && .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fuxictr==2.3.9 && touch .venv-peers-fuxictr/.ready; }
 
 # The peers' logits are made anew and compared; then DeepFM, DCN-v2 and DIN of both train by turns with ours.

@@ -2,10 +2,11 @@
 
 Runs in the peer's own environment and imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, rows,
 AUC on the test rows, weights, versions. The wheel's DCNv2 reads histories: its forward for rows without one is that
-of the repository's DCNv2 over the same layers. `fit` adds a look at validation
-rows and a checkpoint, so the clock is on the `train_epoch` that it calls.
+of the repository's DCNv2 over the same layers. `fit` adds a look at validation rows and a
+checkpoint, so the clock is on the `train_epoch` that it calls.
 """
 
+# ruff: noqa: E402
 import argparse
 import json
 import sys
@@ -20,6 +21,8 @@ import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.models import BaseModel
+
+np.unicode_ = np.str_  # keras_preprocessing, which the next import needs, asks for it; numpy 2 has it no more
 from model_zoo.LongCTR import longctr_dataloader
 from model_zoo.LongCTR.DCNv2.DCNv2 import DCNv2
 from model_zoo.LongCTR.DIN.DIN import DIN
