@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations peers peers-setup peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations bench-targets bench-suites peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,16 @@ check: setup
 # Offline: the set-up must be done. What it measures is set against the predictions by `ctrbench score`.
 gpu-kit: setup
 	$(BIN)/python -m ctrbench.bench.gpu_kit $(KIT)
+
+# Every target of speed: wanted, measured, verdict. GROUPS="kernels mfu" takes some; what is done is not measured again.
+bench-targets: setup
+	$(BIN)/python -m ctrbench.bench.targets $(GROUPS)
+
+# pytest-benchmark; compare two files with `pytest-benchmark compare`. SUITES="kernels report" takes some.
+SUITES ?= kernels datapath trace_ingest report models
+bench-suites: setup
+	mkdir -p runs/suites
+	for suite in $(SUITES); do $(BIN)/python -m pytest -q -p no:cacheprovider bench/suites/test_$$suite.py --benchmark-json=runs/suites/$$suite.json || exit 1; done
 
 # deepctr-torch pins old packages and FuxiCTR needs polars < 1.30, so each lives in an environment of its own beside ours.
 peers-setup:

@@ -18,17 +18,18 @@ from rich.console import Console
 
 from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns, fed, lookup, model_config
-from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, measure_ceilings, thread_count
+from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, gemm_ceiling, measure_ceilings, thread_count
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counts import launch_rows
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.jobs import run_count
+from ctrbench.bench.modes import NARROW
 from ctrbench.bench.plan import Plan
 from ctrbench.bench.pool import context
 from ctrbench.bench.presets import table_options
 from ctrbench.bench.proc import keep_freed_memory
-from ctrbench.bench.runspec import RunSpec, variant_of
+from ctrbench.bench.runspec import RunSpec, mode_of, mode_options, variant_of
 from ctrbench.bench.specs import suite_specs
 from ctrbench.bench.statistics import percentiles
 from ctrbench.bench.step import TrainStep, predict
@@ -145,13 +146,14 @@ def run_benchmark(
             benchmark.pedantic(_call(timed, asked.phase))
         return entries(counts.of(asked.phase))
     keep_freed_memory()
+    narrow = timed.dtype in NARROW
     with thread_count(timed.threads):
         call = _call(timed, asked.phase)
         for _ in range(timed.warmup):
             call()
-        before = measure_ceilings(timed.threads, quick=True)
+        before = measure_ceilings(timed.threads, quick=True, narrow=narrow)
         benchmark.pedantic(call, rounds=timed.steps)
-        ceilings = (before, measure_ceilings(timed.threads, quick=True))
+        ceilings = (before, measure_ceilings(timed.threads, quick=True, narrow=narrow))
         machine = this_machine()
     assert benchmark.stats is not None
     rows = _rows(timed, asked.phase, list(benchmark.stats.stats.data), ceilings, counts)
@@ -202,7 +204,7 @@ def _rows(
         make(base, "throughput", spec.batch / p["p50"], "measured", phase=phase, n=1, **shaky),
         withheld(base, "rss_peak", RSS_REASON, phase=phase),
     ]
-    gemm = sorted(c.gemm_fp32_gflops for c in ceilings)
+    gemm = [g for c in ceilings if (g := gemm_ceiling(asdict(c), spec.dtype))]
     if phase == "train" and not counts.extra["withheld"]:
         share = counts.extra["flops_model_train"] / p["p50"] / (sum(gemm) / len(gemm) * 1e9)
         rows.append(make(base, "mfu_cpu", share, "derived", phase=phase, **shaky))
@@ -269,9 +271,11 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
     config = {**typed, **({"tables": {f: v for f, (_, v) in tables.items()}} if tables else {})}
     timed = RunSpec(
         kind="time", model=name, config=config, data=asked.data, split=random_batches.SPLIT,
-        variant=variant_of((*typed.items(), *tables.values())), **registry.own_file(name),
+        variant=variant_of((*typed.items(), *tables.values(), *mode_options(run.dtype, run.compile))),
+        **registry.own_file(name),
         fingerprint=random_batches.fingerprint(asked.data), history_length=run.history_length, batch=run.batch,
-        lr=run.lr, dtype=run.dtype, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
+        lr=run.lr, threads=run.threads, warmup=run.warmup, steps=run.steps, timeout_s=run.timeout_s,
+        **mode_of("time", run.dtype, run.compile),
     )  # fmt: skip
     try:
         with torch.device("meta"):
@@ -279,4 +283,4 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
             model_spec.build(model_config(timed, lookup(timed)), schema)
     except (TypeError, ValueError) as error:
         raise BadInput(f"{name} on {asked.data}: {error}") from None
-    return timed, replace(timed, kind="count", threads=1)
+    return timed, replace(timed, kind="count", threads=1, compile="eager")

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.datasets.schema import FeatureSchema, Field
 
-FORMAT = 1
+FORMAT = 2
 """Version of this layout and of the code that writes it; part of every fingerprint."""
 
 MANIFEST = "manifest.json"

@@ -184,6 +184,7 @@ class UserModel(nn.Module):
         """InfoNCE of the real events among `predicting_RLd` against the tokens of `found.item_U`."""
         out_Nd = predicting_RLd.flatten(0, 1)[found.real_N]
         logits_NU = self.score(out_Nd, candidates_Ud, 1 / self.tau)
+        logits_NU = logits_NU.to(torch.promote_types(logits_NU.dtype, torch.float32))
         if self.logq:
             logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
         return cross_entropy(logits_NU, found.index_N)

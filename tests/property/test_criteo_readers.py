@@ -11,9 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ctrbench.datasets import criteo_text
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_text import COLUMNS, CSV, ENCODED, INTEGERS, TSV, Layout, explain, read
 from ctrbench.datasets.numbers import PATTERNS, Number, number, wrong_number
+from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.prepared import SPLITS
+from ctrbench.datasets.textfile import Lines
 
 LAYOUTS = {"tsv": TSV, "x4": CSV, "x1": ENCODED}
 ODD = (
@@ -104,6 +108,69 @@ def test_fast_reader_agrees_line_for_line(form: str, data: st.DataObject) -> Non
                 expected.append(f"{path}:{line}: {cut}{f[0]}: {f[1]} {f[2][:40]!r}")
         assert shown == sorted(expected)
         assert account.read == account.header + account.kept + account.skipped.total() == len(head) + len(lines)
+
+
+_PLAIN = st.sampled_from(
+    ("", "0", "1", "-1", "-0", "--1", "-", "1-", "007", "1e3", "e", "68fd1e64", "-8fd1e64", "68fd1e6", "68fd1e640",
+     "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1" * 400)
+)  # fmt: skip
+"""Cells of digits, a to f and minus alone: what the quick reader looks at."""
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=120)
+def test_quick_reader_takes_only_what_the_plain_reader_takes(data: st.DataObject) -> None:
+    """Rows and notes are those of the reader of any chunk, and no chunk with a line that `explain` refuses is taken."""
+    lines = []
+    for i in range(data.draw(st.integers(1, 4))):
+        row = _good(TSV, i)
+        for name in data.draw(st.lists(st.sampled_from(COLUMNS), max_size=2)):
+            row[name] = data.draw(_PLAIN)
+        cells = list(row.values())
+        change = data.draw(st.sampled_from(["", "", "", "", "move", "drop", "empty"]))
+        if change == "move" and lines:  # as many delimiters in all, a field too many here and too few above
+            lines[-1] = lines[-1].rsplit("\t", 1)[0]
+            cells.append("1")
+        lines.append("" if change == "empty" else "\t".join(cells[:-1] if change == "drop" else cells))
+    text = "".join(f"{line}\n" for line in lines).encode()
+    found = [explain(line) for line in lines]
+    for tokens in (False, True):
+        made = criteo_text._quick(Lines(text, 2, False), COLUMNS, TSV, tokens)
+        assert (made is None) == any(found), found
+        if made is None:
+            continue
+        account = Account(Path("f"), "strict")
+        expected = criteo_text._parse(Lines(text, 2, False), TSV, COLUMNS, account)
+        rows, negative = made
+        assert negative == account.notes["negative integers outside I2"]
+        for name in COLUMNS:
+            column = rows[name]
+            if column.dtype == pl.UInt32:
+                assert tokens
+                column = pl.Series(name, [None if v is None else f"{v:08x}" for v in column], dtype=pl.String)
+            assert column.equals(expected[name], null_equal=True), name
+
+
+def test_odd_tokens_are_coded_as_text(tmp_path: Path) -> None:
+    """A value that is no token in one chunk, and tokens in others: one vocabulary, the same ids everywhere."""
+    lines = []
+    for i in range(400):
+        row = _good(TSV, i) | {"C1": "deadbeef" if i % 3 else "no token", "C2": "ABCDEF01", "C3": "" if i % 2 else "z"}
+        lines.append("\t".join((row if i % 50 < 25 else _good(TSV, i) | {"C1": "deadbeef"}).values()))
+    path = tmp_path / "f"
+    path.write_text("\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(criteo_text.read, "__defaults__", (2000,))
+        many = prepare("criteo", path, tmp_path / "many")
+    one = prepare("criteo", path, tmp_path / "one")
+    assert len(many.shards("train")) > len(one.shards("train")) == 1
+    texts = [line.split("\t")[14] for line in lines]
+    for split in SPLITS:
+        assert many.frame(split).equals(one.frame(split))
+    words = dict(one.vocabulary("C1").select("value", "id").iter_rows())
+    assert one.frame("test")["C1"].to_list() == [words[t] for t in texts[320:]]
+    assert one.manifest["rows"]["notes"] == many.manifest["rows"]["notes"]
+    assert one.manifest["rows"]["notes"]["C1: values that are not 8 hex digits, kept as text"] == 1
 
 
 def _value(text: str, kind: Number | None) -> int | float | str | None:

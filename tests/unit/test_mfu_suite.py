@@ -23,7 +23,7 @@ from ctrbench.bench.counting.rows import backward_ratio_error, withhold_reason
 from ctrbench.bench.counts import useful_flops
 from ctrbench.bench.jobs import JOBS
 from ctrbench.bench.owed import OWED
-from ctrbench.bench.points import NO_LENGTH, sweep_points, times_d
+from ctrbench.bench.points import NO_LENGTH, NO_UNITS, sweep_points, times_d
 from ctrbench.bench.step import TrainStep
 from ctrbench.bench.sweep import sweep_specs
 from ctrbench.datasets.errors import BadInput, UnknownName
@@ -57,7 +57,8 @@ def test_multiples_of_d_keep_their_nesting() -> None:
     assert times_d([[8, 4], 2], 16) == ((128, 64), 32)
 
 
-def test_the_suite_counts_once_and_times_five_times_and_trains_nothing() -> None:
+def test_the_suite_counts_once_and_times_five_times_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrbench.bench.points.bf16_units", lambda: "")
     plan = build_plan(["suite=mfu"])
     specs, skipped = sweep_specs(plan)
     assert set(plan.models) == NAMES
@@ -72,10 +73,15 @@ def test_the_suite_counts_once_and_times_five_times_and_trains_nothing() -> None
         assert {f"d=64,T={t}" for t in (25, 50, 100, 200)} <= {v.removeprefix("packed,") for v in mine}
     lum = {s.variant: s for s in counts if s.model == "lum_step1"}
     assert lum["packed,d=64,T=200"].batch * 200 == lum["unpacked,d=64,T=25"].batch * 25 == 3200
-    assert {r.model for r in skipped} == {"deepfm", "dcn_v2", "fat"}
     assert {r.metric for r in skipped} == set(OWED["time"]) | set(OWED["count"])
-    assert {(r.status, r.reason) for r in skipped} == {("skipped", NO_LENGTH)}
-    assert {r.variant for r in skipped} == {"d=64,T=25", "d=64,T=100", "d=64,T=200"}
+    assert {(r.status, r.reason) for r in skipped} == {("skipped", NO_LENGTH), ("skipped", NO_UNITS)}
+    flat, narrow = ({(r.model, r.variant) for r in skipped if r.reason == why} for why in (NO_LENGTH, NO_UNITS))
+    lengths = ("d=64,T=25", "d=64,T=100", "d=64,T=200")
+    assert flat == {(m, v) for m in ("deepfm", "dcn_v2", "fat") for v in lengths}
+    assert narrow == {("onetrans", "bf16,d=256,T=50"), ("lum_step1", "packed,bf16,d=256,T=50"),
+                      ("dcn_v2", "390 wide,bf16,d=10,T=50")}  # fmt: skip
+    (wide,) = [s for s in counts if s.variant == "390 wide,d=10,T=50"]
+    assert (wide.batch, wide.config) == (4096, {"dim": 10, "mlp": (400, 400)})
 
 
 def test_keys_are_stable_and_say_what_decides_the_number() -> None:
@@ -145,13 +151,14 @@ def test_counted_flops_follow_the_closed_form_over_width_and_length(model: str) 
         assert backward_ratio_error(counts) == ""
         assert counts.flops("forward") == pytest.approx(form.full, rel=1e-6 if model == "lum_step1" else 0.02)
         assert 0 < form.visible <= form.full
-        if not spec.variant.startswith("unpacked"):
+        if not spec.variant.startswith(("unpacked", "390 wide")) and spec.dtype == "float32":
             d, t = (int(p.split("=")[1]) for p in spec.variant.split(",")[-2:])
             along["d"] += [(d, form.full)] if t == 50 else []
             along["T"] += [(t, form.full)] if d == 64 else []
     for axis, least in (("d", 1.0), ("T", 0.3)):
         points = sorted(along[axis])
-        assert len(points) == (1 if axis == "T" and model in ("deepfm", "dcn_v2", "fat") else 4)
+        flat, wide = model in ("deepfm", "dcn_v2", "fat"), model in ("onetrans", "lum_step1")
+        assert len(points) == (4 if axis == "d" and not wide else 5 if axis == "d" else 1 if flat else 4)
         for (a, small), (b, large) in pairwise(points):  # at least linear in d, at most quadratic but for what is fixed
             assert least <= math.log(large / small) / math.log(b / a) < 2.05
 
