@@ -25,7 +25,7 @@ from rich.table import Table
 
 from ctrbench.bench.alternate import Ratio, ratio
 from ctrbench.bench.peers_data import Rows, Size, prepared_rows, write_arrays
-from ctrbench.bench.peers_models import TABLES, Peer, our_model
+from ctrbench.bench.peers_models import TABLES, Peer, Width, our_model
 from ctrbench.bench.statistics import auc_standard_error
 from ctrbench.datasets.prepared import Prepared
 
@@ -36,6 +36,8 @@ MODELS: Mapping[str, tuple[Rows, tuple[Peer, ...]]] = {
     "din": ("sequence", ("deepctr-torch", "fuxictr")),
 }
 OPTIMIZERS = ("adam", "adagrad")
+LR = 4e-3
+"""Of our dense weights' Adam: the epoch is 25 to 50 batches long, and at 1e-3 they hardly move."""
 REQUIRED: Mapping[Size, float] = {"1.48m": 2.5, "5.2m": 8.0}
 TRAIN_ROWS: Mapping[Size, int] = {"1.48m": 50 * BATCH, "5.2m": 25 * BATCH}
 TEST_ROWS = 60_000
@@ -121,7 +123,9 @@ def verdict(
     return Verdict(peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met)
 
 
-def train_ours(prepared: Prepared, rows: int, model_name: str, peer: Peer, optimizer: str, seed: int) -> Run:
+def train_ours(
+    prepared: Prepared, rows: int, model_name: str, peer: Peer, width: Width, optimizer: str, seed: int
+) -> Run:
     """One epoch of our model over the most recent rows; seconds include the loader, from rows in memory."""
     from ctrbench.bench.quality import auc
     from ctrbench.bench.step import TrainStep
@@ -130,8 +134,8 @@ def train_ours(prepared: Prepared, rows: int, model_name: str, peer: Peer, optim
     from ctrbench.models.embedding import count_parameters
 
     seed_everything(seed)
-    model = our_model(model_name, peer, TABLES[optimizer], prepared.schema)
-    step = TrainStep(model)
+    model = our_model(model_name, peer, TABLES[optimizer], prepared.schema, width)
+    step = TrainStep(model, lr=LR)
     loader = Loader(prepared, "train", BATCH, rows=rows, shuffle_seed=seed)
     first = iter(loader)
     for _ in range(WARMUP // BATCH):
@@ -143,7 +147,7 @@ def train_ours(prepared: Prepared, rows: int, model_name: str, peer: Peer, optim
     seconds = time.perf_counter() - start
     history = max((f.max_length for f in prepared.schema.sequences), default=0)
     budget = Budget(
-        train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=8192, lr=1e-3,
+        train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=8192, lr=LR,
         history_length=history,
     )  # fmt: skip
     score, label, _ = scores(model, prepared, "test", budget, min(TEST_ROWS, prepared.rows("test")))
@@ -158,6 +162,7 @@ class Race:
     size: Size
     pythons: Mapping[Peer, str]
     """Interpreter of each peer's environment; a peer without one is left out."""
+    width: Width = "default"
     rounds: int = 3
     threads: int = 2
     rows: int | None = None
@@ -178,7 +183,9 @@ class Race:
                     run = Run(**{k: body[k] for k in Run.__dataclass_fields__})
                     done[side].append(run)
                     rate = run.rows / run.seconds
-                    say.print(f"{self.model} {self.size} {number} {side}: {rate:,.0f} rows/s, AUC {run.auc:.4f}")
+                    say.print(
+                        f"{self.model} {self.width} {self.size} {number} {side}: {rate:,.0f} rows/s, AUC {run.auc:.4f}"
+                    )
                 if number == 0:
                     order = list(self.finalists(done))
         return done, prepared
@@ -192,13 +199,14 @@ class Race:
     def _command(self, side: Side, number: int, prepared: Prepared, arrays: Path, rows: int) -> list[str]:
         common = ["--threads", str(self.threads), "--seed", str(number)]
         if side.who == "ctrbench":
-            what = [str(prepared.path), str(rows), self.model, side.peer, side.optimizer]
+            what = [str(prepared.path), str(rows), self.model, side.peer, self.width, side.optimizer]
             return [sys.executable, "-m", "ctrbench.bench.peers", "--ours", *what, *common]
         script = {"deepctr-torch": "peers_deepctr.py", "fuxictr": "peers_fuxictr.py"}[side.peer]
         # -P: the script's folder must not hide the standard library (bench/statistics.py)
         return [
             self.pythons[side.peer], "-P", str(Path(__file__).with_name(script)), str(arrays), "--model", self.model,
-            "--optimizer", side.optimizer, "--batch", str(BATCH), "--warmup", str(WARMUP), *common,
+            "--width", self.width, "--optimizer", side.optimizer, "--batch", str(BATCH), "--warmup", str(WARMUP),
+            *common,
         ]  # fmt: skip
 
     def judged(self, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) -> list[Verdict]:
@@ -245,7 +253,8 @@ def sentence(v: Verdict) -> str:
 def as_json(race: Race, runs: Mapping[Side, Sequence[Run]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """All that was measured."""
     return {
-        "model": race.model, "size": race.size, "threads": race.threads, "required": REQUIRED[race.size],
+        "model": race.model, "width": race.width, "size": race.size, "threads": race.threads,
+        "required": REQUIRED[race.size],
         "runs": [{"side": asdict(s), "rounds": [asdict(r) for r in each]} for s, each in runs.items()],
         "verdicts": [asdict(v) for v in verdicts],
     }  # fmt: skip
@@ -256,6 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="peers", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=list(get_args(Size)))
+    parser.add_argument("--width", choices=get_args(Width), default="default", help="of the dense layers")
     parser.add_argument("--deepctr", default=".venv-peers/bin/python", help="python of deepctr-torch's environment")
     parser.add_argument("--fuxictr", default=".venv-peers-fuxictr/bin/python", help="python of FuxiCTR's")
     parser.add_argument("--rows", type=int, help="train rows; default by size")
@@ -263,14 +273,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/peers/race.json"))
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--ours", nargs=5, metavar=("DIR", "ROWS", "MODEL", "PEER", "TABLES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--ours", nargs=6, metavar=("DIR", "ROWS", "MODEL", "PEER", "WIDTH", "TABLES"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.ours:
         import torch
 
         torch.set_num_threads(options.threads)
-        folder, rows, model, peer, tables = options.ours
-        run = train_ours(Prepared.open(folder), int(rows), model, cast(Peer, peer), tables, options.seed)
+        folder, rows, model, peer, width, tables = options.ours
+        pair = model, cast(Peer, peer), cast(Width, width)
+        run = train_ours(Prepared.open(folder), int(rows), *pair, tables, options.seed)
         print(json.dumps(asdict(run)))
         return 0
     say, results = Console(), []
@@ -279,7 +292,7 @@ def main() -> int:
         for size in options.sizes:
             race = Race(
                 model=model, size=size, pythons=pythons, rounds=options.rounds, threads=options.threads,
-                rows=options.rows,
+                rows=options.rows, width=options.width,
             )  # fmt: skip
             runs, prepared = race.runs(say)
             verdicts = race.judged(runs, prepared)

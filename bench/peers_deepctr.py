@@ -16,7 +16,12 @@ from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
 from deepctr_torch.models import DCN, DIN, DeepFM
 from sklearn.metrics import roc_auc_score
 
-DIM, HIDDEN, CROSS = 16, (400, 400, 400), 3
+DIM = 16
+SIZES = {
+    "default": {"deepfm": ((256, 128), 0), "dcn_v2": ((128, 128), 2)},
+    "wide": {"deepfm": ((400, 400, 400), 0), "dcn_v2": ((400, 400, 400), 3)},
+}
+"""MLP and cross layers; `default` is what it builds when told nothing."""
 ATTENTION, TOWER = (64, 16), (256, 128)
 EVENT = ("item", "category")
 
@@ -58,12 +63,13 @@ def inputs(arrays: dict[str, np.ndarray], split: str, found: list) -> dict[str, 
     return out
 
 
-def build(name: str, found: list, seed: int):
+def build(name: str, width: str, found: list, seed: int):
+    hidden, cross = SIZES[width].get(name, (TOWER, 0))
     plain = {"l2_reg_embedding": 0, "seed": seed, "device": "cpu"}
     if name == "deepfm":
-        return DeepFM(found, found, dnn_hidden_units=HIDDEN, l2_reg_linear=0, **plain)
+        return DeepFM(found, found, dnn_hidden_units=hidden, l2_reg_linear=0, **plain)
     if name == "dcn_v2":  # without the linear model that it adds, which the paper's network has not
-        return DCN([], found, cross_num=CROSS, cross_parameterization="matrix", dnn_hidden_units=HIDDEN,
+        return DCN([], found, cross_num=cross, cross_parameterization="matrix", dnn_hidden_units=hidden,
                    l2_reg_linear=0, l2_reg_cross=0, l2_reg_dnn=0, **plain)  # fmt: skip
     return DIN(found, list(EVENT), dnn_hidden_units=TOWER, att_hidden_size=ATTENTION, att_activation="dice", **plain)
 
@@ -72,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arrays")
     parser.add_argument("--model", choices=["deepfm", "dcn_v2", "din"], required=True)
+    parser.add_argument("--width", choices=list(SIZES), default="default")
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True, help="rows trained before the clock starts")
@@ -82,7 +89,7 @@ def main() -> None:
     with np.load(options.arrays) as file:
         arrays = {k: file[k] for k in file.files}
     found = columns(arrays)
-    model = build(options.model, found, options.seed)
+    model = build(options.model, options.width, found, options.seed)
     model.compile(options.optimizer, "binary_crossentropy", metrics=[])
     train, label = inputs(arrays, "train", found), arrays["train_label"]
 

@@ -2,10 +2,11 @@
 
 Runs in the peer's own environment and imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, rows,
 AUC on the test rows, weights, versions. The wheel's DCNv2 reads histories: its forward for rows without one is that
-of the repository's DCNv2 over the same layers. `fit` needs numpy < 2 and adds a look at validation rows and a
+of the repository's DCNv2 over the same layers. `fit` adds a look at validation rows and a
 checkpoint, so the clock is on the `train_epoch` that it calls.
 """
 
+# ruff: noqa: E402
 import argparse
 import json
 import sys
@@ -20,12 +21,16 @@ import torch
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.models import BaseModel
+
+np.unicode_ = np.str_  # keras_preprocessing, which the next import needs, asks for it; numpy 2 has it no more
 from model_zoo.LongCTR import longctr_dataloader
 from model_zoo.LongCTR.DCNv2.DCNv2 import DCNv2
 from model_zoo.LongCTR.DIN.DIN import DIN
 from sklearn.metrics import roc_auc_score
 
-DIM, HIDDEN, CROSS = 16, [400, 400, 400], 3
+DIM = 16
+SIZES = {"default": ([128, 128], 2), "wide": ([400, 400, 400], 3)}
+"""MLP and cross layers of DCN-v2."""
 ATTENTION, TOWER = [64, 16], [256, 128]
 LR = {"adam": 1e-3, "adagrad": 1e-2}
 """Its default, and torch's."""
@@ -83,13 +88,13 @@ def write_histories(arrays: dict[str, np.ndarray], folder: Path) -> dict[str, st
         begin, n = arrays[f"{split}_begin"], len(arrays[f"{split}_label"])
         pd.DataFrame({
             "user": arrays[f"{split}_ids"][:, 0], "user_index": user_of[begin], "item_index": code[at : at + n],
-            "seq_len": arrays[f"{split}_end"] - begin, "label": arrays[f"{split}_label"],
+            "seq_len": arrays[f"{split}_end"] - begin, "label": arrays[f"{split}_label"].astype(np.int64),
         }).to_parquet(folder / f"{split}.parquet")  # fmt: skip
         at += n
     return {"user_info": str(folder / "user_info.parquet"), "item_info": str(folder / "item_info.parquet")}
 
 
-def build(name: str, found: FeatureMap, optimizer: str, folder: Path):
+def build(name: str, width: str, found: FeatureMap, optimizer: str, folder: Path):
     common = {
         "optimizer": {"adam": "adam", "adagrad": "Adagrad"}[optimizer], "learning_rate": LR[optimizer],
         "loss": "binary_crossentropy", "metrics": ["AUC"], "verbose": 0, "model_root": str(folder),
@@ -98,7 +103,8 @@ def build(name: str, found: FeatureMap, optimizer: str, folder: Path):
     if name == "din":
         sizes = {"dnn_hidden_units": TOWER, "attention_hidden_units": ATTENTION}
         return DIN(found, **sizes, attention_hidden_activations="Dice", **common)
-    return FlatDCNv2(found, num_cross_layers=CROSS, parallel_dnn_hidden_units=HIDDEN, **common)
+    hidden, cross = SIZES[width]
+    return FlatDCNv2(found, num_cross_layers=cross, parallel_dnn_hidden_units=hidden, **common)
 
 
 def epoch(model, rows) -> float:
@@ -114,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arrays")
     parser.add_argument("--model", choices=["dcn_v2", "din"], required=True)
+    parser.add_argument("--width", choices=list(SIZES), default="default")
     parser.add_argument("--optimizer", choices=list(LR), required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True, help="rows trained before the clock starts")
@@ -140,7 +147,7 @@ def main() -> None:
             made = RankDataLoader(found, stage=stage, batch_size=batch, data_format="parquet", **kind, **extra)
             return made.make_iterator()
 
-        model = build(options.model, found, options.optimizer, folder)
+        model = build(options.model, options.width, found, options.optimizer, folder)
         epoch(model, rows("first", "train")[0])
         seconds = epoch(model, rows("train", "train")[0])
         score = model.predict(rows("test", "test", 8192))

@@ -25,9 +25,15 @@ from ctrbench.models.blocks import MLP, FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 
 Peer = Literal["deepctr-torch", "fuxictr"]
-DIM, HIDDEN, CROSS = 16, (400, 400, 400), 3
+DIM = 16
 ATTENTION, TOWER = (64, 16), (256, 128)
-"""Of DIN: deepctr-torch's defaults."""
+"""Of DIN: deepctr-torch's defaults, as in `SIZES`."""
+Width = Literal["default", "wide"]
+SIZES: Mapping[tuple[str, Width], tuple[tuple[int, ...], int]] = {
+    ("deepfm", "default"): ((256, 128), 0), ("deepfm", "wide"): ((400, 400, 400), 0),
+    ("dcn_v2", "default"): ((128, 128), 2), ("dcn_v2", "wide"): ((400, 400, 400), 3),
+}  # fmt: skip
+"""MLP and number of cross layers: deepctr-torch's defaults, and BARS' MLP, where products of matrices take most."""
 TABLES: Mapping[str, TableConfig] = {
     "fused": TableConfig(),
     "adam": TableConfig(impl="per_table", optimizer="adam", lr=1e-3),
@@ -43,18 +49,22 @@ class RawDense(nn.Module):
         kind: the model.
         tables: storage and optimizer.
         schema: fields without histories.
+        width: of the dense layers.
     """
 
-    def __init__(self, kind: Literal["deepfm", "dcn_v2"], tables: TableConfig, schema: FeatureSchema) -> None:
+    def __init__(
+        self, kind: Literal["deepfm", "dcn_v2"], tables: TableConfig, schema: FeatureSchema, width: Width = "default"
+    ) -> None:
         super().__init__()
+        hidden, cross = SIZES[kind, width]
         self.embedder = FeatureEmbedder(schema, DIM, tables, linear=kind == "deepfm", dense=False)
         numbers = len(schema.dense)
         n_in = self.embedder.num_fields * DIM + numbers
         self.fm = FmTerm("sum") if kind == "deepfm" else None
         self.first_order = Linear(numbers, 1, bias=False) if kind == "deepfm" else None
-        self.cross = CrossNet(n_in, CROSS) if kind == "dcn_v2" else None
-        self.mlp = MLP(n_in, HIDDEN)
-        self.head = Linear(HIDDEN[-1] + (n_in if self.cross else 0), 1)
+        self.cross = CrossNet(n_in, cross) if kind == "dcn_v2" else None
+        self.mlp = MLP(n_in, hidden)
+        self.head = Linear(hidden[-1] + (n_in if self.cross else 0), 1)
 
     def forward(self, batch: Batch) -> Tensor:
         """logit_B."""
@@ -70,7 +80,7 @@ class RawDense(nn.Module):
         return logit_B + embedded.linear_B + self.fm(embedded.fields_BFD)
 
 
-def our_model(name: str, peer: Peer, tables: TableConfig, schema: FeatureSchema) -> nn.Module:
+def our_model(name: str, peer: Peer, tables: TableConfig, schema: FeatureSchema, width: Width = "default") -> nn.Module:
     """The model that `peer` has under this name.
 
     Raises:
@@ -84,8 +94,9 @@ def our_model(name: str, peer: Peer, tables: TableConfig, schema: FeatureSchema)
         model.tower = nn.Sequential(*layers((n_in, *TOWER), relu, 0.0), Linear(TOWER[-1], 1))
         return model
     if peer == "deepctr-torch" and name in ("deepfm", "dcn_v2"):
-        return RawDense(name, tables, schema)  # type: ignore[arg-type]
+        return RawDense(name, tables, schema, width)  # type: ignore[arg-type]
     if peer == "fuxictr" and name == "dcn_v2":
-        sizes = DCNv2Config(dim=DIM, mlp=HIDDEN, cross_layers=CROSS, missing_vector=False, tables=tables)
+        hidden, cross = SIZES[name, width]
+        sizes = DCNv2Config(dim=DIM, mlp=hidden, cross_layers=cross, missing_vector=False, tables=tables)
         return DCNv2(sizes, schema)
     raise ValueError(f"{peer} has no {name} that is compared here")
