@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
-IN_CACHE, MANY = 1 << 18, 1 << 20
+IN_CACHE, MANY = 1 << 19, 1 << 23
 """Scores at a time, and scores of a call from which that pays for the calls; measured in docs/performance/notes-ka.md."""
 
 

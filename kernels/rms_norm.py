@@ -1,22 +1,27 @@
 """RMS norm of a residual sum (1910.07467): h = x + y, n = h / sqrt(mean(h^2) + eps) * gain.
 
-torch makes it of five operators and as many passes on CPU, and of more in the backward pass. Here it is one node that
-keeps the sum and one number a row.
+torch makes it of five operators and as many passes on CPU, and of more in the backward pass. The fast path is one node
+that keeps the sum and one number a row; under a million elements torch's own is as fast.
 
-Dims: M rows, D width
+Dims: M rows, m rows at a time, D width
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 Impl = Literal["fused", "plain"]
+
+IN_CACHE, MANY = 1 << 18, 1 << 20
+"""Elements at a time, and elements of a call from which one node pays; measured in docs/performance/notes-ka.md."""
 
 
 def rms_norm_plain(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -25,36 +30,60 @@ def rms_norm_plain(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> t
     return h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + eps) * gain_D, h
 
 
+def rms_norm_torch(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """torch's own, for any device and under the compiler."""
+    h = x if y is None else x + y
+    return functional.rms_norm(h, h.shape[-1:], gain_D, eps), h
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        h = x if y is None else x + y
-        norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(h, inverse, gain_D)
-        ctx.both = y is not None
-        if y is None:
-            ctx.mark_non_differentiable(h)
-        return (h * inverse).mul_(gain_D), h
+    def forward(ctx: Any, x_MD: Tensor, y_MD: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        rows, width = x_MD.shape
+        h_MD = x_MD if y_MD is None else torch.empty_like(x_MD)
+        normed_MD, inverse_M1 = torch.empty_like(x_MD), x_MD.new_empty(rows, 1)
+        for at in _chunks(rows, width):
+            h_mD = h_MD[at]
+            if y_MD is not None:
+                torch.add(x_MD[at], y_MD[at], out=h_mD)
+            inverse_m1 = torch.linalg.vector_norm(h_mD, dim=1, keepdim=True, out=inverse_M1[at])
+            inverse_m1.square_().div_(width).add_(eps).rsqrt_()
+            torch.mul(h_mD, inverse_m1, out=normed_MD[at]).mul_(gain_D)
+        ctx.save_for_backward(h_MD, inverse_M1, gain_D)
+        ctx.set_materialize_grads(False)
+        ctx.summed = y_MD is not None
+        if y_MD is None:
+            h_MD = h_MD.new_empty(0)
+        return normed_MD, h_MD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_h: Tensor | None) -> tuple[Tensor | None, ...]:
-        h, inverse, gain_D = ctx.saved_tensors
-        unit = h * inverse
-        of_gain_D = (unit * grad).flatten(0, -2).sum(dim=0) if ctx.needs_input_grad[2] else None
-        scaled = grad * gain_D
-        along = torch.linalg.vecdot(scaled, unit, dim=-1).div_(-h.shape[-1]).unsqueeze(-1)
-        of_h = scaled.addcmul_(unit, along).mul_(inverse)
-        if ctx.both and grad_h is not None:
-            of_h += grad_h
-        return of_h, of_h if ctx.both else None, of_gain_D, None
+    def backward(ctx: Any, grad_MD: Tensor | None, grad_h_MD: Tensor | None) -> tuple[Tensor | None, ...]:
+        h_MD, inverse_M1, gain_D = ctx.saved_tensors
+        grad_MD = torch.zeros_like(h_MD) if grad_MD is None else grad_MD
+        of_h_MD, of_gain_D = torch.empty_like(h_MD), torch.zeros_like(gain_D)
+        for at in _chunks(*h_MD.shape):
+            unit_mD, grad_mD = h_MD[at] * inverse_M1[at], grad_MD[at]
+            of_h_mD = torch.mul(grad_mD, gain_D, out=of_h_MD[at])
+            along_m1 = torch.linalg.vecdot(of_h_mD, unit_mD).div_(-h_MD.shape[1]).unsqueeze(1)
+            of_h_mD.addcmul_(unit_mD, along_m1).mul_(inverse_M1[at])
+            of_gain_D += unit_mD.mul_(grad_mD).sum(dim=0)
+            if grad_h_MD is not None and ctx.summed:
+                of_h_mD += grad_h_MD[at]
+        return of_h_MD, of_h_MD if ctx.summed else None, of_gain_D, None
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    size = max(1, IN_CACHE // max(width, 1))
+    return (slice(at, min(at + size, rows)) for at in range(0, rows, size))
 
 
 def rms_norm_fused(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Fast path on CPU: one node. Not differentiable twice."""
-    normed, h = _RmsNorm.apply(x, y, gain_D, eps)
-    return normed, x if y is None else h
+    """Fast path on CPU: one node, all passes over a few rows while they are in cache. Not differentiable twice."""
+    width = x.shape[-1]
+    flat_y_MD = None if y is None else y.reshape(-1, width)
+    normed_MD, h_MD = _RmsNorm.apply(x.reshape(-1, width), flat_y_MD, gain_D, eps)
+    return normed_MD.view(x.shape), x if y is None else h_MD.view(x.shape)
 
 
 def rms_norm(
@@ -71,7 +100,11 @@ def rms_norm(
     """
     if impl == "plain":
         return rms_norm_plain(x, y, gain_D, eps)
-    return (on_gpu("rms_norm", x) or rms_norm_fused)(x, y, gain_D, eps)
+    fast = on_gpu("rms_norm", x)
+    if fast is None:
+        own = x.device.type == "cpu" and x.dtype == gain_D.dtype and x.numel() >= MANY
+        fast = rms_norm_fused if own and not torch.compiler.is_compiling() else rms_norm_torch
+    return fast(x, y, gain_D, eps)
 
 
 def rms_norm_cost(width: int, residual: bool = True) -> Cost:
@@ -90,7 +123,7 @@ OPERATOR = Operator(
     title="RMS norm with residual",
     twin=rms_norm_plain,
     run=rms_norm,
-    paths={"fused": rms_norm_fused},
+    paths={"fused": rms_norm_fused, "torch": rms_norm_torch},
     inputs=_inputs,
     cost=lambda s: rms_norm_cost(int(s["width"]), bool(s.get("residual", 1))) * s["rows"],
     small=({"rows": 3, "width": 5}, {"rows": 2, "width": 3, "residual": 0}, {"rows": 1, "width": 1}),
