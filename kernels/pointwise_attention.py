@@ -1,6 +1,7 @@
 """Attention without softmax: SiLU of the scores over a constant (HSTU, 2402.17152 section 3.2).
 
-Dims: B batch, b rows at a time, N = b*H, H heads, Q queries, K keys, d width of a head's queries and keys, e of its values
+Dims: B batch, b rows at a time, H heads, N = b*H, Q queries, K keys, d width of a head's queries and keys, e of its
+values
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 IN_CACHE, MANY = 1 << 19, 1 << 23
-"""Scores at a time, and scores of a call from which that pays for the calls; measured in docs/performance/notes-ka.md."""
+"""Scores at a time, and scores of a call from which that pays; measured in docs/performance/notes-ka.md."""
 
 
 def pointwise_attention_plain(
