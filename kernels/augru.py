@@ -11,12 +11,14 @@ Dims: B batch, T steps, C input width, H state width
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.linear import linear
+from ctrbench.kernels.operator import Operator, Shape
 
 Cell = Literal["augru", "agru", "aigru"]
 CELLS: tuple[Cell, ...] = ("augru", "agru", "aigru")
@@ -69,3 +71,30 @@ def augru(
 def gru_flops(width_in: int, width: int) -> float:
     """Of one step of one sample: three gates on the input and on the state."""
     return 6.0 * width * (width_in + width)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+    batch, steps, width = (int(shape[n]) for n in ("batch", "steps", "width"))
+
+    def random(*size: int) -> Tensor:
+        return (torch.randn(size, dtype=dtype, device=device) / width**0.5).requires_grad_()
+
+    lengths_B = torch.arange(batch, device=device) % (steps + 1)
+    mask_BT = torch.arange(steps, device=device) < lengths_B.unsqueeze(1)
+    a_BT = torch.rand(batch, steps, dtype=dtype, device=device) * mask_BT  # 0 on padding, as the contract has it
+    weights = (random(3 * width, width), random(3 * width, width), random(3 * width), random(3 * width))
+    return random(batch, steps, width), a_BT, mask_BT, *weights, "augru"
+
+
+OPERATOR = Operator(
+    title="GRU with attentional update gate",
+    twin=augru_plain,
+    run=augru,
+    inputs=_inputs,
+    cost=lambda s: (
+        Cost(flops=gru_flops(int(s["width"]), int(s["width"])), elementwise=9 * s["width"]) * (s["batch"] * s["steps"])
+    ),
+    small=({"batch": 4, "steps": 3, "width": 2}, {"batch": 2, "steps": 1, "width": 1}),
+    shapes={"B256 T50 H32": {"batch": 256, "steps": 50, "width": 32}},
+    no_gpu="T dependent steps of small products: launch-bound, CUDA graphs serve it better than a kernel a step",
+)

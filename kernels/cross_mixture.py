@@ -8,13 +8,14 @@ Dims: B batch, N width of the flattened input, K experts, R rank
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.linear import linear
+from ctrbench.kernels.operator import Operator, Shape
 
 Impl = Literal["fused", "plain"]
 Act = Literal["tanh", "identity"]
@@ -78,3 +79,29 @@ def mixture_cost(width: int, rank: int, experts: int) -> Cost:
     """K experts of 2NR in, 2R^2 inside and 2NR out, and 2N for the gate of each."""
     flops = experts * (4.0 * width * rank + 2.0 * rank * rank + 2.0 * width)
     return Cost(flops=flops, elementwise=3.0 * width + experts * (3.0 * rank + 5.0))
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:
+    batch, width, experts, rank = (int(shape[n]) for n in ("batch", "width", "experts", "rank"))
+
+    def random(*size: int, over: int = 1) -> Tensor:
+        return (torch.randn(size, dtype=dtype, device=device) / over**0.5).requires_grad_()
+
+    gate_BK = random(batch, experts).detach().softmax(dim=1)  # of the network: no leaf, its sum is 1
+    return (
+        random(batch, width), random(batch, width), gate_BK, random(width, experts, rank, over=rank),
+        random(experts, rank, rank, over=rank), random(experts, rank, width, over=width), random(width), "tanh",
+    )  # fmt: skip
+
+
+OPERATOR = Operator(
+    title="DCN-v2 low-rank mixture cross layer",
+    twin=mixture_plain,
+    run=mixture,
+    paths={"fused": mixture_fused},
+    inputs=_inputs,
+    cost=lambda s: mixture_cost(int(s["width"]), int(s["rank"]), int(s["experts"])) * s["batch"],
+    small=({"batch": 3, "width": 4, "experts": 2, "rank": 2}, {"batch": 1, "width": 3, "experts": 1, "rank": 1}),
+    shapes={"B4096 N390 K4 R32": {"batch": 4096, "width": 390, "experts": 4, "rank": 32}},
+    no_gpu="two large GEMMs and a batched one, which ATen has; the epilogue alone would be a kernel",
+)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.linear import linear
+from ctrbench.kernels.operator import Operator, Shape
 
 Impl = Literal["fold", "plain"]
 
@@ -49,3 +50,23 @@ def cross_vector_cost(width: int, layers: int, impl: Impl = "fold") -> Cost:
     """One dot product of N a layer in both forms; the passes over [B, N] are what `fold` saves."""
     elementwise = 3.0 * layers + 2.0 * width if impl == "fold" else 3.0 * layers * width
     return Cost(flops=2.0 * layers * width, elementwise=elementwise)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    batch, width, layers = (int(shape[n]) for n in ("batch", "width", "layers"))
+    x0_BN = torch.randn(batch, width, dtype=dtype, device=device, requires_grad=True)
+    weight_LN = (torch.randn(layers, width, dtype=dtype, device=device) / width**0.5).requires_grad_()
+    return x0_BN, weight_LN, torch.randn(layers, width, dtype=dtype, device=device, requires_grad=True)
+
+
+OPERATOR = Operator(
+    title="DCN cross network",
+    twin=cross_vector_plain,
+    run=cross_vector,
+    paths={"fold": cross_vector_fold},
+    inputs=_inputs,
+    cost=lambda s: cross_vector_cost(int(s["width"]), int(s["layers"])) * s["batch"],
+    small=({"batch": 3, "width": 4, "layers": 2}, {"batch": 1, "width": 1, "layers": 1}),
+    shapes={"B4096 N390 L3": {"batch": 4096, "width": 390, "layers": 3}},
+    no_gpu="one thin GEMM and one pass over the input, both ATen's",
+)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 Impl = Literal["fused", "plain"]
 
@@ -72,9 +73,31 @@ def dice(
     x_NO: Tensor, mask_N: Tensor, alpha_O: Tensor, eps: float = 1e-9, impl: Impl = "fused"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dice with the statistics of the rows in `mask_N`: out [N, O], mean [O] and biased variance [O]."""
-    return (dice_fused if impl == "fused" else dice_plain)(x_NO, mask_N, alpha_O, eps)
+    if impl == "plain":
+        return dice_plain(x_NO, mask_N, alpha_O, eps)
+    return (on_gpu("dice", x_NO) or dice_fused)(x_NO, mask_N, alpha_O, eps)
 
 
 def dice_cost(channels: int, rows: float) -> Cost:
     """No matrix product; ten passes forward over the rows."""
     return Cost(flops=0.0, elementwise=10.0 * channels * rows)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    rows, width = int(shape["rows"]), int(shape["width"])
+    mask_N = torch.arange(rows, device=device) % 3 != 1
+    x_NO = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
+    return x_NO, mask_N, torch.randn(width, dtype=dtype, device=device, requires_grad=True)
+
+
+OPERATOR = Operator(
+    title="Dice over valid rows",
+    twin=lambda *args: dice_plain(*args)[0],  # no gradient flows from mean and variance
+    run=lambda *args: dice(*args)[0],
+    paths={"fused": lambda *args: dice_fused(*args)[0]},
+    inputs=_inputs,
+    cost=lambda s: dice_cost(int(s["width"]), s["rows"]),
+    small=({"rows": 7, "width": 3}, {"rows": 3, "width": 2}),
+    shapes={"N204800 O64": {"rows": 204800, "width": 64}, "N4096 O128": {"rows": 4096, "width": 128}},
+    gpu="dice",
+)

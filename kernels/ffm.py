@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.operator import Operator, Shape
 
 
 def ffm_pairs(x_BFSD: Tensor) -> Tensor:
@@ -37,3 +38,20 @@ def ffm(x_BFSD: Tensor) -> Tensor:
 def ffm_cost(fields: int, dim: int) -> Cost:
     """F(F-1)/2 dot products of D values."""
     return Cost(flops=float(fields * (fields - 1) * dim), elementwise=0.0)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    batch, fields, dim = (int(shape[n]) for n in ("batch", "fields", "dim"))
+    return (torch.randn(batch, fields, fields - 1, dim, dtype=dtype, device=device, requires_grad=True),)
+
+
+OPERATOR = Operator(
+    title="FFM pair term",
+    twin=ffm_pairs,
+    run=ffm,
+    inputs=_inputs,
+    cost=lambda s: ffm_cost(int(s["fields"]), int(s["dim"])) * s["batch"],
+    small=({"batch": 3, "fields": 4, "dim": 2}, {"batch": 1, "fields": 2, "dim": 1}),
+    shapes={"B1024 F39 D4": {"batch": 1024, "fields": 39, "dim": 4}},
+    no_gpu="two gathers and a dot product a row, bound by memory: a kernel would spare the gathered copies alone",
+)

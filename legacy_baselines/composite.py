@@ -23,7 +23,7 @@ from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.kernels.cross import cross_cost
 from ctrbench.legacy_baselines.composite_serving import request_flops, serving
 from ctrbench.legacy_baselines.dcn_v2 import CrossNet
-from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops
+from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, whole
 from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import require_history
@@ -142,7 +142,7 @@ def views(config: CompositeConfig, schema: FeatureSchema) -> list[View]:
                 "composite.histories to all,recent"
             )
         select: dict[str, Callable[[Events], Events]] = {
-            "all": lambda events: events,
+            "all": whole,
             "liked": partial(by_action, action=config.action, ids=config.liked_ids, liked=True),
             "disliked": partial(by_action, action=config.action, ids=config.liked_ids, liked=False),
             "recent": partial(newest, count=config.recent),

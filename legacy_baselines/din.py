@@ -16,7 +16,7 @@ from ctrbench.datasets.published_schemas import taobao_ad_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import Linear
 from ctrbench.legacy_baselines.din_serving import request_flops, serving
-from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, layers
+from ctrbench.legacy_baselines.interest import Interests, Unit, UnitConfig, View, interest_flops, layers
 from ctrbench.models.blocks import FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.histories import require_history
@@ -32,6 +32,7 @@ MBA_ON = (
 class DINConfig(UnitConfig):
     """Defaults are the `small` preset: wider than the design's least (8, 64-32), so that the baseline is not weak."""
 
+    unit: Unit = "jagged"
     dim: int = 16
     """Embedding width."""
     mlp: tuple[int, ...] = (128, 64)

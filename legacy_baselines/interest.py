@@ -17,12 +17,15 @@ from torch.nn.functional import batch_norm
 
 from ctrbench.datasets.schema import FeatureSchema
 from ctrbench.kernels.dice import dice
-from ctrbench.kernels.din_attention import IMPLS, Impl, unit_cost, unit_layer
+from ctrbench.kernels.din_attention import din_attention
+from ctrbench.kernels.din_unit import IMPLS, Impl, unit_cost, unit_layer
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.blocks import Embedded, Events, mlp_flops
+from ctrbench.models.blocks import Embedded, Events, FlatEvents, Histories, mlp_flops
 from ctrbench.models.histories import TargetEvents
 
 DiceStats = Literal["valid", "all"]
+Unit = Literal["jagged"] | Impl
+UNITS: tuple[Unit, ...] = ("jagged", *IMPLS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,13 +41,15 @@ class UnitConfig:
     softmax: bool = False
     """Normalise the weights over the history; the paper does not, to keep the strength of an interest."""
     attention_dropout: float = 0.0
-    unit: Impl = "fold"
-    """Form of the unit's first layer (kernels/din_attention.py), same result; `fold` is fastest on CPU here."""
+    unit: Unit = "fold"
+    """Same result in every form. `jagged` works on real events only, as one node (kernels/din_attention.py), where
+    the unit sees whole histories and has neither dropout nor `dice_stats=all`; elsewhere it is `split` on padded
+    rows. The others are forms of the first layer on padded rows (kernels/din_unit.py)."""
 
     def __post_init__(self) -> None:
         if not self.attention:
             raise ValueError("attention=(): the activation unit needs at least one hidden width")
-        for name, allowed in (("act", ("dice", "relu")), ("dice_stats", ("valid", "all")), ("unit", IMPLS)):
+        for name, allowed in (("act", ("dice", "relu")), ("dice_stats", ("valid", "all")), ("unit", UNITS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
 
@@ -70,22 +75,28 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[..., O] -> [..., O]; `mask` [...] marks valid rows."""
+        if x.dtype != self.mean_O.dtype:  # bfloat16 has too few digits for statistics and what is left beside a mean
+            return self.forward(x.to(self.mean_O.dtype), mask).to(x.dtype)
+        alpha_O = self.alpha_O.to(x.dtype)
         if self.training and mask is not None and self.stats == "valid":
-            return self._over_valid(x, mask)
+            return self._over_valid(x, mask, alpha_O)
         flat = x.flatten(0, -2)
         # A batch of one row has no variance to learn from: the running one serves.
         train = self.training and flat.shape[0] > 1
         scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
-        return x * torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))
+        return x * torch.addcmul(alpha_O, 1 - alpha_O, torch.sigmoid(scaled))
 
-    def _over_valid(self, x: Tensor, mask: Tensor) -> Tensor:
-        out, mean_O, var_O = dice(x, mask, self.alpha_O, self.eps)
-        with torch.no_grad():
-            n = mask.sum()
-            step = self.momentum * (n > 1)  # nothing to learn from one event or none
-            self.mean_O.lerp_(mean_O, step)
-            self.var_O.lerp_(var_O * (n / (n - 1).clamp(min=1)), step)
+    def _over_valid(self, x: Tensor, mask: Tensor, alpha_O: Tensor) -> Tensor:
+        out, mean_O, var_O = dice(x, mask, alpha_O, self.eps)
+        self.learn(mean_O, var_O, mask.sum())
         return out
+
+    @torch.no_grad()
+    def learn(self, mean_O: Tensor, var_O: Tensor, events: Tensor) -> None:
+        """Moves the running statistics towards those of `events` events, of which the variance is biased."""
+        step = self.momentum * (events > 1)  # nothing to learn from one event or none
+        self.mean_O.lerp_(mean_O.to(self.mean_O.dtype), step)
+        self.var_O.lerp_((var_O * (events / (events - 1).clamp(min=1))).to(self.var_O.dtype), step)
 
 
 def layers(widths: Sequence[int], config: UnitConfig, dropout: float) -> nn.ModuleList:
@@ -107,13 +118,35 @@ class ActivationUnit(nn.Module):
 
     def __init__(self, width: int, config: UnitConfig) -> None:
         super().__init__()
-        self.impl, self.softmax = config.unit, config.softmax
+        self.impl: Impl = "split" if config.unit == "jagged" else config.unit
+        self.softmax = config.softmax
+        self.jagged = config.unit == "jagged" and (config.act == "relu" or config.dice_stats == "valid")
+        self.dropout = config.attention_dropout > 0
         self.hidden = layers((4 * width, *config.attention), config, config.attention_dropout)
         self.score = Linear(config.attention[-1], 1)
 
     def forward(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """u_BC; zero where the history is empty, whatever stands on padding."""
         return torch.bmm(self.weights(q_BC, events_BTC, mask_BT).unsqueeze(1), events_BTC).squeeze(1)
+
+    @property
+    def takes_flat(self) -> bool:
+        """Whether `flat` gives what `forward` gives."""
+        return self.jagged and not (self.training and self.dropout) and not torch.compiler.is_compiling()
+
+    def flat(self, q_BC: Tensor, events: FlatEvents) -> Tensor:
+        """u_BC of real events only."""
+        linears = [*(m for m in self.hidden if isinstance(m, nn.Linear)), self.score]
+        acts = [m if isinstance(m, Dice) else None for m in self.hidden if isinstance(m, Dice | nn.ReLU)]
+        given = [None if a is None or a.training else (a.mean_O, a.var_O) for a in acts]
+        u_BC, moments = din_attention(
+            q_BC, events.values_NE, events.offsets_B1, tuple(m.weight for m in linears), tuple(m.bias for m in linears),
+            tuple(None if a is None else a.alpha_O for a in acts), tuple(given), self.softmax, Dice.eps,
+        )  # fmt: skip
+        for act, found in zip(acts, moments, strict=True):
+            if act is not None and found is not None:
+                act.learn(*found, events.offsets_B1[-1])
+        return u_BC
 
     def weights(self, q_BC: Tensor, events_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         """a_BT; zero on padding."""
@@ -131,13 +164,18 @@ def masked_softmax(a_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return a_BT.masked_fill(~mask_BT, torch.finfo(a_BT.dtype).min).softmax(dim=1) * mask_BT
 
 
+def whole(events: Events) -> Events:
+    """All of a history."""
+    return events
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """A history as one unit sees it."""
 
     name: str
     history: str
-    select: Callable[[Events], Events] = lambda events: events
+    select: Callable[[Events], Events] = whole
 
 
 class Interests(nn.Module):
@@ -164,7 +202,14 @@ class Interests(nn.Module):
         queries = {h: self.query(embedded.fields_BFD, h) for h in dict.fromkeys(v.history for v in self.views)}
         out = []
         for view, unit in zip(self.views, self.units, strict=True):
-            events = view.select(embedded.events[view.history])
+            histories = embedded.events
+            if (
+                isinstance(unit, ActivationUnit) and unit.takes_flat
+                and view.select is whole and isinstance(histories, Histories)
+            ):  # fmt: skip
+                out.append(unit.flat(queries[view.history], histories.flat(view.history)))
+                continue
+            events = view.select(histories[view.history])
             out.append(unit(queries[view.history], events.values_BTE, events.mask_BT))
         return torch.cat(out, dim=1) if len(out) > 1 else out[0]
 
@@ -177,4 +222,5 @@ def interest_flops(width: int, events: float, config: UnitConfig) -> float:
 def weights_flops(width: int, events: float, config: UnitConfig) -> float:
     """The weights of one unit alone."""
     first, *rest = config.attention
-    return unit_cost(width, first, events, config.unit).flops + events * mlp_flops(first, rest, 1)
+    form: Impl = "split" if config.unit == "jagged" else config.unit
+    return unit_cost(width, first, events, form).flops + events * mlp_flops(first, rest, 1)

@@ -6,8 +6,9 @@ Dims: B batch, F fields, I dense fields, D embedding width, T padded history len
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,6 +33,46 @@ class Events:
     """int64 seconds, 0 on padding."""
     mask_BT: Tensor
     """bool, True on real events."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlatEvents:
+    """The real events of one history, row after row."""
+
+    values_NE: Tensor
+    """[N, C*D], the event's fields side by side in schema order."""
+    offsets_B1: Tensor
+    """int64 [B + 1]; events of row b are `offsets[b]` to `offsets[b + 1]`."""
+
+
+class Histories(Mapping[str, Events]):
+    """Histories by name, padded only when asked for.
+
+    Args:
+        flat: events by history, at most its maximum length a row.
+        pad: a history's name to its padded form.
+    """
+
+    def __init__(self, flat: Mapping[str, Callable[[], FlatEvents]], pad: Callable[[str], Events]) -> None:
+        self._flat, self._pad = flat, pad
+        self._padded: dict[str, Events] = {}
+
+    def flat(self, history: str) -> FlatEvents:
+        """Real events only."""
+        return self._flat[history]()
+
+    def __getitem__(self, history: str) -> Events:
+        if history not in self._padded:
+            if history not in self._flat:
+                raise KeyError(history)
+            self._padded[history] = self._pad(history)
+        return self._padded[history]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._flat)
+
+    def __len__(self) -> int:
+        return len(self._flat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +182,7 @@ class FeatureEmbedder(nn.Module):
     def rows(self, batch: Batch) -> tuple[Tensor, Mapping[str, Events]]:
         """(fields [B, F, W], histories) as they were looked up."""
         parts: list[Tensor] = []
-        events: dict[str, Events] = {}
+        events: Mapping[str, Events] = {}
         n_cat = len(self.schema.categorical)
         if self.tables is not None:
             looked_up = self.tables(batch.ids)
@@ -155,7 +196,10 @@ class FeatureEmbedder(nn.Module):
                 rows = [looked_up[f.name].values() for f in self.schema.categorical]
                 if rows:
                     parts.append(torch.stack(rows, dim=1)[..., : self.tables.width])
-                events = {h: self._events(h, looked_up, batch) for h in self.schema.histories}
+                events = Histories(
+                    {h: partial(self._flat_events, h, looked_up) for h in self.schema.histories},
+                    lambda h: self._events(h, looked_up, batch),
+                )
         if self.numeric_ID is not None:
             parts.insert(1 if n_cat else 0, self.dense_rows(batch.dense_BI, batch.missing_BI))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], events
@@ -172,13 +216,20 @@ class FeatureEmbedder(nn.Module):
             numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * chosen(self.missing_ID)
         return numeric_BIW
 
+    def _event_values(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
+        fields = self.schema.histories[history]
+        return torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+
+    def _flat_events(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> FlatEvents:
+        first, values_NE = self.schema.histories[history][0], self._event_values(history, looked_up)
+        return newest_flat(values_NE, looked_up[first.name].offsets().long(), first.max_length)
+
     def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:
         fields = self.schema.histories[history]
         first = looked_up[fields[0].name]
         index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), fields[0].max_length)
-        values_BTE = torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
         return Events(
-            take_padded(values_BTE, index_BT, mask_BT),
+            take_padded(self._event_values(history, looked_up), index_BT, mask_BT),
             {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
             take_padded(batch.event_times[history], index_BT, mask_BT),
             mask_BT,
@@ -194,6 +245,17 @@ def left_pad_index(lengths_B: Tensor, offsets_B1: Tensor, length: int) -> tuple[
     mask_BT = back_T <= lengths_B.unsqueeze(1)
     index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)
     return index_BT * mask_BT, mask_BT
+
+
+def newest_flat(values_NE: Tensor, offsets_B1: Tensor, length: int) -> FlatEvents:
+    """Flat events of histories of which those longer than `length` keep their newest."""
+    lengths_B = offsets_B1.diff()
+    if values_NE.is_meta or not len(lengths_B) or int(lengths_B.max()) <= length:
+        return FlatEvents(values_NE, offsets_B1)
+    last_N = offsets_B1[1:].repeat_interleave(lengths_B, output_size=len(values_NE))
+    kept_N = last_N - torch.arange(len(values_NE), device=values_NE.device) <= length
+    kept_B1 = torch.cat([offsets_B1[:1] * 0, lengths_B.clamp(max=length).cumsum(0)])
+    return FlatEvents(values_NE[kept_N], kept_B1)
 
 
 def take_padded(flat_N: Tensor, index_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ctrbench.kernels.cross import cross_cost, cross_fused, cross_plain
 from ctrbench.kernels.cross_mixture import mixture, mixture_cost, mixture_fused, mixture_plain
 from ctrbench.kernels.cross_vector import cross_vector, cross_vector_cost, cross_vector_fold, cross_vector_plain
 from ctrbench.kernels.dice import dice, dice_cost, dice_fused, dice_plain
-from ctrbench.kernels.din_attention import IMPLS, unit_concat, unit_cost, unit_fold, unit_layer, unit_split
+from ctrbench.kernels.din_unit import IMPLS, unit_concat, unit_cost, unit_fold, unit_layer, unit_split
 from ctrbench.kernels.fm import fm, fm_cost, fm_pairs, fm_sum
 
 B, T, C, OUT, F, D = 5, 7, 6, 4, 9, 3
