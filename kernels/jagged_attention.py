@@ -55,6 +55,7 @@ def jagged_attention_plain(
     q_MHd: Tensor, k_NHd: Tensor, v_NHd: Tensor, q_offsets_R: Tensor, k_offsets_R: Tensor, longest: int
 ) -> Tensor:
     """Plain twin: rows padded at the left to the longest, attention under a mask, padding dropped."""
+    longest = max(longest, 1)
     q_BHLd, asks_BL = _padded(q_MHd, q_offsets_R, longest)
     k_BHLd, real_BL = _padded(k_NHd, k_offsets_R, longest)
     v_BHLd, _ = _padded(v_NHd, k_offsets_R, longest)
