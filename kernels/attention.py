@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.operator import Operator, Shape
 
 Impl = Literal["fused", "plain"]
 
@@ -148,3 +149,44 @@ def attention_cost(width: int, heads: int, queries: int, keys: int) -> Cost:
     """Whole rectangle of one sample: two products over all heads; scale, subtract, exp, divide and sum a score."""
     pairs = float(queries * keys)
     return Cost(flops=4 * width * pairs, elementwise=5 * heads * pairs)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor | bool | None, ...]:
+    batch, heads, queries, keys, width = (int(shape[n]) for n in ("batch", "heads", "queries", "keys", "width"))
+    q_BHQd, k_BHKd, v_BHKd = (
+        torch.randn(batch, n, heads, width, dtype=dtype, device=device).transpose(1, 2).requires_grad_()
+        for n in (queries, keys, keys)
+    )
+    if not shape.get("padding"):
+        return q_BHQd, k_BHKd, v_BHKd, None, True
+    first_B11 = torch.randint(int(shape["padding"]) + 1, (batch, 1, 1), device=device)
+    real_B1K = torch.arange(keys, device=device) >= first_B11
+    own_QK = torch.eye(keys, dtype=torch.bool, device=device)[keys - queries :]
+    seen_BQK = (real_B1K & lower_right(queries, keys, device)) | own_QK
+    mask = torch.zeros(seen_BQK.shape, dtype=dtype, device=device).masked_fill(~seen_BQK, -math.inf)
+    return q_BHQd, k_BHKd, v_BHKd, mask.unsqueeze(1), False
+
+
+OPERATOR = Operator(
+    title="Causal attention",
+    twin=attention_plain,
+    run=attention,
+    paths={"fused": attention_fused},
+    inputs=_inputs,
+    cost=lambda s: (
+        attention_cost(int(s["heads"] * s["width"]), int(s["heads"]), int(s["queries"]), int(s["keys"])) * s["batch"]
+    ),
+    small=(
+        {"batch": 2, "heads": 2, "queries": 3, "keys": 3, "width": 2},
+        {"batch": 2, "heads": 1, "queries": 2, "keys": 4, "width": 3},
+        {"batch": 3, "heads": 1, "queries": 3, "keys": 5, "width": 2, "padding": 4},
+        {"batch": 1, "heads": 1, "queries": 1, "keys": 1, "width": 2},
+    ),
+    shapes={
+        "B256 T64 d16": {"batch": 256, "heads": 4, "queries": 64, "keys": 64, "width": 16},
+        "B256 T64 d16 padded": {"batch": 256, "heads": 4, "queries": 64, "keys": 64, "width": 16, "padding": 64},
+        "B64 T256 d64": {"batch": 64, "heads": 4, "queries": 256, "keys": 256, "width": 64},
+        "B64 T256 Q32 d64": {"batch": 64, "heads": 4, "queries": 32, "keys": 256, "width": 64},
+    },
+    no_gpu="torch's own operator picks flash, memory-efficient or cuDNN kernels there",
+)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.operator import Operator, Shape
 from ctrbench.kernels.pair_attention import pair_attention_plain
 
 Impl = Literal["fused", "plain"]
@@ -94,3 +95,40 @@ def shared_pair_attention_cost(user: int, own: int, width: int, heads: int) -> t
     pairs = (user + own) ** 2 - user**2
     once = Cost(flops=4.0 * user**2 * width, elementwise=5.0 * heads * user**2)
     return once, Cost(flops=4.0 * pairs * width, elementwise=5.0 * heads * pairs)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Triple, Triple, Tensor]:
+    requests, count, heads, u, j, width = (
+        int(shape[n]) for n in ("requests", "candidates", "heads", "user", "own", "width")
+    )
+
+    def three(*sizes: int) -> Triple:
+        q, k, v = (torch.randn(*sizes, width, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+        return q, k, v
+
+    pair_FF = torch.randn(u + j, u + j, dtype=dtype, device=device, requires_grad=True)
+    return three(requests, heads, u), three(requests, heads, count, j), pair_FF
+
+
+def _cost(s: Shape) -> Cost:
+    once, each = shared_pair_attention_cost(int(s["user"]), int(s["own"]), int(s["heads"] * s["width"]), int(s["heads"]))
+    return (once + each * s["candidates"]) * s["requests"]
+
+
+OPERATOR = Operator(
+    title="Pair attention with shared user fields (FAT, served)",
+    twin=shared_pair_attention_plain,
+    run=shared_pair_attention,
+    paths={"fused": shared_pair_attention_fused},
+    inputs=_inputs,
+    cost=_cost,
+    small=(
+        {"requests": 2, "candidates": 3, "heads": 2, "user": 3, "own": 2, "width": 2},
+        {"requests": 1, "candidates": 1, "heads": 1, "user": 1, "own": 1, "width": 2},
+    ),
+    shapes={
+        f"C{c} U9 J4 H4 d8": {"requests": 1, "candidates": c, "heads": 4, "user": 9, "own": 4, "width": 8}
+        for c in (16, 128, 512)
+    },
+    no_gpu="a few batched products over one request's candidates; between them only what a library softmax does",
+)
