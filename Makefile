@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations peers peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations bench-targets bench-suites peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -50,20 +50,32 @@ check: setup
 gpu-kit: setup
 	$(BIN)/python -m ctrbench.bench.gpu_kit $(KIT)
 
+# Every target of speed: wanted, measured, verdict. GROUPS="kernels mfu" takes some; what is done is not measured again.
+bench-targets: setup
+	$(BIN)/python -m ctrbench.bench.targets $(GROUPS)
+
+# pytest-benchmark; compare two files with `pytest-benchmark compare`. SUITES="kernels report" takes some.
+SUITES ?= kernels datapath trace_ingest report models
+bench-suites: setup
+	mkdir -p runs/suites
+	for suite in $(SUITES); do $(BIN)/python -m pytest -q -p no:cacheprovider bench/suites/test_$$suite.py --benchmark-json=runs/suites/$$suite.json || exit 1; done
+
 # deepctr-torch pins old packages and FuxiCTR needs polars < 1.30, so each lives in an environment of its own beside ours.
-# Their logits are made anew and compared; then DeepFM of ours and of deepctr-torch train in alternation.
-peers: setup
+peers-setup:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	test -e .venv-peers/.ready || { .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py requests \
 	  && .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps deepctr-torch==0.3.0 && touch .venv-peers/.ready; }
 	test -x .venv-peers-fuxictr/bin/python || $(PYTHON) -m venv .venv-peers-fuxictr
 	test -e .venv-peers-fuxictr/.ready || { .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" numpy pandas scikit-learn tqdm h5py pyarrow PyYAML "polars<1.30" keras-preprocessing \
 	  && .venv-peers-fuxictr/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fuxictr==2.3.9 && touch .venv-peers-fuxictr/.ready; }
+
+# The peers' logits are made anew and compared; then DeepFM, DCN-v2 and DIN of both train by turns with ours.
+peers: setup peers-setup
 	mkdir -p build/peers
 	.venv-peers/bin/python tests/data/peers/make_golden.py build/peers
 	.venv-peers-fuxictr/bin/python tests/data/peers/make_golden_fuxictr.py build/peers
 	CTRBENCH_PEER_ARRAYS=build/peers $(BIN)/python -m pytest -q tests/reference/test_peers.py tests/reference/test_peers_fuxictr.py
-	$(BIN)/python -m ctrbench.bench.peers --peer-python .venv-peers/bin/python
+	$(BIN)/python -m ctrbench.bench.peers $(PEERS)
 
 # HolisticTraceAnalysis demands JupyterLab, which no analysis of it imports: what it does import is installed, itself alone.
 TRACES ?= $(wildcard ../shared/traces/kineto/*.json.gz)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ctrbench.bench import controls, registry
 from ctrbench.bench.hardware import this_machine
+from ctrbench.bench.modes import set_mode
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.train import seed_everything
 from ctrbench.datasets import random_batches
@@ -57,6 +58,7 @@ def build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prep
     config = model_config(spec, model_spec)
     with torch.device(spec.device):
         model = model_spec.build(config, schema)
+    set_mode(model, spec.dtype, spec.compile)
     return model_spec, config, schema, model, prepared
 
 
@@ -79,7 +81,9 @@ def fed(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Loader
     schema = random_batches.random_schema(spec.data, spec.history_length)
     config = model_config(spec, model_spec)
     feed = RandomBatches(lambda seed: random_batch(model_spec, config, schema, spec.batch, seed=seed))
-    return model_spec, config, schema, model_spec.build(config, schema), feed, chain.from_iterable(repeat(feed))
+    model = model_spec.build(config, schema)
+    set_mode(model, spec.dtype, spec.compile)
+    return model_spec, config, schema, model, feed, chain.from_iterable(repeat(feed))
 
 
 def as_record(

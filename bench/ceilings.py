@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ CLOCK_DRIFT = 0.10
 
 _SIZES_M = (512, 1024, 2048)
 _QUICK_M = 1024
+_PROBE_M, _HOPELESS = 256, 4.0
 _GATHER_D = (16, 64, 128)
 _GATHERED = 1 << 20  # values a call
 _IN_CACHE = 8 << 20  # at most, both arrays of a copy: long enough not to time the call, and other cores use the cache
@@ -53,13 +55,14 @@ class Ceilings:
     """What the measurement itself took."""
 
 
-def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = False) -> Ceilings:
+def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = False, narrow: bool = False) -> Ceilings:
     """Measures the ceilings at a thread count.
 
     Args:
         threads: intra-op threads, as in the timed steps; restored afterwards.
         seconds_each: time spent on each figure; the best repetition counts.
         quick: fp32 product of one size, copies and dispatch only, for alternation with timed steps (about 0.2 s).
+        narrow: the quick measurement has the bf16 product too, for steps whose products are bf16.
 
     The buffers do not count in `proc.rss_peak()`.
     """
@@ -68,8 +71,10 @@ def measure_ceilings(threads: int, seconds_each: float = 0.3, quick: bool = Fals
     values = max(2 * llc, 64 << 20) // 4
     with thread_count(threads), torch.inference_mode(), memory_aside():
         if quick:
+            bf16 = (_gemm(_QUICK_M, torch.bfloat16, 0.1), _QUICK_M) if narrow else (None, None)
             return Ceilings(
                 threads=threads, gemm_fp32_gflops=_gemm(_QUICK_M, torch.float32, 0.1), gemm_fp32_size=_QUICK_M,
+                gemm_bf16_gflops=bf16[0], gemm_bf16_size=bf16[1],
                 copy_gbs=_stream(values, 0.05, arrays=2), copy_cache_gbs=_stream(cached_values(llc), 0.03, arrays=2),
                 dispatch_us=_dispatch(0.02), llc_bytes=llc, buffer_bytes=values * 4,
                 seconds=time.perf_counter() - began,
@@ -99,6 +104,8 @@ def drift(a: Ceilings, b: Ceilings) -> float:
     pairs = [(a.copy_gbs, b.copy_gbs)]
     if a.gemm_fp32_size == b.gemm_fp32_size:
         pairs.append((a.gemm_fp32_gflops, b.gemm_fp32_gflops))
+    if a.gemm_bf16_gflops and b.gemm_bf16_gflops and a.gemm_bf16_size == b.gemm_bf16_size:
+        pairs.append((a.gemm_bf16_gflops, b.gemm_bf16_gflops))
     return max(max(x, y) / min(x, y) - 1 for x, y in pairs)
 
 
@@ -142,19 +149,35 @@ def _fastest(run: Callable[[], object], seconds: float) -> float:
     return best
 
 
+def gemm_ceiling(ceilings: Mapping[str, Any], dtype: str) -> float | None:
+    """GFLOP/s of the product that steps of this dtype are read against, of a `Ceilings` as a record carries it."""
+    value = ceilings.get("gemm_fp32_gflops" if dtype == "float32" else "gemm_bf16_gflops")
+    return None if value is None else float(value)
+
+
 def _gemm(m: int, dtype: torch.dtype, seconds: float) -> float:
-    runs = gemm_runs(m, dtype)
+    runs = quick_runs(m, dtype)
     return 2 * m**3 / min(_fastest(run, seconds / len(runs)) for run in runs) / 1e9
+
+
+def quick_runs(m: int, dtype: torch.dtype) -> list[Callable[[], object]]:
+    """`gemm_runs` less the libraries that are hopeless at a small size.
+
+    Where a CPU has no bf16 units one library multiplies in float32 and another element by element: waiting for the
+    second at full size takes as long as all that is timed beside it.
+    """
+    runs = gemm_runs(m, dtype)
+    if dtype == torch.float32 or m <= _PROBE_M:
+        return runs
+    small = [_fastest(run, 0.0) for run in gemm_runs(_PROBE_M, dtype)]
+    return [run for run, seconds in zip(runs, small, strict=True) if seconds <= _HOPELESS * min(small)]
 
 
 def gemm_runs(m: int, dtype: torch.dtype) -> list[Callable[[], object]]:
     """A square product of 2*m^3 FLOP by each of the libraries that models may use (`kernels.linear`)."""
     left_MM, right_MM = torch.randn(m, m).to(dtype), torch.randn(m, m).to(dtype)
     out_MM = torch.empty(m, m, dtype=dtype)
-    runs: list[Callable[[], object]] = [lambda: torch.mm(left_MM, right_MM, out=out_MM)]
-    if dtype == torch.float32:
-        runs.append(lambda: linear(left_MM, right_MM))
-    return runs
+    return [lambda: torch.mm(left_MM, right_MM, out=out_MM), lambda: linear(left_MM, right_MM)]
 
 
 def _best_gemm(dtype: torch.dtype, seconds: float) -> tuple[float, int]:

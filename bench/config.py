@@ -14,7 +14,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
 from ctrbench.bench.plan import Entry, Job, Plan, RunOptions, ServeOptions
-from ctrbench.bench.points import sweep_points
+from ctrbench.bench.points import mode_points, sweep_points
 from ctrbench.bench.priced import asked
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import UnknownName, nearest
@@ -217,10 +217,23 @@ def _listed(jobs: Iterable[Mapping[str, Any]], data: str, split: str | None) -> 
     return mine if split is None else [j for j in mine if j.get("split") == split] or mine[:1]
 
 
+_POINTED = {"sweep", "modes"}
+"""Keys of jobs whose entries are points on random batches."""
+
+
+def _points(job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return sweep_points(job) if "sweep" in job else mode_points(job)
+
+
 def _swept(listed: list[Any], only: tuple[str, ...], data: tuple[str, ...], given: Mapping[str, Any]) -> list[Any]:
     """The jobs of a sweep that have a wanted model, with those models alone."""
-    if "run.history_length" in given:
+    if "run.history_length" in given and any("sweep" in j for j in listed):
         raise UnknownName("run.history_length: a sweep sets it at every point; change the points in the suite's yaml")
+    fixed = [k for k in ("run.dtype", "run.compile") if k in given and any("modes" in j for j in listed)]
+    if fixed:
+        raise UnknownName(
+            f"{fixed[0]}: the suite runs every mode; change its yaml, or choose the mode in another suite"
+        )
     if "timed" in given:
         raise UnknownName("timed: a sweep does nothing but count and time; leave timed out")
     if wrong := [f"data={','.join(data)}"] * bool(data) + [k for k in given if k.startswith("data.")]:
@@ -246,22 +259,22 @@ def _jobs(
         if not isinstance(value, bool):
             raise UnknownName(f"{name}={value}: must be true or false")
     listed = suite["jobs"]
-    if any("sweep" in j for j in listed):
+    if any(_POINTED & set(j) for j in listed):
         listed = _swept(listed, only, data, given)
     if data:
         # The same on data that the suite does not list; pairs of forms on random requests are no part of it.
         listed = [j for j in listed if j["data"] not in random_batches.TRACKS]
         keys = [k for k in ("models", "retrievers", "floors") if any(k in j for j in listed)]
         every = {k: list({str(m): m for j in listed for m in j.get(k, ())}.values()) for k in keys}
-        every |= {k: j[k] for j in listed for k in ("served", "traced") if k in j}
+        every |= {k: j[k] for j in listed for k in ("served", "traced", "datapath") if k in j}
         listed = [j for d in data for j in (_listed(listed, d, user["split"]) or [{"data": d, **every}])]
     elif user["path"] is not None:
         raise UnknownName("data.path needs data=NAME, e.g. data=criteo data.path=train.txt")
     return tuple(
         Job(
             data=j["data"],
-            models=_entries(sweep_points(j), ())
-            if "sweep" in j
+            models=_entries(_points(j), ())
+            if _POINTED & set(j)
             else _entries(j["models"], only)
             if "models" in j
             else (),
@@ -272,9 +285,11 @@ def _jobs(
             policy=user["policy"],
             preset=str(j.get("preset", "small")),
             judged=bool(j.get("judged", False)),
+            backends=str(j.get("backends", "")) if not only else "",
             timed=timed and bool(j.get("timed", True)),
             traced=bool(j.get("traced", True)),
             served=timed and bool(j.get("served", False)),
+            datapath=bool(j.get("datapath", False)),
             probed=bool(j.get("probed", False)),
             equal_flops=float(j.get("equal_flops", 0.0)),
             options={**j.get("options", {}), **options},

@@ -13,6 +13,7 @@ from torch import nn
 
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.bench.counting.rows import StepCounts, backward_ratio_error, coverage, withhold_reason
+from ctrbench.bench.modes import set_mode
 from ctrbench.datasets.schema import Batch, FeatureSchema, padding_share
 from ctrbench.models.embedding import count_parameters, dense_parameters, embedding_tables
 from ctrbench.models.spec import Flops, ModelSpec, flops_per_step, random_batch
@@ -67,11 +68,12 @@ def compulsory_bytes(model: nn.Module, batch: Batch, distinct: int) -> float:
     """Training bytes that must cross DRAM once: batch, weights and Adam state, touched rows, logits.
 
     measures.md section 3: dense weights and their two moments are read and written, unique rows and their optimizer
-    state too; activations are taken to stay in cache.
+    state too; activations are taken to stay in cache. Weights in bfloat16 stand beside their float32 masters.
     """
     dense = sum(p.numel() for p in dense_parameters(model)) * 4
+    narrow = sum(p.numel() * p.element_size() for p in dense_parameters(model) if p.dtype == torch.bfloat16)
     row = sum((t.bytes_tables() + t.bytes_optimizer()) / sum(t.rows.values()) for t in embedding_tables(model))
-    return batch.nbytes + 2 * 3 * dense + 2 * distinct * row + 4 * batch.size
+    return batch.nbytes + 2 * (3 * dense + narrow) + 2 * distinct * row + 4 * batch.size
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -94,6 +96,7 @@ def count_rows(
     infer = count_step(model, batch, train=False)
     with torch.device("meta"):
         twin = spec.build(config, schema)
+    set_mode(twin, str(base["dtype"]))
     on_meta = count_step(twin, random_batch(spec, config, schema, batch.size, device="meta"), train=True)
     analytic = (useful + flops_per_step(model.train())).full
     others = [useful_flops(spec, config, schema, b).visible * b.size for b in batches]
@@ -192,11 +195,11 @@ def launch_rows(base: Base, train: StepCounts, on_meta: StepCounts, size: int) -
 def _storage_rows(base: Base, model: nn.Module) -> list[Measurement]:
     tables = embedding_tables(model)
     dense = sum(p.numel() for p in dense_parameters(model))
+    masters = sum(4 * p.numel() for p in dense_parameters(model) if p.dtype == torch.bfloat16)
+    state = 2 * 4 * dense + masters + sum(t.bytes_optimizer() for t in tables)
     return [
         make(base, "parameters", count_parameters(model), "counted", phase="train"),
         make(base, "bytes_tables", sum(t.bytes_tables() for t in tables), "counted", phase="train"),
-        make(
-            base, "bytes_optimizer", 2 * 4 * dense + sum(t.bytes_optimizer() for t in tables), "counted", phase="train"
-        ),
+        make(base, "bytes_optimizer", state, "counted", phase="train"),
         make(base, "bytes_checkpoint", checkpoint_bytes(model), "measured", phase="train"),
     ]

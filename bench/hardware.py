@@ -177,6 +177,16 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+NO_UNITS = "no units: products are emulated in float32"
+
+
+@cache
+def bf16_units() -> str:
+    """Which bfloat16 instructions this CPU multiplies with; empty if such products are computed in float32."""
+    flags = _first_line("/proc/cpuinfo", "flags").split()
+    return ", ".join(f for f in ("avx512_bf16", "amx_bf16", "bf16") if f in flags)
+
+
 def this_machine() -> dict[str, Any]:
     """Manifest of this machine and its software; no user, host or path names."""
     import torch  # the catalogue is read without it
@@ -187,6 +197,7 @@ def this_machine() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(),
         "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "bf16": bf16_units() or NO_UNITS,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "not visible",
         "os": f"{platform.system()} {platform.release()}",

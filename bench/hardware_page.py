@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from ctrbench.bench.hardware import Gpu, catalogue, cpu_catalogue, source_texts, this_machine
+from ctrbench.bench.hardware import NO_UNITS, Gpu, bf16_units, catalogue, cpu_catalogue, source_texts, this_machine
 from ctrbench.bench.machine import MachineCeilings, Sizes, machine_ceilings
 
 _PEAKS = ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8")
@@ -38,6 +38,8 @@ def run_hardware(json_out: bool = False, refresh: bool = False, sizes: Sizes | N
     for name, reason in found.withheld.items():
         console.print(f"{name}: withheld: {reason}")
     console.print("* one source, not checked again   ? another source gives another figure (see the list)")
+    units = bf16_units()
+    console.print(f"bf16: this CPU has {units}" if units else f"bf16: {NO_UNITS}")
     for line in contradictions():
         console.print(line)
     return 0

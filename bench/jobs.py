@@ -18,8 +18,12 @@ from torch import nn
 
 from ctrbench.bench import controls, proc, stability
 from ctrbench.bench.assemble import as_record, base_columns, build, fed, lookup, model_config
+from ctrbench.bench.backends import run_backends
 from ctrbench.bench.ceilings import Ceilings, drift, measure_ceilings
+from ctrbench.bench.datapath.process import run_datapath
 from ctrbench.bench.joint import retrieve_after
+from ctrbench.bench.mode_timing import fresh_cache, mode_facts
+from ctrbench.bench.modes import NARROW
 from ctrbench.bench.pairs import pair_weights
 from ctrbench.bench.pretrain import load_step_one, pretrain, save_step_one
 from ctrbench.bench.proofs import with_proofs
@@ -43,6 +47,7 @@ from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_sid import SidUserModel
 from ctrbench.models.spec import ModelSpec
+from ctrbench.reports.cells import SWEEP
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
 
@@ -212,6 +217,8 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
         batch = next(batches)
         ready = time.perf_counter()
         step(batch)
+        # Freed inside the step: freeing its tensors lets go of the interpreter, and whoever makes the next batch takes it.
+        del batch
         total.append(time.perf_counter() - start)
         waits.append(ready - start)
     return total, waits
@@ -219,11 +226,16 @@ def _timed_steps(step: Callable[[Batch], Any], batches: Iterator[Batch], count: 
 
 def run_time(spec: RunSpec, folder: Path) -> RunRecord:
     """Process T: no tracer, no counter; this machine's ceilings before, between and after the steps."""
+    with fresh_cache(spec.compile):
+        return _timed(spec)
+
+
+def _timed(spec: RunSpec) -> RunRecord:
     model_spec, _, schema, model, loader, batches = fed(spec)
     step = TrainStep(model, lr=spec.lr)
     model.train()
-    _timed_steps(step, batches, spec.warmup)
-    ceilings = [_ceilings(spec.threads)]
+    warm, _ = _timed_steps(step, batches, spec.warmup)
+    ceilings = [_ceilings(spec)]
     halves = (spec.steps // 2, spec.steps - spec.steps // 2)
     seconds: list[float] = []
     waits: list[float] = []
@@ -236,20 +248,24 @@ def run_time(spec: RunSpec, folder: Path) -> RunRecord:
         cpu["all"] += proc.cpu_seconds() - all_before
         seconds += total
         waits += wait
-        ceilings.append(_ceilings(spec.threads))
+        ceilings.append(_ceilings(spec))
     found = stability.hints(clocks, stability.read_clocks(), time.perf_counter() - began)
-    infer = _timed_inference(model, batches, spec)
+    peak = proc.rss_peak()
+    mode = mode_facts(spec, step, batches, warm, seconds)
+    # A point of suite=modes compiles the training step alone: one program more would cost half a minute.
+    infer = [] if mode and spec.preset == SWEEP else _timed_inference(model, batches, spec)
     return as_record(spec, [], {
         "family": model_spec.family, "track": schema.track, "samples": {"step": seconds, "wait": waits, "infer": infer},
-        "cpu_seconds": cpu, "rss_peak": proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
-        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), "hints": found, **_batch_note(spec, model_spec),
+        "cpu_seconds": cpu, "rss_peak": peak if mode else proc.rss_peak(), "ceilings": [asdict(c) for c in ceilings],
+        "clock_drift": max(drift(a, b) for a, b in pairwise(ceilings)), "hints": found, **mode,
+        **_batch_note(spec, model_spec),
     })  # fmt: skip
 
 
-def _ceilings(threads: int) -> Ceilings:
+def _ceilings(spec: RunSpec) -> Ceilings:
     """This machine's ceilings now; their buffers stay out of the model's peak memory."""
     with proc.memory_aside():
-        return measure_ceilings(threads, quick=True)
+        return measure_ceilings(spec.threads, quick=True, narrow=spec.dtype in NARROW)
 
 
 def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) -> list[float]:
@@ -302,6 +318,7 @@ JOBS: dict[str, Callable[[RunSpec, Path], RunRecord]] = {
     "published": run_published, "tune": run_tune, "pretrain": run_pretrain, "probe": run_probe,
     "retrieve": run_retrieve, "shuffled": run_control, "ids_only": run_control, "serve": run_serve,
     "serve_count": run_serve_count, "stages": run_stages, "drift": run_drift, "features": run_features,
+    "backends": run_backends, "datapath": run_datapath,
 }  # fmt: skip
 
 __all__ = ["JOBS", "SCORES"]

@@ -21,7 +21,7 @@ from typing import Any
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
-from ctrbench.bench.ceilings import cached_values, gather_run, gemm_runs, last_level_cache, stream_run, thread_count
+from ctrbench.bench.ceilings import cached_values, gather_run, last_level_cache, quick_runs, stream_run, thread_count
 from ctrbench.bench.hardware import this_machine
 from ctrbench.datasets.spec import cache_dir
 
@@ -150,7 +150,7 @@ def measure(here: dict[str, Any], sizes: Sizes) -> MachineCeilings:
 
 def _at_threads(sizes: Sizes) -> Iterator[tuple[str, Spread]]:
     for name, dtype in _DTYPES.items():
-        runs = gemm_runs(sizes.gemm_m, dtype)
+        runs = quick_runs(sizes.gemm_m, dtype)
         spreads = [_spread(run, sizes, "GFLOP/s", 2e-9 * sizes.gemm_m**3) for run in runs]
         yield f"gemm_{name}", max(spreads, key=lambda spread: spread.median)
     values = sizes.stream_values or max(2 * last_level_cache(), 64 << 20) // 4

@@ -41,10 +41,17 @@ def option_rows(
 
 
 def same_seeds(runs: Sequence[Run], others: Sequence[Run]) -> tuple[list[int], list[int]]:
-    """Places of the runs whose seed both have. A crashed training leaves a gap, so runs never pair by their place."""
-    place = {r.spec.seed: i for i, r in enumerate(others)}
-    both = [(i, place[r.spec.seed]) for i, r in enumerate(runs) if r.spec.seed in place]
+    """Places of the runs whose seed, precision and compile mode both have.
+
+    A crashed training leaves a gap, so runs never pair by their place.
+    """
+    place = {_alike(r.spec): i for i, r in enumerate(others)}
+    both = [(i, place[_alike(r.spec)]) for i, r in enumerate(runs) if _alike(r.spec) in place]
     return [i for i, _ in both], [j for _, j in both]
+
+
+def _alike(s: RunSpec) -> tuple[Any, ...]:
+    return s.seed, s.dtype, s.compile
 
 
 def _nearest(spec: RunSpec, trained: Mapping[Who, list[Run]]) -> Who | None:

@@ -37,6 +37,8 @@ OWED = {
     "stages": ("stages_diff", "stages_saved"),
     "drift": ("stream_drift", "stream_drift_auc"),
     "features": ("feature_cpu",),
+    "backends": ("attention_time",),
+    "datapath": ("path_ratio",),
 }
 PHASE = {"infer_latency": "infer", "flops_fwd_per_sample": "infer"} | {
     m: "serve" for kind in ("serve", "serve_count", "stages", "drift", "features") for m in OWED[kind]

@@ -1,7 +1,9 @@
-"""`make peers`: DeepFM here against DeepFM of deepctr-torch 0.3.0, same rows, same machine, A B A B.
+"""`make peers`: DeepFM, DCN-v2 and DIN here against deepctr-torch 0.3.0 and FuxiCTR 2.3.9: same rows, model and batch.
 
-The peer trains with the faster of Adam and Adagrad in the very epoch loop that it ships; ours runs its loader,
-fused tables (row-wise Adagrad) and Adam on dense weights. Every run is a fresh process; one epoch over the same rows.
+A peer trains in the epoch loop that it ships, with Adam and with Adagrad at the learning rates of their defaults; ours
+runs its loader and `TrainStep` from rows in memory. Every run is a fresh process and runs take turns; each trains two
+batches before its clock starts, then one epoch over the same rows. Round one runs everything, later rounds ours and
+the faster optimizer of each peer. A pair has as many weights on both sides, or the race stops.
 """
 
 from __future__ import annotations
@@ -12,162 +14,282 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import fmean, median
+from typing import Any, cast, get_args
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ctrbench.datasets.prepare import prepare
+from ctrbench.bench.alternate import Ratio, ratio
+from ctrbench.bench.peers_data import Rows, Size, prepared_rows, write_arrays
+from ctrbench.bench.peers_models import TABLES, Peer, our_model
+from ctrbench.bench.statistics import auc_standard_error
 from ctrbench.datasets.prepared import Prepared
 
-HIDDEN, DIM, BATCH = (400, 400, 400), 16, 4096
-REQUIRED = 2.0
+BATCH, WARMUP = 4096, 2 * 4096
+MODELS: Mapping[str, tuple[Rows, tuple[Peer, ...]]] = {
+    "deepfm": ("tabular", ("deepctr-torch",)),  # FuxiCTR's wheel has none
+    "dcn_v2": ("tabular", ("deepctr-torch", "fuxictr")),
+    "din": ("sequence", ("deepctr-torch", "fuxictr")),
+}
+OPTIMIZERS = ("adam", "adagrad")
+REQUIRED: Mapping[Size, float] = {"1.48m": 2.5, "5.2m": 8.0}
+TRAIN_ROWS: Mapping[Size, int] = {"1.48m": 50 * BATCH, "5.2m": 25 * BATCH}
+TEST_ROWS = 60_000
+SAME_WEIGHTS = 1e-4
+"""Share by which the weights of a pair may differ: deepctr-torch's Dice has an affine map that the paper's has not."""
 
 
-def write_arrays(prepared: Prepared, rows: int, path: Path) -> None:
-    """The rows of both sides as plain arrays: ids [N, 26], dense [N, 13] (missing = 0), label [N]."""
-    schema = prepared.schema
-    arrays: dict[str, Any] = {"cardinality": np.array([f.cardinality for f in schema.categorical])}
-    for split in ("train", "test"):
-        frame = prepared.frame(split, last=rows if split == "train" else None)
-        arrays[f"{split}_ids"] = frame.select([f.name for f in schema.categorical]).to_numpy().astype(np.int64)
-        arrays[f"{split}_dense"] = (
-            frame.select([f.name for f in schema.dense]).fill_null(0.0).to_numpy().astype(np.float32)
-        )
-        arrays[f"{split}_label"] = frame["label"].to_numpy().astype(np.float32)
-    np.savez(path, **arrays)
+@dataclass(frozen=True, slots=True)
+class Side:
+    """Who trains, against whom, with which optimizer of the tables."""
+
+    who: str
+    """`ctrbench` or the peer."""
+    peer: Peer
+    optimizer: str
+
+    def __str__(self) -> str:
+        return f"{self.who} {self.optimizer}" + (f" (as {self.peer})" if self.who == "ctrbench" else "")
 
 
-def train_ours(prepared_dir: str, rows: int, threads: int, seed: int) -> dict[str, Any]:
-    """One epoch of our DeepFM; seconds include the loader, from rows in memory."""
-    import torch
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One epoch of one side."""
 
+    seconds: float
+    rows: int
+    auc: float
+    weights: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """A pair, judged: the peer's time over ours at its faster optimizer, our AUC against the peer's better one."""
+
+    peer: Peer
+    optimizer: str
+    speed: Ratio
+    gap: float
+    """Our AUC less the peer's better one, means over rounds."""
+    standard_error: float
+    met: bool
+
+
+def sides(model: str) -> list[Side]:
+    """All sides of a model's race; both peers' DIN is one model, so ours runs once."""
+    _, peers = MODELS[model]
+    pairs = peers[:1] if model == "din" else peers
+    ours = [Side("ctrbench", p, o) for p in pairs for o in TABLES]
+    return ours + [Side(p, p, o) for p in peers for o in OPTIMIZERS]
+
+
+def our_side(model: str, peer: Peer) -> Side:
+    """What is set against a peer."""
+    return Side("ctrbench", MODELS[model][1][0] if model == "din" else peer, "fused")
+
+
+def faster(runs: Mapping[Side, Sequence[Run]], peer: Peer) -> Side:
+    """The peer's side that takes the fewest seconds."""
+    return min((s for s in runs if s.who == peer), key=lambda s: median(r.seconds for r in runs[s]))
+
+
+def verdict(
+    model: str, peer: Peer, runs: Mapping[Side, Sequence[Run]], required: float, positives: int, negatives: int
+) -> Verdict:
+    """Met if ours is `required` times as fast, by the median over rounds, and its AUC not below by two s.e.
+
+    Args:
+        runs: of every side, in the order of rounds.
+        positives: test rows by label, as `negatives`.
+
+    Raises:
+        ValueError: the two sides do not have as many weights or rows.
+    """
+    ours, theirs = our_side(model, peer), faster(runs, peer)
+    for mine, other in zip(runs[ours], runs[theirs], strict=True):
+        if mine.rows != other.rows or abs(mine.weights - other.weights) > SAME_WEIGHTS * other.weights:
+            raise ValueError(f"{model} is not the same on both sides: {ours} {mine}, {theirs} {other}")
+    speed = ratio([r.seconds for r in runs[theirs]], [r.seconds for r in runs[ours]])
+    best = max(fmean(r.auc for r in each) for s, each in runs.items() if s.who == peer)
+    gap = fmean(r.auc for r in runs[ours]) - best
+    error = auc_standard_error(best, positives, negatives)
+    met = speed.value >= required and gap >= -2 * error
+    return Verdict(peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met)
+
+
+def train_ours(prepared: Prepared, rows: int, model_name: str, peer: Peer, optimizer: str, seed: int) -> Run:
+    """One epoch of our model over the most recent rows; seconds include the loader, from rows in memory."""
     from ctrbench.bench.quality import auc
     from ctrbench.bench.step import TrainStep
     from ctrbench.bench.train import Budget, scores, seed_everything
     from ctrbench.datasets.loader import Loader
-    from ctrbench.legacy_baselines.deepfm import SPEC, DeepFMConfig
+    from ctrbench.models.embedding import count_parameters
 
-    torch.set_num_threads(threads)
     seed_everything(seed)
-    prepared = Prepared.open(Path(prepared_dir))
-    model = SPEC.build(DeepFMConfig(dim=DIM, mlp=HIDDEN), prepared.schema)
+    model = our_model(model_name, peer, TABLES[optimizer], prepared.schema)
     step = TrainStep(model)
     loader = Loader(prepared, "train", BATCH, rows=rows, shuffle_seed=seed)
-    next(iter(loader))  # the peer's rows are in memory when its clock starts; so are ours
+    first = iter(loader)
+    for _ in range(WARMUP // BATCH):
+        step(next(first))
+    del first
     start = time.perf_counter()
     for batch in loader:
         step(batch)
     seconds = time.perf_counter() - start
+    history = max((f.max_length for f in prepared.schema.sequences), default=0)
     budget = Budget(
-        train_rows=rows,
-        valid_rows=1,
-        epochs=1,
-        evaluations=1,
-        patience=1,
-        batch=BATCH,
-        eval_batch=16384,
-        lr=1e-3,
-        history_length=0,
-    )
-    score, label, _ = scores(model, prepared, "test", budget)
-    return {"seconds": seconds, "auc": auc(label, score)}
+        train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=8192, lr=1e-3,
+        history_length=history,
+    )  # fmt: skip
+    score, label, _ = scores(model, prepared, "test", budget, min(TEST_ROWS, prepared.rows("test")))
+    return Run(seconds=seconds, rows=rows, auc=auc(label, score), weights=count_parameters(model))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Race:
+    """How a model and a size are raced."""
+
+    model: str
+    size: Size
+    pythons: Mapping[Peer, str]
+    """Interpreter of each peer's environment; a peer without one is left out."""
+    rounds: int = 3
+    threads: int = 2
+    rows: int | None = None
+    """Train rows, None for `TRAIN_ROWS`."""
+
+    def runs(self, say: Console) -> tuple[dict[Side, list[Run]], Prepared]:
+        """Trains all sides in turn."""
+        prepared = prepared_rows(MODELS[self.model][0], self.size)
+        rows = min(self.rows or TRAIN_ROWS[self.size], prepared.rows("train"))
+        order = [s for s in sides(self.model) if s.who == "ctrbench" or s.peer in self.pythons]
+        done: dict[Side, list[Run]] = {s: [] for s in order}
+        with tempfile.TemporaryDirectory() as folder:
+            arrays = Path(folder) / "arrays.npz"
+            write_arrays(prepared, rows, min(TEST_ROWS, prepared.rows("test")), arrays)
+            for number in range(self.rounds):
+                for side in order if number % 2 == 0 else order[::-1]:
+                    body = _process(self._command(side, number, prepared, arrays, rows))
+                    run = Run(**{k: body[k] for k in Run.__dataclass_fields__})
+                    done[side].append(run)
+                    rate = run.rows / run.seconds
+                    say.print(f"{self.model} {self.size} {number} {side}: {rate:,.0f} rows/s, AUC {run.auc:.4f}")
+                if number == 0:
+                    order = list(self.finalists(done))
+        return done, prepared
+
+    def finalists(self, done: Mapping[Side, Sequence[Run]]) -> Iterator[Side]:
+        """Ours and the faster side of each peer, in the order of round one."""
+        peers = [p for p in MODELS[self.model][1] if p in self.pythons]
+        kept = {our_side(self.model, p) for p in peers} | {faster(done, p) for p in peers}
+        return (s for s in done if s in kept)
+
+    def _command(self, side: Side, number: int, prepared: Prepared, arrays: Path, rows: int) -> list[str]:
+        common = ["--threads", str(self.threads), "--seed", str(number)]
+        if side.who == "ctrbench":
+            what = [str(prepared.path), str(rows), self.model, side.peer, side.optimizer]
+            return [sys.executable, "-m", "ctrbench.bench.peers", "--ours", *what, *common]
+        script = {"deepctr-torch": "peers_deepctr.py", "fuxictr": "peers_fuxictr.py"}[side.peer]
+        # -P: the script's folder must not hide the standard library (bench/statistics.py)
+        return [
+            self.pythons[side.peer], "-P", str(Path(__file__).with_name(script)), str(arrays), "--model", self.model,
+            "--optimizer", side.optimizer, "--batch", str(BATCH), "--warmup", str(WARMUP), *common,
+        ]  # fmt: skip
+
+    def judged(self, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) -> list[Verdict]:
+        """A verdict for every peer that raced."""
+        last = prepared.frame("test", last=min(TEST_ROWS, prepared.rows("test")), columns=["label"])["label"]
+        positives = int(last.sum())
+        peers = [p for p in MODELS[self.model][1] if p in self.pythons]
+        return [
+            verdict(self.model, p, runs, REQUIRED[self.size], positives, len(last) - positives) for p in peers
+        ]  # fmt: skip
 
 
 def _process(command: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} ... failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(command[:4])} ... failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
+def shown(race: Race, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) -> Table:
+    """Every side of a race."""
+    tables = sum(prepared.schema.tables.values())
+    rows = next(iter(runs.values()))[0].rows
+    table = Table(title=f"{race.model}: {rows:,} train rows of {prepared.schema.name}, {tables:,} table rows")
+    for column in ("side", "runs", "median s", "rows/s", "AUC", "weights"):
+        table.add_column(column)
+    for side, each in runs.items():
+        seconds, aucs = median(r.seconds for r in each), " ".join(f"{r.auc:.4f}" for r in each)
+        table.add_row(
+            str(side), str(len(each)), f"{seconds:.2f}", f"{rows / seconds:,.0f}", aucs, f"{each[0].weights:,}"
+        )
+    return table
+
+
+def sentence(v: Verdict) -> str:
+    """A verdict in words."""
+    return (
+        f"{v.speed}x as fast as {v.peer} with {v.optimizer}, its faster; AUC {v.gap:+.4f} against its better one "
+        f"(s.e. {v.standard_error:.4f})"
+    )
+
+
+def as_json(race: Race, runs: Mapping[Side, Sequence[Run]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """All that was measured."""
+    return {
+        "model": race.model, "size": race.size, "threads": race.threads, "required": REQUIRED[race.size],
+        "runs": [{"side": asdict(s), "rounds": [asdict(r) for r in each]} for s, each in runs.items()],
+        "verdicts": [asdict(v) for v in verdicts],
+    }  # fmt: skip
+
+
 def main() -> int:
-    """Alternates the sides and prints medians; exit 1 below the required ratio or AUC."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer-python", default=".venv-peers/bin/python")
-    parser.add_argument("--rows", type=int, default=600_000, help="rows generated; 80 % train")
-    parser.add_argument("--repeats", type=int, default=3)
+    """Races and prints; exit 1 if a pair misses its ratio or its AUC."""
+    parser = argparse.ArgumentParser(prog="peers", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=list(get_args(Size)))
+    parser.add_argument("--deepctr", default=".venv-peers/bin/python", help="python of deepctr-torch's environment")
+    parser.add_argument("--fuxictr", default=".venv-peers-fuxictr/bin/python", help="python of FuxiCTR's")
+    parser.add_argument("--rows", type=int, help="train rows; default by size")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ours", nargs=3, metavar=("PREPARED", "ROWS", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("build/peers/race.json"))
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--ours", nargs=5, metavar=("DIR", "ROWS", "MODEL", "PEER", "TABLES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
-        print(json.dumps(train_ours(options.ours[0], int(options.ours[1]), options.threads, int(options.ours[2]))))
+        import torch
+
+        torch.set_num_threads(options.threads)
+        folder, rows, model, peer, tables = options.ours
+        run = train_ours(Prepared.open(folder), int(rows), model, cast(Peer, peer), tables, options.seed)
+        print(json.dumps(asdict(run)))
         return 0
-    console = Console()
-    prepared = prepare("criteo_synthetic", rows=options.rows, cap=200_000, full_tables=True)
-    rows = prepared.rows("train")
-    results: dict[str, list[dict[str, Any]]] = {"ctrbench": [], "deepctr-torch adam": [], "deepctr-torch adagrad": []}
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = Path(folder) / "arrays.npz"
-        write_arrays(prepared, rows, arrays)
-        # -P: the script's folder must not hide the standard library (bench/statistics.py)
-        peer = [options.peer_python, "-P", str(Path(__file__).with_name("peers_deepctr.py")), str(arrays)]
-        for repeat in range(options.repeats):
-            for side in results:
-                if side == "ctrbench":
-                    command = [
-                        sys.executable,
-                        "-m",
-                        "ctrbench.bench.peers",
-                        "--threads",
-                        str(options.threads),
-                        "--ours",
-                        str(prepared.path),
-                        str(rows),
-                        str(repeat),
-                    ]
-                else:
-                    command = [
-                        *peer,
-                        "--optimizer",
-                        side.split()[1],
-                        "--batch",
-                        str(BATCH),
-                        "--threads",
-                        str(options.threads),
-                        "--seed",
-                        str(repeat),
-                    ]
-                results[side].append(_process(command))
-                console.print(
-                    f"{side} run {repeat}: {results[side][-1]['seconds']:.1f} s, AUC {results[side][-1]['auc']:.4f}"
-                )
-    return _verdict(results, prepared, rows, console)
-
-
-def _verdict(results: dict[str, list[dict[str, Any]]], prepared: Prepared, rows: int, console: Console) -> int:
-    from ctrbench.bench.statistics import auc_standard_error
-
-    positives = int(prepared.frame("test", columns=["label"])["label"].sum())
-    negatives = prepared.rows("test") - positives
-    table = Table(title=f"DeepFM, criteo_synthetic: {rows:,} rows, {sum(prepared.schema.tables.values()):,} table rows")
-    for column in ("side", "median s", "rows/s", "AUC mean", "AUC each"):
-        table.add_column(column)
-    seconds = {s: median(r["seconds"] for r in runs) for s, runs in results.items()}
-    aucs = {s: float(np.mean([r["auc"] for r in runs])) for s, runs in results.items()}
-    for side, runs in results.items():
-        table.add_row(
-            side,
-            f"{seconds[side]:.1f}",
-            f"{rows / seconds[side]:,.0f}",
-            f"{aucs[side]:.4f}",
-            " ".join(f"{r['auc']:.4f}" for r in runs),
-        )
-    console.print(table)
-    best = min((s for s in results if s != "ctrbench"), key=lambda s: seconds[s])
-    ratio = seconds[best] / seconds["ctrbench"]
-    se = auc_standard_error(aucs[best], positives, negatives)
-    gap = aucs["ctrbench"] - aucs[best]
-    passed = ratio >= REQUIRED and gap >= -2 * se
-    console.print(
-        f"{ratio:.2f}x the faster peer ({best}); AUC difference {gap:+.4f}, s.e. {se:.4f}:"
-        f" {'pass' if passed else 'FAIL'}"
-    )
-    return 0 if passed else 1
+    say, results = Console(), []
+    pythons: dict[Peer, str] = {"deepctr-torch": options.deepctr, "fuxictr": options.fuxictr}
+    for model in options.models:
+        for size in options.sizes:
+            race = Race(
+                model=model, size=size, pythons=pythons, rounds=options.rounds, threads=options.threads,
+                rows=options.rows,
+            )  # fmt: skip
+            runs, prepared = race.runs(say)
+            verdicts = race.judged(runs, prepared)
+            say.print(shown(race, runs, prepared))
+            for v in verdicts:
+                say.print(f"{model} {size}: {sentence(v)}: {'pass' if v.met else 'FAIL'}", highlight=False)
+            results.append(as_json(race, runs, verdicts))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return int(not all(v["met"] for r in results for v in r["verdicts"]))
 
 
 if __name__ == "__main__":

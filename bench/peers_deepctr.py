@@ -1,52 +1,106 @@
-"""DeepFM as deepctr-torch ships it, on arrays that `bench.peers` wrote. Runs in the peer's own environment.
+"""DeepFM, DCN-v2 and DIN as deepctr-torch 0.3.0 ships them, in its own `fit`, on arrays that `bench.peers` wrote.
 
-Imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, test AUC, versions.
+Runs in the peer's own environment and imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, rows,
+AUC on the test rows, weights, versions.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import time
 
 import numpy as np
 import torch
-from deepctr_torch.inputs import DenseFeat, SparseFeat
-from deepctr_torch.models import DeepFM
+from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat
+from deepctr_torch.models import DCN, DIN, DeepFM
 from sklearn.metrics import roc_auc_score
+
+DIM, HIDDEN, CROSS = 16, (400, 400, 400), 3
+ATTENTION, TOWER = (64, 16), (256, 128)
+EVENT = ("item", "category")
+
+
+def columns(arrays: dict[str, np.ndarray]) -> list:
+    """Its feature columns; the fields of `log` share the tables of the item and the category."""
+    rows = [int(n) for n in arrays["cardinality"]]
+    if "log" in arrays:
+        found: list = [SparseFeat(n, r, embedding_dim=DIM) for n, r in zip(("user", *EVENT), rows, strict=True)]
+        return found + [
+            VarLenSparseFeat(
+                SparseFeat(f"hist_{n}", r, embedding_dim=DIM, embedding_name=n),
+                maxlen=int(arrays["max_length"]),
+                length_name="length",
+            )
+            for n, r in zip(EVENT, rows[1:], strict=True)
+        ]
+    found = [SparseFeat(f"C{i + 1}", r, embedding_dim=DIM) for i, r in enumerate(rows)]
+    return found + [DenseFeat(f"I{i + 1}", 1) for i in range(arrays["train_dense"].shape[1])]
+
+
+def padded(arrays: dict[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The newest events of each row [N, T, fields], oldest first, zeros to the right, and how many there are [N]."""
+    begin, end, top = arrays[f"{split}_begin"], arrays[f"{split}_end"], int(arrays["max_length"])
+    n = np.minimum(end - begin, top)
+    place = (end - n)[:, None] + np.arange(top)
+    real = np.arange(top) < n[:, None]
+    return arrays["log"][np.where(real, place, 0)] * real[..., None], n
+
+
+def inputs(arrays: dict[str, np.ndarray], split: str, found: list) -> dict[str, np.ndarray]:
+    """Name -> values, in the order of its columns."""
+    names = [c.name for c in found if isinstance(c, SparseFeat)]
+    out = {n: arrays[f"{split}_ids"][:, i] for i, n in enumerate(names)}
+    out |= {f"I{i + 1}": column for i, column in enumerate(arrays[f"{split}_dense"].T)}
+    if "log" in arrays:
+        events, n = padded(arrays, split)
+        out |= {f"hist_{f}": events[..., i] for i, f in enumerate(EVENT)} | {"length": n}
+    return out
+
+
+def build(name: str, found: list, seed: int):
+    plain = {"l2_reg_embedding": 0, "seed": seed, "device": "cpu"}
+    if name == "deepfm":
+        return DeepFM(found, found, dnn_hidden_units=HIDDEN, l2_reg_linear=0, **plain)
+    if name == "dcn_v2":  # without the linear model that it adds, which the paper's network has not
+        return DCN([], found, cross_num=CROSS, cross_parameterization="matrix", dnn_hidden_units=HIDDEN,
+                   l2_reg_linear=0, l2_reg_cross=0, l2_reg_dnn=0, **plain)  # fmt: skip
+    return DIN(found, list(EVENT), dnn_hidden_units=TOWER, att_hidden_size=ATTENTION, att_activation="dice", **plain)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arrays")
+    parser.add_argument("--model", choices=["deepfm", "dcn_v2", "din"], required=True)
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], required=True)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--warmup", type=int, required=True, help="rows trained before the clock starts")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    arrays = np.load(options.arrays)
-    columns = [SparseFeat(f"C{i + 1}", int(n), embedding_dim=16) for i, n in enumerate(arrays["cardinality"])]
-    columns += [DenseFeat(f"I{i + 1}", 1) for i in range(arrays["train_dense"].shape[1])]
-
-    def inputs(split: str) -> dict[str, np.ndarray]:
-        ids, dense = arrays[f"{split}_ids"], arrays[f"{split}_dense"]
-        return {c.name: ids[:, i] for i, c in enumerate(columns[:26])} | {
-            c.name: dense[:, i] for i, c in enumerate(columns[26:])
-        }
-
-    model = DeepFM(
-        columns, columns, dnn_hidden_units=(400, 400, 400), l2_reg_linear=0, l2_reg_embedding=0, seed=options.seed,
-        device="cpu",
-    )  # fmt: skip
+    with np.load(options.arrays) as file:
+        arrays = {k: file[k] for k in file.files}
+    found = columns(arrays)
+    model = build(options.model, found, options.seed)
     model.compile(options.optimizer, "binary_crossentropy", metrics=[])
-    train = inputs("train")
-    start = time.perf_counter()
-    model.fit(train, arrays["train_label"], batch_size=options.batch, epochs=1, verbose=0)
-    seconds = time.perf_counter() - start
-    score = model.predict(inputs("test"), batch_size=16384)
-    auc = roc_auc_score(arrays["test_label"], score)
-    print(
-        json.dumps({"seconds": seconds, "auc": float(auc), "torch": torch.__version__, "optimizer": options.optimizer})
-    )
+    train, label = inputs(arrays, "train", found), arrays["train_label"]
+
+    def fit(rows: slice) -> float:
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints whatever `verbose` says
+            model.fit(
+                {k: v[rows] for k, v in train.items()}, label[rows], batch_size=options.batch, epochs=1, verbose=0
+            )
+        return time.perf_counter() - start
+
+    fit(slice(options.warmup))
+    seconds = fit(slice(None))
+    score = model.predict(inputs(arrays, "test", found), batch_size=16384)
+    print(json.dumps({
+        "seconds": seconds, "rows": len(label), "auc": float(roc_auc_score(arrays["test_label"], score)),
+        "weights": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+    }))  # fmt: skip
 
 
 if __name__ == "__main__":

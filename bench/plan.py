@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from ctrbench.bench.runspec import COMPILES, DTYPES
 from ctrbench.datasets.errors import UnknownName, nearest
 
 
@@ -27,7 +28,8 @@ class RunOptions:
     lr: float
     history_length: int
     threads: int
-    dtype: Literal["float32"]
+    dtype: Literal["float32", "autocast", "bfloat16"]
+    compile: Literal["eager", "compile", "cuda_graph"]
     embedding: Literal["fused", "per_table"]
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
     table_lr: float
@@ -57,7 +59,8 @@ class RunOptions:
             if getattr(self, name) < 1:
                 raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 1")
         for name, allowed in (
-            ("dtype", ("float32",)),
+            ("dtype", DTYPES),
+            ("compile", COMPILES),
             ("embedding", ("fused", "per_table")),
             ("table_optimizer", ("rowwise_adagrad", "adagrad", "sgd", "adam")),
             ("l2_rows", ("batch_rows", "full_table")),
@@ -129,6 +132,8 @@ class Entry:
     """Train and count it, nothing else: no timing, no trace, no published sizes."""
     skip: str = ""
     """Why this point of a sweep is not run; empty for all that are."""
+    uncounted: bool = False
+    """Of a sweep: its FLOPs are counted with another entry, of the same model in another mode."""
     form: str = ""
     """Of a job that only serves: the form of serving that `reuse` is timed against; `whole` if empty."""
 
@@ -153,10 +158,14 @@ class Job:
     """Probe the user embeddings of every pre-training for what they know of their users (bench/probe.py)."""
     retrievers: tuple[Entry, ...] = ()
     """Models that are trained to find a user's last event in the whole catalogue (bench/retrieval.py)."""
+    backends: str = ""
+    """Model whose attention is timed through every back end (bench/backends.py); empty for none."""
     traced: bool = True
     """Trace the models that are timed."""
     served: bool = False
     """Serve the models: requests of one user and several candidates (bench/serving)."""
+    datapath: bool = False
+    """Measure how its rows reach its models (bench/datapath), and nothing else of it."""
     equal_flops: float = 0.0
     """Also train every model at the FLOPs that the reference spends on this share of its train rows; 0 does not."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -189,6 +198,7 @@ class Plan:
 
     @property
     def sized(self) -> tuple[str, ...]:
-        """Models whose published sizes are counted: all but those of brief entries alone, and `counted`."""
-        listed = (e.model for j in self.jobs for e in j.models if not e.brief)
+        """Models whose published sizes are counted: all but those of brief entries and of the data path alone, and
+        `counted`."""
+        listed = (e.model for j in self.jobs for e in j.models if not (e.brief or j.datapath))
         return tuple(dict.fromkeys((*listed, *self.counted)))

@@ -10,12 +10,21 @@ from typing import Any, Literal
 
 Kind = Literal[
     "time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "retrieve", "shuffled",
-    "ids_only", "serve", "serve_count", "stages", "drift", "features",
+    "ids_only", "serve", "serve_count", "stages", "drift", "features", "backends", "datapath",
 ]  # fmt: skip
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
 pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
 whole catalogue; the controls: training on shuffled labels, on the target's ids alone; and of serving: requests against
-the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost."""
+the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost; one
+attention through every back end; a part of the data path."""
+
+DTYPES = ("float32", "autocast", "bfloat16")
+"""Values of `dtype` that a model runs in; `bench/modes.py` says what each means."""
+COMPILES = ("eager", "compile", "cuda_graph")
+MODED: tuple[Kind, ...] = ("time", "quality", "tune", "shuffled", "ids_only")
+"""Kinds that run in the compile mode of a run; counting and tracing look at operators, so they run eager."""
+NARROWED: tuple[Kind, ...] = (*MODED, "count", "trace")
+"""Kinds that run in its dtype; step 1 of LUM, retrieval and serving stay float32."""
 
 _NOT_IDENTITY = ("prepared", "timeout_s", "model_path")
 
@@ -73,6 +82,8 @@ class RunSpec:
     """Key of the pre-training that this training starts from."""
     serving: Mapping[str, Any] = field(default_factory=dict)
     """Of processes that serve: fields of `ServeOptions`; empty for all others."""
+    part: str = ""
+    """Of a process of the data path: what it measures (bench/datapath/process.py); empty for all others."""
     tracer: str = "none"
     level: str = "smoke"
     timeout_s: int = 1800
@@ -80,7 +91,7 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """Hash of all that decides the number; names the configuration in NVTX."""
-        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k != "serving" or v)}
+        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k not in ("serving", "part") or v)}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -88,7 +99,8 @@ class RunSpec:
     def key(self) -> str:
         """Stable name of the run: what it is, and its digest."""
         variant = "-" + self.variant.replace("=", "_") if self.variant else ""
-        return f"{self.data or 'meta'}-{self.model}{variant}-{self.kind}-{self.digest}"
+        kind = f"{self.kind}_{self.part}" if self.part else self.kind
+        return f"{self.data or 'meta'}-{self.model}{variant}-{kind}-{self.digest}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,6 +109,20 @@ class RunSpec:
     def from_json(cls, body: Mapping[str, Any]) -> RunSpec:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in body.items() if k in known})
+
+
+def mode_of(kind: Kind, dtype: str, compile: str) -> dict[str, str]:
+    """Fields `dtype` and `compile` of a process of a run in that mode."""
+    return {
+        "dtype": dtype if kind in NARROWED else "float32",
+        "compile": compile if kind in MODED else "eager",
+    }
+
+
+def mode_options(dtype: str, compile: str) -> list[tuple[str, str]]:
+    """Options of a mode off its defaults, as they enter the name of a variant."""
+    given = (("dtype", dtype, "float32"), ("compile", compile, "eager"))
+    return [(name, value) for name, value, default in given if value != default]
 
 
 def variant_of(options: Iterable[tuple[str, Any]]) -> str:

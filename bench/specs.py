@@ -12,10 +12,11 @@ import torch
 
 from ctrbench.bench import controls, floors, registry, summary, tuning
 from ctrbench.bench.assemble import lookup, model_config
+from ctrbench.bench.modes import refused
 from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import preset_options, table_options
-from ctrbench.bench.runspec import Kind, RunSpec, variant_of
+from ctrbench.bench.runspec import Kind, RunSpec, mode_of, mode_options, variant_of
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
@@ -68,6 +69,11 @@ def suite_specs(plan: Plan, ready: list[Ready]) -> tuple[list[RunSpec], list[Mea
             if isinstance(wrong, ValueError):
                 unsupported += skipped_rows(
                     item.job.data, track, model, model_spec.family, owed, str(wrong), item.prepared.split
+                )
+                continue
+            if reason := next((r for s in made if (r := refused(s))), ""):  # a mode that this device cannot run
+                unsupported += skipped_rows(
+                    item.job.data, track, model, model_spec.family, owed, reason, item.prepared.split
                 )
                 continue
             specs += [s for s in made if s.key not in known]
@@ -358,7 +364,8 @@ def spec_of(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -
     config = {**preset, **dataset_spec(item.job.data).fit.get(model, {}), **typed}
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
-    variant = entry.label or variant_of((*typed.items(), *tables.values()))
+    mode = mode_options(run.dtype, run.compile) if kind != "floor" else []
+    variant = entry.label or variant_of((*typed.items(), *tables.values(), *mode))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
         "preset": item.job.preset if kind != "floor" else "small",
@@ -366,7 +373,8 @@ def spec_of(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -
         "prepared": str(item.path.resolve()), "history_length": run.history_length,
         "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,
         "epochs": run.epochs, "evaluations": run.evaluations, "patience": run.patience, "batch": run.batch,
-        "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "dtype": run.dtype, "threads": run.threads,
+        "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "threads": run.threads,
+        **mode_of(kind, run.dtype, run.compile),
         "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
     values |= changes

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ctrbench.bench.modes import MasterAdam
 from ctrbench.datasets.schema import Batch
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import dense_parameters, embedding_tables
@@ -63,7 +64,10 @@ class TrainStep:
     ) -> None:
         self.model, self.ranges = model, ranges or NoRanges()
         self.tables = embedding_tables(model)
-        self.optimizer = torch.optim.Adam(_groups(model, weight_decay), lr=lr, foreach=foreach)
+        groups = _groups(model, weight_decay)
+        narrow = any(p.dtype != torch.float32 for g in groups for p in g["params"])
+        made = MasterAdam if narrow else torch.optim.Adam
+        self.optimizer: MasterAdam | torch.optim.Adam = made(groups, lr=lr, foreach=foreach)
         self.extra_loss: Callable[[], Tensor] | None = getattr(model, "extra_loss", None)
         self.returns_loss: bool = getattr(model, "returns_loss", False)
         self._scale = 1.0

@@ -20,6 +20,7 @@ from ctrbench.bench import control_cache, registry, summary
 from ctrbench.bench.assemble import base_columns, lookup, model_config
 from ctrbench.bench.bars import published_bands
 from ctrbench.bench.controls import CONTROLS, METRICS, view
+from ctrbench.bench.datapath.specs import datapath_specs
 from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Job, Plan
@@ -83,10 +84,12 @@ def run_suite(plan: Plan, console: Console) -> int:
         for entry in job.models:
             preset_options(entry.model, job.preset)
     ready, rows, skipped = prepare_jobs(plan, console)
+    moved, not_moved = datapath_specs(plan, ready)
+    ready = [r for r in ready if not r.job.datapath]  # of the others nothing is trained
     specs, unsupported = suite_specs(plan, ready)
     swept, left_out = sweep_specs(plan)
     served, not_served = serving_specs(plan, ready)
-    specs, unsupported = specs + swept + served, unsupported + left_out + not_served
+    specs, unsupported = specs + swept + served + moved, unsupported + left_out + not_served + not_moved
     runs_dir = _run_dir(plan)
     console.print(f"[bold]suite {plan.suite}[/] into {runs_dir}")
     samplers = {r.job.data: dict(r.prepared.sampler) for r in ready if r.prepared.sampler is not None}
@@ -350,7 +353,7 @@ def _doubts(rows: Iterable[Measurement]) -> list[str]:
 
 
 def _draw(runs_dir: Path, console: Console) -> None:
-    from ctrbench.reports import controls, kernel_rows, retrieval, serving, sweep
+    from ctrbench.reports import controls, kernel_rows, modes_section, retrieval, serving, sweep
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
@@ -365,6 +368,7 @@ def _draw(runs_dir: Path, console: Console) -> None:
     fresh.replace(latest)
     for part in (
         *console_tables(table, bodies), *controls.console_tables(table, bodies), *sweep.console(table, bodies),
+        *modes_section.console(table, bodies),
         *retrieval.console(table, bodies), *serving.console(table, bodies),
     ):  # fmt: skip
         console.print(part)

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from ctrbench.bench.assemble import base_columns
-from ctrbench.bench.ceilings import CLOCK_DRIFT
+from ctrbench.bench.ceilings import CLOCK_DRIFT, gemm_ceiling
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
 from ctrbench.bench.every_pair import pair_rows
 from ctrbench.bench.jobs import SCORES
 from ctrbench.bench.joint import joint_rows
+from ctrbench.bench.mode_rows import mode_rows
 from ctrbench.bench.option_gains import option_rows, same_seeds
 from ctrbench.bench.retrieval_rows import RANKS, over_seeds
-from ctrbench.bench.runspec import RunSpec
+from ctrbench.bench.runspec import RunSpec, mode_options
 from ctrbench.bench.serving.rows import utilisation_rows
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.datasets.prepared import Prepared
@@ -31,6 +32,7 @@ DRAWS = 400
 REFERENCE = {"sequence": "composite", "tabular": "dcn_v2"}
 HISTORY_FLOOR = "lightgbm_history"
 POOL_CONTROL = "target_ids"
+NO_INFERENCE = "n/a: suite=modes times training steps alone"
 MADE_BEFORE = "n/a: random batches are made before the first step, no step waits for one"
 Body = Mapping[str, Any]
 Who = tuple[str, str]
@@ -60,6 +62,7 @@ class Run:
 
 def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurement]:
     """Timing, quality with intervals, paired differences, utilisation: over all (data, split, model, variant)."""
+    runs = list(runs)
     groups: dict[tuple[tuple[str, str], Who], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run.spec.data:
@@ -68,7 +71,7 @@ def summarise(runs: Iterable[Run], runs_dir: Path, run_id: str) -> list[Measurem
     rows: list[Measurement] = []
     for kinds in groups.values():
         if kinds["time"]:
-            rows += timing_rows(kinds["time"], kinds["count"], run_id)
+            rows += timing_rows(kinds["time"], kinds["count"] or _counted_as(kinds["time"][0].spec, runs), run_id)
         if kinds["retrieve"]:
             files = [runs_dir / "records" / r.record / RANKS for r in kinds["retrieve"]]
             rows += over_seeds(_base(kinds["retrieve"][0], run_id), files)
@@ -104,18 +107,19 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
     n_steps = sum(len(s) for s in steps)
     rows = [
         _timing(base, "step_time", steps, "train"),
-        _timing(base, "infer_latency", infer, "infer"),
+        _timing(base, "infer_latency", infer, "infer")
+        if all(infer)
+        else withheld(base, "infer_latency", NO_INFERENCE, phase="infer"),
     ]
     seconds = rows[0].value
     assert seconds is not None
     low, high = rows[0].ci_low, rows[0].ci_high
     rows.append(make(base, "throughput", batch / seconds, "measured", phase="train", n=len(timed),
                      ci_low=batch / high if high else None, ci_high=batch / low if low else None))  # fmt: skip
-    stall = median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
     rows.append(
         withheld(base, "loader_stall", MADE_BEFORE, phase="train")
         if "random_batches" in extras[0]
-        else make(base, "loader_stall", stall, "measured", phase="train", n=len(timed))
+        else make(base, "loader_stall", stall_of(extras), "measured", phase="train", n=len(timed))
     )
     all_cpu = sum(e["cpu_seconds"]["all"] for e in extras)
     data_cpu = sum(e["cpu_seconds"]["data"] for e in extras)
@@ -136,7 +140,13 @@ def timing_rows(timed: list[Run], counted: list[Run], run_id: str) -> list[Measu
         ),
         make(base, "rss_peak", max(e["rss_peak"] for e in extras), "measured", phase="train", n=len(timed)),
     ]
-    return rows + _utilisation(base, extras, counted, seconds, batch)
+    rows += mode_rows(base, extras)
+    return rows + _utilisation(base, timed, counted, seconds, batch)
+
+
+def stall_of(extras: Iterable[Body]) -> float:
+    """Median over timed processes of the share of the steps' time that was spent waiting for a batch."""
+    return median(sum(e["samples"]["wait"]) / sum(e["samples"]["step"]) for e in extras)
 
 
 def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], phase: str) -> Measurement:
@@ -148,15 +158,16 @@ def _timing(base: Mapping[str, Any], metric: str, samples: list[list[float]], ph
 
 
 def _utilisation(
-    base: Mapping[str, Any], extras: list[Body], counted: list[Run], seconds: float, batch: int
+    base: Mapping[str, Any], timed: list[Run], counted: list[Run], seconds: float, batch: int
 ) -> list[Measurement]:
     """MFU and MBU of this CPU, withheld when the FLOPs are not fully counted."""
+    extras = [r.body["extra"] for r in timed]
     if not counted or counted[0].body["extra"]["withheld"]:
         reason = counted[0].body["extra"]["withheld"] if counted else "coverage_low: the counting process failed"
         return [withheld(base, m, reason, phase="train") for m in ("mfu_cpu", "mbu")]
     counts = counted[0].body["extra"]
     ceilings = [c for e in extras for c in e["ceilings"]]
-    gemm = median(c["gemm_fp32_gflops"] for c in ceilings) * 1e9
+    gemm = median(gemm_ceiling(c, base["dtype"]) for c in ceilings) * 1e9
     copy = median(c["copy_gbs"] for c in ceilings) * 1e9
     cached = [c["copy_cache_gbs"] for c in ceilings if c.get("copy_cache_gbs")]
     worst = max(e["clock_drift"] for e in extras)
@@ -167,13 +178,35 @@ def _utilisation(
             "reason": f"clock_unstable: ceilings moved by {worst:.0%} between the alternations",
         }
     mfu = counts["flops_model_train"] / seconds / gemm
-    mbu = {which: counts[which] / seconds / copy for which in ("bytes_operands", "bytes_compulsory")}
     return [
         make(base, "mfu_cpu", mfu, "derived", phase="train", **shaky),
-        *(make(base, "mbu", value, "derived", phase="train", scope=which, **shaky) for which, value in mbu.items()),
+        *_bandwidth(base, timed[0], counted[0], seconds, copy, shaky),
         make(base, "ceiling_gemm", gemm / 1e9, "measured", phase="train", n=len(ceilings)),
         make(base, "ceiling_copy", copy / 1e9, "measured", phase="train", n=len(ceilings)),
         *([make(base, "ceiling_cache", median(cached), "measured", phase="train", n=len(cached))] if cached else []),
+    ]
+
+
+def _bandwidth(
+    base: Mapping[str, Any], timed: Run, counted: Run, seconds: float, copy: float, shaky: Mapping[str, Any]
+) -> list[Measurement]:
+    """MBU; a mode that fuses, or has narrower operands than the counted step, moves other bytes."""
+    if (timed.spec.compile, timed.spec.dtype) != ("eager", counted.spec.dtype):
+        reason = (
+            f"bytes were counted of eager {counted.spec.dtype}; {timed.spec.compile} {timed.spec.dtype} moves others"
+        )
+        return [withheld(base, "mbu", reason, phase="train")]
+    return [
+        make(base, "mbu", counted.body["extra"][which] / seconds / copy, "derived", phase="train", scope=which, **shaky)
+        for which in ("bytes_operands", "bytes_compulsory")
+    ]
+
+
+def _counted_as(timed: RunSpec, runs: Iterable[Run]) -> list[Run]:
+    """The count of the same model in another mode: the FLOPs of a step do not depend on how it is run."""
+    same = ("model", "config", "preset", "data", "split", "fingerprint", "history_length", "batch")
+    return [r for r in runs if r.spec.kind == "count" and all(getattr(r.spec, n) == getattr(timed, n) for n in same)][
+        :1
     ]
 
 
@@ -324,7 +357,11 @@ def _paired(
             base = _base(runs[0], run_id) | {"track": track, "phase": "train", "scope": f"vs:{other[0]}"}
             mine, theirs = _pairs(runs, trained[other])
             if not mine:
-                rows.append(withheld(base, "auc_delta", f"no training of {other[0]} with the same seed finished"))
+                rows.append(
+                    withheld(
+                        base, "auc_delta", f"no training of {other[0]} with the same seed{_and_mode(runs[0])} finished"
+                    )
+                )
                 continue
             delta = float(aucs[who][mine].mean() - aucs[other][theirs].mean())
             pair = paired_from_draws(delta, draws[who][mine], draws[other][theirs], seed=0)
@@ -356,6 +393,12 @@ def _per_gflop(delta: Measurement, mine: Body | None, theirs: Body | None, other
     assert delta.ci_high is not None
     return make(base, "auc_per_gflop", delta.value / extra, "derived",
                 ci_low=delta.ci_low / extra, ci_high=delta.ci_high / extra)  # fmt: skip
+
+
+def _and_mode(run: Run) -> str:
+    """What else must agree, where it is not what everything else runs in."""
+    mode = mode_options(run.spec.dtype, run.spec.compile)
+    return "".join(f", {name} {value}" for name, value in mode)
 
 
 def _pairs(runs: list[Run], others: list[Run]) -> tuple[list[int], list[int]]:

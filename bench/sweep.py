@@ -1,4 +1,4 @@
-"""`suite=mfu`: what every point of a sweep over width and length owes: one count and some timings, never a training."""
+"""`suite=mfu` and `suite=modes`: what every point owes, one count and some timings, never a training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 
 from ctrbench.bench import registry
 from ctrbench.bench.assemble import base_columns, lookup, model_config
-from ctrbench.bench.owed import OWED, PHASE
+from ctrbench.bench.backends import ATTENTION
+from ctrbench.bench.modes import refused
+from ctrbench.bench.owed import OWED, PHASE, owed_rows
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import table_options
-from ctrbench.bench.runspec import Kind, RunSpec
+from ctrbench.bench.runspec import Kind, RunSpec, mode_of
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import BadInput
 from ctrbench.reports.cells import SWEEP
@@ -34,12 +36,24 @@ def sweep_specs(plan: Plan) -> tuple[list[RunSpec], list[Measurement]]:
         for entry in job.models if job.data in random_batches.TRACKS and not job.served else ():
             _check_options(plan, entry)
             count = _spec(plan, job, "count", entry, threads=1)
+            timed = [_spec(plan, job, "time", entry, repeat=r) for r in range(plan.run.processes)]
             if entry.skip:
                 skipped += _skipped(count, entry.skip)
                 continue
+            if reason := refused(timed[0]):
+                skipped += owed_rows(_base(timed[0]), "time", "skipped", reason)
+                continue
             _check_build(count)
-            specs += [count, *(_spec(plan, job, "time", entry, repeat=r) for r in range(plan.run.processes))]
+            specs += timed if entry.uncounted else [count, *timed]
+        if job.backends:
+            specs.append(backends_spec(plan, job))
     return specs, skipped
+
+
+def backends_spec(plan: Plan, job: Job) -> RunSpec:
+    """The process that times one attention of a model through every back end."""
+    made = _spec(plan, job, "backends", Entry(model=job.backends, label=ATTENTION))
+    return replace(made, config={}, dtype="float32")
 
 
 def _check_options(plan: Plan, entry: Entry) -> None:
@@ -71,15 +85,20 @@ def _spec(plan: Plan, job: Job, kind: Kind, entry: Entry, **changes: Any) -> Run
         "kind": kind, "model": entry.model, "config": config, "variant": entry.label, "preset": SWEEP,
         **registry.own_file(entry.model), "data": job.data, "split": random_batches.SPLIT,
         "fingerprint": random_batches.fingerprint(job.data), "history_length": run.history_length, "batch": run.batch,
-        "lr": run.lr, "dtype": run.dtype, "threads": run.threads, "warmup": run.warmup, "steps": run.steps,
+        "lr": run.lr, **mode_of(kind, run.dtype, run.compile), "threads": run.threads,
+        "warmup": run.warmup, "steps": run.steps,
         "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
     return RunSpec(**(values | changes))
 
 
-def _skipped(spec: RunSpec, reason: str) -> list[Measurement]:
+def _base(spec: RunSpec) -> dict[str, Any]:
     base = base_columns(spec, registry.model_spec(spec.model).family, random_batches.TRACKS[spec.data])
-    base["run"] = f"skipped-{spec.data}-{spec.model}"
+    return base | {"run": f"skipped-{spec.data}-{spec.model}"}
+
+
+def _skipped(spec: RunSpec, reason: str) -> list[Measurement]:
+    base = _base(spec)
     return [
         withheld(base, metric, reason, phase=PHASE.get(metric, "train")) for kind in PROCESSES for metric in OWED[kind]
     ]

@@ -30,15 +30,12 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     """Rows in file order, which is time: the first 80 % train with its last tenth for validation, the rest test."""
     coding = Coding(min_count=options["min_count"], integers=options["integers"])
     coding.check("criteo")
-    positives = 0
     parts = Parts(shards.folder)
-    for rows in read(raw.path, account):
-        parts.add([rows])
-        positives += int(rows["label"].sum())
+    parts.add(read(raw.path, account, tokens=True))
     account.close()
-    if positives in (0, account.kept):
+    if parts.positives in (0, account.kept):
         raise BadInput(
-            f"{raw.path}: all {account.kept} rows have label {int(positives > 0)}; give rows of both classes"
+            f"{raw.path}: all {account.kept} rows have label {int(parts.positives > 0)}; give rows of both classes"
         )
     test = int(account.kept * 0.8)
     valid = int(test * 0.9)

@@ -66,7 +66,7 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     rows = 0
     for file in files:
         part = account.part(file)
-        rows = parts.add(read(file, part, layout=LAYOUT, most=cap))
+        rows = parts.add(read(file, part, layout=LAYOUT, most=cap, tokens=True))
         account.absorb(part)
     valid = parts.rows - rows
     test = valid + rows // 2

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ctrbench.datasets.account import Account
+from ctrbench.datasets.ahead import DEPTH, ahead
 from ctrbench.datasets.criteo_text import CATEGORIES, INTEGERS
 from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.hex_tokens import Counts, Index, of_text
 from ctrbench.datasets.schema import MISSING, OOV, FeatureSchema, Field
 from ctrbench.datasets.shards import Shards, Vocabulary
 from ctrbench.datasets.spec import Raw
 from ctrbench.datasets.transforms import check_transform, dense, log_square
 
+COUNTED = 524_288
+"""Rows whose values are sorted together when they are counted."""
 GENERATED = "generated.json"
 """In folders that the generator wrote: their rows are never taken for Criteo's."""
 AS_CATEGORIES = "log_square_category"
@@ -44,31 +50,75 @@ class Coding:
             raise BadInput(f"{name}: option min_count={self.min_count} must be at least 1")
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One spilled chunk: labels and integers in one file, categories in another; uncompressed Arrow, read whole."""
+
+    folder: Path
+    number: int
+    first: int
+    """Row number of its first row."""
+    height: int
+
+    @property
+    def numbers(self) -> Path:
+        """File of the label and I1..I13."""
+        return self.folder / f"part-{self.number:05d}.numbers"
+
+    @property
+    def tokens(self) -> Path:
+        """File of C1..C26, each uint32 or text (`hex_tokens.pack`)."""
+        return self.folder / f"part-{self.number:05d}.tokens"
+
+    def write(self, rows: pl.DataFrame) -> None:
+        rows.select("label", *INTEGERS).write_ipc(self.numbers)
+        rows.select(CATEGORIES).write_ipc(self.tokens)
+
+    def read(self) -> pl.DataFrame:
+        # From memory: a mapped file would count as this process's memory.
+        return pl.read_ipc(self.numbers.read_bytes()).hstack(self.read_tokens())
+
+    def read_tokens(self) -> pl.DataFrame:
+        return pl.read_ipc(self.tokens.read_bytes())
+
+    def delete(self) -> None:
+        self.numbers.unlink()
+        self.tokens.unlink()
+
+
 class Parts:
     """Good rows of all files in order, on disk.
 
     Args:
         folder: where shards will be; parts lie beside them until they are coded.
+
+    Attributes:
+        rows: so far.
+        positives: of them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows = 0
-        self._parts: list[tuple[Path, int]] = []
+        self.rows = self.positives = 0
+        self._parts: list[_Part] = []
 
     def add(self, chunks: Iterable[pl.DataFrame]) -> int:
         """Spills chunks of a reader; returns how many rows they hold."""
         before = self.rows
-        for rows in chunks:
-            file = self.folder / f"part-{len(self._parts):05d}.parquet"
-            rows.write_parquet(file, compression="lz4", statistics=False)
-            self._parts.append((file, rows.height))
-            self.rows += rows.height
+        for (part, _), _ in ahead(self._numbered(chunks), lambda item: item[0].write(item[1])):
+            self._parts.append(part)
         return self.rows - before
 
+    def _numbered(self, chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[_Part, pl.DataFrame]]:
+        for number, rows in enumerate(chunks, len(self._parts)):
+            part = _Part(self.folder, number, self.rows, rows.height)
+            self.rows += rows.height
+            self.positives += int(rows["label"].sum())
+            yield part, rows
+
     def head(self, rows: int) -> pl.LazyFrame:
-        """The first rows."""
-        return pl.scan_parquet([file for file, _ in self._parts]).head(rows)
+        """Labels and integers of the first rows."""
+        return pl.scan_ipc([part.numbers for part in self._parts]).head(rows)
 
     def store(
         self, name: str, valid: int, test: int, coding: Coding, account: Account, shards: Shards
@@ -84,36 +134,103 @@ class Parts:
             shards: gets vocabularies and rows, `time` being the row's number.
         """
         train = self.head(valid)
-        columns = [*CATEGORIES, *(INTEGERS if coding.integers == AS_CATEGORIES else ())]
-        vocabularies = {c: _vocabulary(c, train, coding, account, shards) for c in columns}
-        encoders = [v.encode(c, OOV if coding.merge_missing else MISSING) for c, v in vocabularies.items()]
-        ready = [log_square(c) for c in columns if c in INTEGERS]
-        ready += [dense(c, coding.integers, train) for c in INTEGERS if c not in columns]
-        at = 0
-        for file, height in self._parts:
-            place = pl.int_range(at, at + height, dtype=pl.Int64).alias("time")
-            rows = pl.read_parquet(file).with_columns(ready).select(
-                "label", pl.lit(-1, pl.Int64).alias("user_id"), place, *(c for c in INTEGERS if c not in columns),
-                *encoders,
-            )  # fmt: skip
-            file.unlink()
+        coders = {c: _Coder(v) for c, v in self._vocabularies(valid, coding, account, shards).items()}
+        ready = [dense(c, coding.integers, train) for c in INTEGERS if c not in coders]
+        missing = OOV if coding.merge_missing else MISSING
+
+        def code(part: _Part) -> pl.DataFrame:
+            rows = part.read().with_columns(log_square(c) for c in INTEGERS if c in coders)
+            place = pl.int_range(part.first, part.first + part.height, dtype=pl.Int64).alias("time")
+            plain = rows.select("label", pl.lit(-1, pl.Int64).alias("user_id"), place, *ready)
+            return plain.hstack([coder.ids(rows[c], missing) for c, coder in coders.items()])
+
+        for part, rows in ahead(self._parts, code):
+            part.delete()
             for split, start, stop in (("train", 0, valid), ("valid", valid, test), ("test", test, self.rows)):
-                part = rows.slice(max(0, start - at), max(0, stop - max(start, at)))
-                if part.height:
-                    shards.write(split, part)
-            at += height
-        return schema(name, {c: v.cardinality for c, v in vocabularies.items()})
+                cut = rows.slice(max(0, start - part.first), max(0, stop - max(start, part.first)))
+                if cut.height:
+                    shards.write(split, cut)
+        return schema(name, {c: coder.vocabulary.cardinality for c, coder in coders.items()})
+
+    def _vocabularies(self, valid: int, coding: Coding, account: Account, shards: Shards) -> dict[str, Vocabulary]:
+        """Of all columns that become ids, from the train rows."""
+        out = {}
+        for column, seen in self._count(valid).items():
+            odd = seen.texts.filter(~pl.col("value").str.contains("^[0-9a-f]{8}$")).height if coding.hex_tokens else 0
+            if odd:
+                account.notes[f"{column}: values that are not 8 hex digits, kept as text"] += odd
+            out[column] = shards.vocabulary(column, seen.frame(), coding.min_count)
+        for column in INTEGERS if coding.integers == AS_CATEGORIES else ():
+            train = self.head(valid).select(log_square(column).alias("value"))
+            counts = train.group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
+            out[column] = shards.vocabulary(column, counts, coding.min_count)
+        return out
+
+    def _count(self, valid: int) -> dict[str, _Seen]:
+        """What the categories of the train rows hold, a few parts in memory at a time."""
+        seen = {c: _Seen() for c in CATEGORIES}
+        with ThreadPoolExecutor(DEPTH) as pool:
+            for parts in _groups([p for p in self._parts if p.first < valid]):
+                held = [p.read_tokens().head(valid - p.first) for p in parts]
+                list(pool.map(lambda c, held=held: seen[c].add([rows[c] for rows in held]), CATEGORIES))
+        return seen
 
 
-def _vocabulary(column: str, train: pl.LazyFrame, coding: Coding, account: Account, shards: Shards) -> Vocabulary:
-    source = log_square(column) if column in INTEGERS else pl.col(column)
-    counts = train.select(source.alias("value")).group_by("value").agg(pl.len().alias("count"))
-    seen = counts.collect(engine="streaming")
-    if coding.hex_tokens and column in CATEGORIES:
-        odd = seen.filter(~pl.col("value").str.contains("^[0-9a-f]{8}$")).height
-        if odd:
-            account.notes[f"{column}: values that are not 8 hex digits, kept as text"] += odd
-    return shards.vocabulary(column, seen, coding.min_count)
+def _groups(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """Neighbouring parts of together about `COUNTED` rows."""
+    group: list[_Part] = []
+    for part in parts:
+        group.append(part)
+        if sum(p.height for p in group) >= COUNTED:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Seen:
+    """Counts of one column, tokens and other texts apart."""
+
+    def __init__(self) -> None:
+        self.tokens = Counts()
+        self.texts = pl.DataFrame(schema={"value": pl.String, "count": pl.UInt32})
+
+    def add(self, columns: list[pl.Series]) -> None:
+        """Counts the values of some parts."""
+        tokens = [c.drop_nulls().to_numpy() for c in columns if c.dtype == pl.UInt32]
+        if tokens:
+            self.tokens.add(np.concatenate(tokens))
+        texts = [c.drop_nulls() for c in columns if c.dtype != pl.UInt32]
+        if texts:
+            found = pl.concat(texts).value_counts(name="count").select(pl.first().alias("value"), "count")
+            self.texts = _sum([self.texts, found])
+
+    def frame(self) -> pl.DataFrame:
+        """`value` (text) and `count`."""
+        return _sum([self.tokens.frame(), self.texts]) if self.texts.height else self.tokens.frame()
+
+
+def _sum(counts: list[pl.DataFrame]) -> pl.DataFrame:
+    whole = pl.concat([c.select("value", pl.col("count").cast(pl.UInt32)) for c in counts])
+    return whole.group_by("value").agg(pl.col("count").sum())
+
+
+class _Coder:
+    """Ids of a column's values, by number where the part holds tokens and by text elsewhere."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        known_K, place_K = of_text(vocabulary.table["value"])
+        self._index = Index(known_K, vocabulary.table["id"].to_numpy()[place_K])
+
+    def ids(self, column: pl.Series, missing: int) -> pl.Series:
+        """Int32: `missing`, out of vocabulary or the value's own."""
+        if column.dtype != pl.UInt32:
+            return column.to_frame().select(self.vocabulary.encode(column.name, missing)).to_series()
+        id_R = self._index.ids(column.fill_null(0).to_numpy(), OOV)
+        if column.null_count():
+            id_R[column.is_null().to_numpy()] = missing
+        return pl.Series(column.name, id_R)
 
 
 def schema(name: str, cardinality: Mapping[str, int]) -> FeatureSchema:

@@ -63,7 +63,7 @@ def three_splits(
     for split in SPLITS:
         file = _one(raw.path, split)
         part = account.part(file)
-        rows[split] = parts.add(read(file, part, layout=layout))
+        rows[split] = parts.add(read(file, part, layout=layout, tokens=True))
         compare(part, raw.detail["files"][file.name], published[split])
         account.absorb(part)
     valid, test = rows["train"], rows["train"] + rows["valid"]

@@ -1,17 +1,18 @@
 """Shards to batches: columnar, vectorised, one background thread that stays a few batches ahead.
 
-Dims: B batch, I dense fields, C categorical fields, N ids, W rows of a window
+A window of rows lies packed in memory (datasets/packed_rows.py); a chunk of batches is gathered from it at once, in the
+order of the pass, and cut into batches, so that what a gather costs in calls is shared by the batches of the chunk.
+
+Dims: B rows of a batch, C categorical fields, I dense fields, K int32 places of a record, N ids or events, R rows of a
+chunk, W rows of a window
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,51 +20,14 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.errors import BadInput
-from ctrbench.datasets.prepared import FIXED, Prepared, history_index
+from ctrbench.datasets.packed_rows import Layout, Span, between, read_spans, windows
+from ctrbench.datasets.prepared import Prepared, history_index
 from ctrbench.datasets.schema import Batch, FeatureSchema
 
 WINDOW = 2_000_000
-"""Rows held in memory at a time (about 350 MB of Criteo); below it a shuffle is a full permutation."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Rows [start, stop) of one shard."""
-
-    file: Path
-    start: int
-    stop: int
-    number: int
-    """Of the first row in the prepared data (`Batch.row_B`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows as arrays: what a window holds, and what a batch is gathered into."""
-
-    ids_BC: np.ndarray
-    dense_BI: np.ndarray
-    """float32, NaN where missing."""
-    fixed_B4: np.ndarray
-    """int64: label, user, time, number of the row."""
-    spans_B2: dict[str, np.ndarray]
-    """history -> int64 begin and end in its event log."""
-
-    def take(self, index_B: np.ndarray) -> _Rows:
-        spans = {h: s.take(index_B, axis=0) for h, s in self.spans_B2.items()}
-        return _Rows(self.ids_BC[index_B], self.dense_BI[index_B], self.fixed_B4[index_B], spans)
-
-    @staticmethod
-    def join(parts: list[_Rows]) -> _Rows:
-        if len(parts) == 1:
-            return parts[0]
-        spans = {h: np.concatenate([p.spans_B2[h] for p in parts]) for h in parts[0].spans_B2}
-        return _Rows(
-            np.concatenate([p.ids_BC for p in parts]),
-            np.concatenate([p.dense_BI for p in parts]),
-            np.concatenate([p.fixed_B4 for p in parts]),
-            spans,
-        )
+"""Rows held in memory at a time (about 400 MB of Criteo); below it a shuffle is a full permutation."""
+CHUNK = 4_096
+"""Rows gathered at once, in whole batches; a batch may be larger."""
 
 
 class Loader:
@@ -80,32 +44,45 @@ class Loader:
         prefetch: batches made ahead by the background thread; 0 makes them in the calling thread.
         drop_last: leave out a last batch that is not full.
         window: rows held in memory at a time.
-        labels: one a row, in stored order, in place of the stored ones: for controls.
+        labels: one a row of all shards, in stored order, in place of the stored ones: for controls.
+        shard: (index, count): only the rows of process `index` of `count`; neighbours in stored order, whose numbers
+            differ by one at most. Together the shards are all rows, each once, and nobody reads another's.
+        pin: batches in page-locked memory, made so in the background thread: what `Batch.to(device,
+            non_blocking=True)` copies while the device computes. Only with a CUDA device.
 
     Attributes:
         schema: features of the batches.
+        rows: rows of a pass.
         cpu_seconds: CPU time spent on making batches so far, all passes together; reading runs in the same thread.
     """
 
     def __init__(
         self, prepared: Prepared, split: str, batch: int, *, rows: int | None = None, shuffle_seed: int | None = None,
         history_length: int | None = None, prefetch: int = 2, drop_last: bool = False, window: int = WINDOW,
-        labels: np.ndarray | None = None,
+        labels: np.ndarray | None = None, shard: tuple[int, int] = (0, 1), pin: bool = False,
     ) -> None:  # fmt: skip
         if batch < 1 or prefetch < 0 or window < 1 or (rows is not None and rows < 1):
             raise BadInput(f"Loader: batch={batch} rows={rows} window={window} must be >= 1, prefetch={prefetch} >= 0")
+        if pin and not torch.cuda.is_available():
+            raise BadInput("Loader: pin=True needs a CUDA device, torch sees none; leave pin out on a CPU")
         self.schema: FeatureSchema = prepared.schema_for(history_length)
         self.cpu_seconds = 0.0
-        self.rows = min(prepared.rows(split), rows or prepared.rows(split))
-        if labels is not None and len(labels) != self.rows:
-            raise BadInput(f"Loader: {len(labels)} labels for {self.rows} rows of {split}; give one a row")
-        self._labels = labels
+        whole = prepared.rows(split)
+        wanted = min(whole, rows or whole)
+        if labels is not None and len(labels) != wanted:
+            raise BadInput(f"Loader: {len(labels)} labels for {wanted} rows of {split}; give one a row")
+        self._labels, self._first = labels, prepared.first_row(split) + whole - wanted
+        begin, end = (whole - wanted + edge for edge in _shard(wanted, *shard))
+        self.rows = end - begin
         self._batch, self._drop_last, self._prefetch, self._seed = batch, drop_last, prefetch, shuffle_seed
-        self._first = prepared.first_row(split) + prepared.rows(split) - self.rows
-        spans = _last(prepared.shards(split), self.rows, prepared.first_row(split))
-        self._windows = _windows(spans, window, self._generator(0))
-        self._prepared = prepared
-        self._held: _Rows | None = None
+        self._chunk = max(1, CHUNK // batch) * batch
+        spans = between(prepared.shards(split), begin, end, prepared.first_row(split))
+        self._windows = windows(spans, window, self._generator(0))
+        self._prepared, self._layout, self._pin = prepared, Layout(self.schema), pin
+        self._histories = {h: fields[0].max_length for h, fields in self.schema.histories.items()}
+        self._sequences = [(f.name, str(f.history)) for f in self.schema.sequences]
+        self._keys = [f.name for f in (*self.schema.categorical, *self.schema.sequences)]
+        self._held: np.ndarray | None = None
         self._log: dict[str, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -117,14 +94,37 @@ class Loader:
             while (batch := self._next(batches)) is not None:
                 yield batch
             return
-        pool = ThreadPoolExecutor(1, thread_name_prefix="ctrbench-loader")
+        # Queues in C, that do not let the thread in while the caller is here: an executor's do, and on a busy machine
+        # the caller then waits for the batch that it has just ordered (docs/log.md).
+        orders: SimpleQueue[bool] = SimpleQueue()
+        ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
+        for _ in range(self._prefetch):
+            orders.put(True)
+        thread = Thread(target=self._serve, args=(batches, orders, ready), name="ctrbench-loader", daemon=True)
+        thread.start()
         try:
-            ahead = deque(pool.submit(self._next, batches) for _ in range(self._prefetch))
-            while (ready := ahead.popleft().result()) is not None:
-                ahead.append(pool.submit(self._next, batches))
-                yield ready
+            while (made := ready.get()) is not None:
+                if isinstance(made, BaseException):
+                    raise made
+                orders.put(True)
+                yield made
         finally:  # also when the caller abandons the pass
-            pool.shutdown(wait=True, cancel_futures=True)
+            orders.put(False)
+            thread.join()
+
+    def _serve(self, batches: Iterator[Batch], orders: SimpleQueue[bool],
+               ready: SimpleQueue[Batch | BaseException | None]) -> None:  # fmt: skip
+        """The thread: a batch an order, until the batches, or the orders, end."""
+        made: Batch | BaseException | None = None
+        for wanted in iter(orders.get, False):
+            assert wanted
+            try:
+                made = self._next(batches)
+            except BaseException as error:  # the caller must see it
+                made = error
+            ready.put(made)
+            if not isinstance(made, Batch):
+                return
 
     def _generator(self, part: int) -> np.random.Generator | None:
         return None if self._seed is None else np.random.default_rng([self._seed, part])
@@ -132,57 +132,46 @@ class Loader:
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         start = time.thread_time()
         batch = next(batches, None)
+        if self._pin and batch is not None:
+            batch = batch.pin_memory()
         self.cpu_seconds += time.thread_time() - start
         return batch
 
     def _batches(self) -> Iterator[Batch]:
-        parts: list[_Rows] = []
+        for rows_RK in self._chunks():
+            yield from self._make(rows_RK)
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        """Records in the order of the pass, some whole batches at a time; only the last chunk may end in a part."""
+        parts: list[np.ndarray] = []
         have = 0
         for number, spans in enumerate(self._windows):
-            window = self._read(spans)
-            size = len(window.fixed_B4)
+            window_WK = self._read(spans)
+            size = len(window_WK)
             shuffle = self._generator(number + 1)
-            order_W = np.arange(size) if shuffle is None else shuffle.permutation(size)
+            order_W = None if shuffle is None else shuffle.permutation(size)
             at = 0
             while at < size:
-                part_B = order_W[at : at + self._batch - have]
-                parts.append(window.take(part_B))
-                at, have = at + len(part_B), have + len(part_B)
-                if have == self._batch:
-                    yield self._make(_Rows.join(parts))
+                stop = min(at + self._chunk - have, size)
+                parts.append(window_WK[at:stop] if order_W is None else window_WK.take(order_W[at:stop], axis=0))
+                at, have = stop, have + stop - at
+                if have == self._chunk:
+                    yield parts[0] if len(parts) == 1 else np.concatenate(parts)
                     parts, have = [], 0
-        if parts and not self._drop_last:
-            yield self._make(_Rows.join(parts))
+        if parts:
+            yield np.concatenate(parts)
 
-    def _read(self, spans: list[_Span]) -> _Rows:
+    def _read(self, spans: list[Span]) -> np.ndarray:
         """A window; kept for the next pass if it is the only one."""
         if self._held is not None:
             return self._held
-        rows = _Rows.join([self._read_span(s) for s in spans])
-        if len(self._windows) == 1:
-            self._held = rows
-        return rows
-
-    def _read_span(self, span: _Span) -> _Rows:
-        histories = list(self.schema.histories)
-        ends = [[f"{h}_begin", f"{h}_end"] for h in histories]
-        ids, dense = ([f.name for f in fields] for fields in (self.schema.categorical, self.schema.dense))
-        # One thread, so that `cpu_seconds` sees the whole cost.
-        columns = [*ids, *dense, *FIXED, *chain.from_iterable(ends)]
-        table = pq.ParquetFile(span.file).read(columns, use_threads=False).slice(span.start, span.stop - span.start)
-
-        def matrix(columns: list[str], dtype: type) -> np.ndarray:
-            out = np.empty((table.num_rows, len(columns)), dtype)
-            for i, column in enumerate(columns):
-                out[:, i] = table[column].to_numpy()
-            return out
-
-        spans_B2 = {h: matrix(e, np.int64) for h, e in zip(histories, ends, strict=True)}
-        number_B = np.arange(span.number, span.number + table.num_rows)
-        fixed_B4 = np.column_stack([matrix(list(FIXED), np.int64), number_B])
+        rows_WK = read_spans(spans, self._layout)
         if self._labels is not None:
-            fixed_B4[:, FIXED.index("label")] = self._labels[number_B - self._first]
-        return _Rows(matrix(ids, np.int32), matrix(dense, np.float32), fixed_B4, spans_B2)
+            given = self._labels[self._layout.wide_B(rows_WK, "") - self._first]
+            self._layout.wide_B(rows_WK, "label")[:] = given
+        if len(self._windows) == 1:
+            self._held = rows_WK
+        return rows_WK
 
     def _events(self, history: str) -> dict[str, np.ndarray]:
         if history not in self._log:
@@ -190,67 +179,75 @@ class Loader:
             self._log[history] = {c: table[c].to_numpy().astype(np.int64) for c in table.column_names}
         return self._log[history]
 
-    def _make(self, rows: _Rows) -> Batch:
-        size = len(rows.fixed_B4)
+    def _make(self, rows_RK: np.ndarray) -> Iterator[Batch]:
+        """The batches of a chunk."""
+        place, many = self._layout, len(rows_RK)
         indexes = {}
-        for history, fields in self.schema.histories.items():
-            spans_B2 = rows.spans_B2[history]
-            indexes[history] = history_index(spans_B2[:, 0], spans_B2[:, 1], fields[0].max_length)
-        keys = [*self.schema.categorical, *self.schema.sequences]
-        per_key = [len(indexes[f.history][0]) if f.history else size for f in keys]
+        for history, length in self._histories.items():
+            begin_R, end_R = (place.wide_B(rows_RK, f"{history}_{end}") for end in ("begin", "end"))
+            index_N, n_R = history_index(begin_R, end_R, length)
+            indexes[history] = index_N, n_R, np.concatenate([[0], np.cumsum(n_R)])
+        ids_RC, raw_RI = place.ids_BC(rows_RK), place.dense_BI(rows_RK)
+        missing_RI = np.isnan(raw_RI)
+        dense_RI = np.where(missing_RI, np.float32(0), raw_RI)
+        missing_RI = missing_RI.astype(np.float32)
+        label_R = place.wide_B(rows_RK, "label").astype(np.float32)
+        user_R, time_R, row_R = (place.wide_B(rows_RK, c).copy() for c in ("user_id", "time", ""))
+        for start in range(0, many, self._batch):
+            stop = min(start + self._batch, many)
+            if self._drop_last and stop - start < self._batch:
+                return
+            mine = {h: (i[edge[start] : edge[stop]], n[start:stop]) for h, (i, n, edge) in indexes.items()}
+            yield Batch(
+                dense_BI=torch.from_numpy(dense_RI[start:stop]),
+                missing_BI=torch.from_numpy(missing_RI[start:stop]),
+                ids=self._jagged(ids_RC[start:stop], mine),
+                event_times={
+                    h: torch.from_numpy(self._events(h)["time"].take(index_N, mode="clip"))
+                    for h, (index_N, _) in mine.items()
+                },
+                time_B=torch.from_numpy(time_R[start:stop]),
+                label_B=torch.from_numpy(label_R[start:stop]),
+                user_B=torch.from_numpy(user_R[start:stop]),
+                host={"lengths": {h: n_B.tolist() for h, (_, n_B) in mine.items()}},
+                row_B=torch.from_numpy(row_R[start:stop]),
+            )
+
+    def _jagged(self, ids_BC: np.ndarray, indexes: dict[str, tuple[np.ndarray, np.ndarray]]) -> KeyedJaggedTensor:
+        """Ids of a batch, key after key.
+
+        Args:
+            ids_BC: categorical ids.
+            indexes: history -> positions of its events in the log, and events a row.
+        """
+        size, columns = ids_BC.shape
+        per_key = [size] * columns + [len(indexes[h][0]) for _, h in self._sequences]
         values_N = np.empty(sum(per_key), np.int64)
         lengths = np.ones((len(per_key), size), np.int32)
-        at = size * len(self.schema.categorical)
-        values_N[:at].reshape(-1, size)[:] = rows.ids_BC.T
-        for i, field in enumerate(keys):
-            if field.history:
-                index_N, n_B = indexes[field.history]
-                np.take(self._events(field.history)[field.name], index_N, out=values_N[at : at + per_key[i]])
-                lengths[i] = n_B
-                at += per_key[i]
-        missing_BI = np.isnan(rows.dense_BI)
-        return Batch(
-            dense_BI=torch.from_numpy(np.where(missing_BI, np.float32(0), rows.dense_BI)),
-            missing_BI=torch.from_numpy(missing_BI.astype(np.float32)),
-            ids=KeyedJaggedTensor(
-                keys=[f.name for f in keys],
-                values=torch.from_numpy(values_N),
-                lengths=torch.from_numpy(lengths.reshape(-1)),
-                length_per_key=per_key,
-                stride=size,
-            ),
-            event_times={h: torch.from_numpy(self._events(h)["time"][index_N]) for h, (index_N, _) in indexes.items()},
-            time_B=torch.from_numpy(rows.fixed_B4[:, 2].copy()),
-            label_B=torch.from_numpy(rows.fixed_B4[:, 0].astype(np.float32)),
-            user_B=torch.from_numpy(rows.fixed_B4[:, 1].copy()),
-            host={"lengths": {h: n_B.tolist() for h, (_, n_B) in indexes.items()}},
-            row_B=torch.from_numpy(rows.fixed_B4[:, 3].copy()),
-        )  # fmt: skip
+        at = size * columns
+        values_N[:at].reshape(-1, size)[:] = ids_BC.T
+        for i, (name, history) in enumerate(self._sequences, columns):
+            index_N, n_B = indexes[history]
+            # `clip` writes in place, the default would fill a copy first; the index is in range by construction.
+            np.take(self._events(history)[name], index_N, out=values_N[at : at + per_key[i]], mode="clip")
+            lengths[i] = n_B
+            at += per_key[i]
+        return KeyedJaggedTensor(
+            keys=self._keys,
+            values=torch.from_numpy(values_N),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
+            length_per_key=per_key,
+            stride=size,
+        )
 
 
-def _last(shards: list[tuple[Path, int]], rows: int, first: int) -> list[_Span]:
-    """Spans of the last `rows` rows of the shards, in stored order; `first` is the number of the first row of all."""
-    out: list[_Span] = []
-    end = first + sum(size for _, size in shards)
-    for file, size in reversed(shards):
-        taken = min(size, rows)
-        if taken:
-            out.append(_Span(file, size - taken, size, end - taken))
-        rows, end = rows - taken, end - size
-    return out[::-1]
+def _shard(rows: int, index: int, count: int) -> tuple[int, int]:
+    """First row and end of a shard's rows.
 
-
-def _windows(spans: list[_Span], window: int, shuffle: np.random.Generator | None) -> list[list[_Span]]:
-    """Groups of spans of at most `window` rows (one shard at least); shuffled only if there is more than one."""
-    if sum(s.stop - s.start for s in spans) > window and shuffle is not None:
-        spans = [spans[i] for i in shuffle.permutation(len(spans))]
-    out: list[list[_Span]] = []
-    size = 0
-    for span in spans:
-        rows = span.stop - span.start
-        if not out or size + rows > window:
-            out.append([])
-            size = 0
-        out[-1].append(span)
-        size += rows
-    return out
+    Raises:
+        BadInput: there is no such shard, or it would be empty.
+    """
+    if not 0 <= index < count or count > rows:
+        raise BadInput(f"Loader: shard={(index, count)}: the index is within 0..count-1, and {rows} rows are enough "
+                       f"for {rows} shards")  # fmt: skip
+    return rows * index // count, rows * (index + 1) // count

@@ -5,7 +5,7 @@ Dims: B batch, I dense fields, N events of all histories in the batch, T padded 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,10 +146,14 @@ class Batch:
         """The batch on another device; a batch already there is returned as it is."""
         if self.label_B.device == torch.device(device):
             return self
+        return self._with(lambda t: t.to(device, non_blocking=non_blocking))
 
-        def move(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which a copy to a CUDA device runs beside its kernels."""
+        return self._with(lambda t: t.pin_memory())
 
+    def _with(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor moved."""
         ids = KeyedJaggedTensor(
             keys=self.ids.keys(),
             values=move(self.ids.values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ class Vocabulary:
         self.table = kept.select(
             "value", pl.int_range(FIRST_ID, FIRST_ID + pl.len(), dtype=pl.Int32).alias("id"), "count"
         )
-        self._enum = pl.Enum(kept["value"])
+
+    @cached_property
+    def _enum(self) -> pl.Enum:
+        return pl.Enum(self.table["value"])
 
     @property
     def cardinality(self) -> int:
@@ -81,7 +85,7 @@ class Shards:
         body = self.splits[split]
         for part in rows.iter_slices(SHARD_ROWS):
             file = f"{split}-{len(body['shards']):05d}.parquet"
-            part.write_parquet(self.folder / file, compression="zstd", statistics=False)
+            part.write_parquet(self.folder / file, compression="lz4", statistics=False)
             body["shards"].append({"file": file, "rows": part.height})
             body["rows"] += part.height
             body["positives"] += int(part["label"].sum())
@@ -131,9 +135,13 @@ class Shards:
         return {p.name: p.stat().st_size for p in sorted(self.folder.iterdir())}
 
     def _count(self, split: str, rows: pl.DataFrame) -> None:
-        for column, kind in rows.schema.items():
-            if column in self.vocabularies:
-                self._oov[split][column] += int((rows[column] == OOV).sum())
-                self._missing[split][column] += int((rows[column] == MISSING).sum())
-            elif kind == pl.Float32:
-                self._missing[split][column] += rows[column].null_count()
+        coded = [c for c in rows.columns if c in self.vocabularies]
+        plain = [c for c, kind in rows.schema.items() if kind == pl.Float32 and c not in coded]
+        found = (
+            (self._oov, coded, (pl.col(coded) == OOV).sum()),
+            (self._missing, coded, (pl.col(coded) == MISSING).sum()),
+            (self._missing, plain, pl.col(plain).null_count()),
+        )
+        for counter, names, count in found:
+            if names:
+                counter[split].update(rows.select(count).row(0, named=True))

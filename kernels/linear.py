@@ -3,7 +3,9 @@
 ATen hands float32 products on CPU to MKL, which leaves AVX-512 unused on processors that are not Intel's; oneDNN,
 shipped inside the same torch, chooses by instruction set. Measured, two AMD EPYC threads, one process, MKL / oneDNN:
 4096 x 624 x 400 forward 8.8 / 4.4 ms, input gradient 9.0 / 3.9, weight gradient 9.6 / 5.6; 16384 x 64 x 192 forward
-1.9 / 0.8; 256 x 128 x 64 no difference. Every model's plain linear layers come through here, so no paradigm gains
+1.9 / 0.8; 256 x 128 x 64 no difference. Without AVX-512 (Zen 3, two threads, twelve shapes from 128 x 400 x 400 to
+200,000 x 32 x 64, oneDNN over MKL): forward .60-1.14 of the time, input gradient .57-1.19, weight gradient 1.2-3.9, so
+that one goes to oneDNN only with AVX-512. Every model's plain linear layers come through here, so no paradigm gains
 from the choice alone; batched products (one weight a field or token) stay in ATen: a loop of oneDNN calls over 39
 fields of 512 x 32 x 96 takes 0.96 ms against 0.60.
 
@@ -20,6 +22,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.operator import Operator, Shape
 
 Impl = Literal["fast", "plain"]
 
@@ -29,6 +32,8 @@ MIN_WIDTH = 16
 """Narrower products are bound by memory: no difference."""
 MIN_WEIGHT_WIDTH = 192
 """Widths from which oneDNN's weight gradient wins: 4096 x 192 x 640 by 1.5-2.2, but 8192 x 512 x 128 loses by 1.4."""
+WEIGHT_BY_DNN = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Whether it can win at all on this CPU."""
 
 _ops = torch.library.Library("ctrbench", "FRAGMENT")
 _ops.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
@@ -86,7 +91,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_MN = grad_MN.contiguous()
         grad_MK = torch.ops.ctrbench.linear_grad_input(grad_MN, weight_NK) if for_x else None
-        if for_weight and min(weight_NK.shape) >= MIN_WEIGHT_WIDTH:
+        if for_weight and WEIGHT_BY_DNN and min(weight_NK.shape) >= MIN_WEIGHT_WIDTH:
             grad_NK, grad_N = torch.ops.ctrbench.linear_grad_weight(grad_MN, x_MK.contiguous(), for_bias)
             return grad_MK, grad_NK, grad_N if for_bias else None
         grad_NK = grad_MN.t() @ x_MK if for_weight else None
@@ -129,3 +134,26 @@ class Linear(nn.Linear):
 def linear_cost(n_in: int, out: int) -> Cost:
     """One row."""
     return Cost(flops=2.0 * n_in * out, elementwise=float(out))
+
+
+def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    rows, width, out = (int(shape[k]) for k in ("rows", "width", "out"))
+    x_MK = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
+    weight_NK = (torch.randn(out, width, dtype=dtype, device=device) / width**0.5).requires_grad_()
+    return x_MK, weight_NK, torch.randn(out, dtype=dtype, device=device, requires_grad=True)
+
+
+OPERATOR = Operator(
+    title="Linear layer",
+    twin=linear_plain,
+    run=linear,
+    inputs=_inputs,
+    cost=lambda s: linear_cost(int(s["width"]), int(s["out"])) * s["rows"],
+    small=({"rows": 5, "width": 3, "out": 4},),
+    shapes={
+        "4096x624 -> 400": {"rows": 4096, "width": 624, "out": 400},
+        "6400x256 -> 1024": {"rows": 6400, "width": 256, "out": 1024},
+        "16384x64 -> 192": {"rows": 16384, "width": 64, "out": 192},
+    },
+    no_gpu="cuBLAS is the fast path of a lone GEMM; its epilogues belong to the operators that have them",
+)

@@ -75,16 +75,19 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[..., O] -> [..., O]; `mask` [...] marks valid rows."""
+        if x.dtype != self.mean_O.dtype:  # bfloat16 has too few digits for statistics and what is left beside a mean
+            return self.forward(x.to(self.mean_O.dtype), mask).to(x.dtype)
+        alpha_O = self.alpha_O.to(x.dtype)
         if self.training and mask is not None and self.stats == "valid":
-            return self._over_valid(x, mask)
+            return self._over_valid(x, mask, alpha_O)
         flat = x.flatten(0, -2)
         # A batch of one row has no variance to learn from: the running one serves.
         train = self.training and flat.shape[0] > 1
         scaled = batch_norm(flat, self.mean_O, self.var_O, None, None, train, self.momentum, self.eps).view(x.shape)
-        return x * torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))
+        return x * torch.addcmul(alpha_O, 1 - alpha_O, torch.sigmoid(scaled))
 
-    def _over_valid(self, x: Tensor, mask: Tensor) -> Tensor:
-        out, mean_O, var_O = dice(x, mask, self.alpha_O, self.eps)
+    def _over_valid(self, x: Tensor, mask: Tensor, alpha_O: Tensor) -> Tensor:
+        out, mean_O, var_O = dice(x, mask, alpha_O, self.eps)
         self.learn(mean_O, var_O, mask.sum())
         return out
 

@@ -19,7 +19,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
-from ctrbench.kernels.linear import Linear
+from ctrbench.kernels.linear import Linear, linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
 from ctrbench.models.gpt_block import GptLayer
 from ctrbench.models.histories import ordinals, questioned
@@ -157,11 +157,13 @@ class UserModel(nn.Module):
         every_Vd = self.items(torch.arange(self.catalogue, device=answer_Bd.device))
         return pad(self.score(answer_Bd, every_Vd)[:, FIRST_ID:], (FIRST_ID, 0), value=-torch.inf)
 
-    def score(self, out: Tensor, item_map: Tensor) -> Tensor:
-        """s(o, e) before the temperature: operands ready for a product."""
+    def score(self, out: Tensor, item_map: Tensor, scale: float = 1.0) -> Tensor:
+        """s(o, e) times `scale`, which the smaller operand takes: passes over all scores are what a loss waits for."""
         if self.similarity == "cosine":
             out, item_map = normalize(out, dim=-1), normalize(item_map, dim=-1)
-        return out @ item_map.transpose(-1, -2)
+        if scale != 1.0:
+            out = out * scale
+        return linear(out, item_map) if item_map.dim() == 2 else out @ item_map.transpose(-1, -2)
 
     def loss(self, sequences: Sequences, targets: Targets | None = None) -> Tensor:
         """InfoNCE of every real event's predicting position against the different items of the batch, their mean.
@@ -181,7 +183,8 @@ class UserModel(nn.Module):
     def info_nce(self, predicting_RLd: Tensor, candidates_Ud: Tensor, found: Targets) -> Tensor:
         """InfoNCE of the real events among `predicting_RLd` against the tokens of `found.item_U`."""
         out_Nd = predicting_RLd.flatten(0, 1)[found.real_N]
-        logits_NU = self.score(out_Nd, candidates_Ud) / self.tau
+        logits_NU = self.score(out_Nd, candidates_Ud, 1 / self.tau)
+        logits_NU = logits_NU.to(torch.promote_types(logits_NU.dtype, torch.float32))
         if self.logq:
             logits_NU = logits_NU - torch.log(found.count_U / found.real_N.numel())
         return cross_entropy(logits_NU, found.index_N)

@@ -13,10 +13,12 @@ from ctrbench.reports import (
     cost_section,
     cost_stack,
     costs,
+    datapath,
     drawing,
     figures,
     gpus,
     kernels,
+    modes_section,
     options,
     pareto,
     quality,
@@ -274,8 +276,9 @@ def pairing(c: Context) -> Section | None:
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
-    gpus.section, sweep.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, serving.section,
+    gpus.section, sweep.section, modes_section.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section,
+    serving.section,
     cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
     tuning.pretraining, retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip

@@ -189,7 +189,7 @@ def _flag(delta: Cell | None) -> str:
 def pairing(bodies: Bodies, names: Names) -> pd.DataFrame:
     """Which trainings are compared, and whether they are equal in all that a fair pair must share."""
     shared = {"Fingerprint": "fingerprint", "Split": "split", "History length": "history_length",
-              "Training rows": "train_rows", "Dtype": "dtype", "Threads": "threads"}  # fmt: skip
+              "Training rows": "train_rows", "Dtype": "dtype", "Mode": "compile", "Threads": "threads"}  # fmt: skip
     runs: dict[tuple[str, str, str], dict[str, set[str]]] = {}
     specs = [b.get("spec", {}) for b in bodies.values()]
     labels = data_labels((str(s["data"]), str(s.get("split", ""))) for s in specs if s.get("data"))

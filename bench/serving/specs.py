@@ -81,7 +81,7 @@ def _pair(plan: Plan, job: Job, entry: Entry) -> RunSpec:
     return RunSpec(
         kind="serve", model=entry.model, config=config, variant=variant, **registry.own_file(entry.model),
         preset="small", data=job.data, split=random_batches.SPLIT, fingerprint=random_batches.fingerprint(job.data),
-        history_length=run.history_length, dtype=run.dtype, threads=run.threads, level=plan.level,
+        history_length=run.history_length, threads=run.threads, level=plan.level,
         timeout_s=run.timeout_s,
         serving={"candidates": (max(plan.serve.candidates),), "pair": entry.form or WHOLE,
                  "rounds_seconds": PAIR_ROUNDS_S},

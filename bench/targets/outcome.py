@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
+
+from ctrbench.bench.hardware import this_machine
+from ctrbench.datasets.errors import BadInput
 
 Verdict = Literal["met", "missed", "not testable here", "context"]
 
@@ -28,6 +32,17 @@ class Outcome:
     """Rounds, shapes, baseline; the floor that explains what falls short; why it is not testable here."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What one group came to, and where."""
+
+    outcomes: tuple[Outcome, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """`this_machine()` of the process that measured: commit, CPU, versions."""
+    date: str = ""
+    """UTC, to the second."""
+
+
 def at_least(group: str, target: str, wanted: float, value: float, how: str, unit: str = "x",
              interval: tuple[float, float] | None = None) -> Outcome:  # fmt: skip
     """An outcome judged by its median: met if `value` reaches `wanted`."""
@@ -42,13 +57,31 @@ def at_least(group: str, target: str, wanted: float, value: float, how: str, uni
 
 
 def save(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Writes whole or not at all."""
+    """Writes outcomes with commit, machine and date, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps([asdict(o) for o in outcomes], indent=1), encoding="utf-8")
+    body = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "environment": this_machine(),
+        "outcomes": [asdict(o) for o in outcomes],
+    }  # fmt: skip
+    partial.write_text(json.dumps(body, indent=1), encoding="utf-8")
     partial.rename(file)
 
 
-def load(file: Path) -> list[Outcome]:
-    """What `save` wrote."""
-    return [Outcome(**body) for body in json.loads(file.read_text(encoding="utf-8"))]
+def load(file: Path) -> Results:
+    """What `save` wrote.
+
+    Raises:
+        BadInput: not such a file; names it and says what to do.
+    """
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+        outcomes = tuple(Outcome(**o) for o in body["outcomes"])
+        found = Results(outcomes=outcomes, environment=dict(body["environment"]), date=str(body["date"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{file}: no results of bench-targets ({error}); delete it and measure its group again"
+        ) from None
+    if wrong := next((o.verdict for o in outcomes if o.verdict not in get_args(Verdict)), None):
+        raise BadInput(f"{file}: unknown verdict {wrong!r}; delete it and measure its group again")
+    return found

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import ctrbench.kernels.linear as module
 from ctrbench.bench.counting.ops import base_name, classify, flops_of
 from ctrbench.kernels.linear import MIN_MACS, MIN_WEIGHT_WIDTH, Linear, linear, linear_cost
 
@@ -37,6 +38,13 @@ def inputs(shape: tuple[int, ...], out: int, dtype: torch.dtype = torch.float32)
     return [torch.randn(s, generator=g, dtype=dtype, requires_grad=True) for s in (shape, (out, shape[-1]), (out,))]
 
 
+@pytest.fixture(params=[True, False], ids=["avx512", "avx2"], autouse=True)
+def weight_by_dnn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both CPUs, whichever this one is: oneDNN runs on either."""
+    monkeypatch.setattr(module, "WEIGHT_BY_DNN", request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("transposed", [False, True], ids=["own", "transposed"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize(("shape", "out"), SHAPES, ids=str)
@@ -58,7 +66,7 @@ def test_fast_path_equals_its_twin(shape: tuple[int, ...], out: int, bias: bool,
 
 
 @pytest.mark.parametrize(("shape", "out"), SHAPES, ids=str)
-def test_counted_flops_are_those_of_the_twin(shape: tuple[int, ...], out: int) -> None:
+def test_counted_flops_are_those_of_the_twin(shape: tuple[int, ...], out: int, weight_by_dnn: bool) -> None:
     x, w, b = inputs(shape, out)
     seen = {}
     for impl in ("fast", "plain"):
@@ -69,16 +77,16 @@ def test_counted_flops_are_those_of_the_twin(shape: tuple[int, ...], out: int) -
         assert "U" not in {c for _, c, _ in mode.calls}
     rows = x.numel() // x.shape[-1]
     assert seen["fast"].flops == seen["plain"].flops == 3 * rows * linear_cost(shape[-1], out).flops
-    wide = min(out, shape[-1]) >= MIN_WEIGHT_WIDTH
+    wide = weight_by_dnn and min(out, shape[-1]) >= MIN_WEIGHT_WIDTH
     assert ("ctrbench::linear_grad_weight" in {n for n, _, _ in seen["fast"].calls}) is wide
 
 
-def test_gradients_not_asked_for_are_not_computed() -> None:
+def test_gradients_not_asked_for_are_not_computed(weight_by_dnn: bool) -> None:
     x, w, b = inputs((600, 208), 200)
     with Seen() as seen:
         linear(x.detach(), w, b).sum().backward()
     names = {n for n, _, _ in seen.calls}
-    assert "ctrbench::linear_grad_weight" in names
+    assert ("ctrbench::linear_grad_weight" in names) is weight_by_dnn
     assert "ctrbench::linear_grad_input" not in names
     with Seen() as seen:
         linear(x, w.detach(), None).sum().backward()

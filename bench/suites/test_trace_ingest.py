@@ -1,8 +1,7 @@
 """pytest-benchmark: reading large synthetic recordings against the least that reading them can cost.
 
-Run with `pytest bench/suites/test_ingest.py`; CTRBENCH_INGEST_SCALE=0.05 makes the files smaller while developing, and
-the factors are then not judged. Each way of reading has a process of its own. Time is CPU time: of the process, all
-threads.
+Run with `pytest bench/suites/test_trace_ingest.py`. With CTRBENCH_INGEST_SCALE=0.05 the files are smaller and the
+factors are not judged. Each way of reading has a process of its own. Time is CPU time: of the process, all threads.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ def judge(benchmark: BenchmarkFixture, path: Path, floor: str, most: float, memo
     least = run(floor, path)
     mine = benchmark.pedantic(run, args=("ingest", path), rounds=1, iterations=1)
     factor = mine["cpu_s"] / least["cpu_s"]
+    benchmark.group = f"recording against its floor, {floor}"
     benchmark.extra_info |= {
         "file_bytes": path.stat().st_size, "ingest": mine, floor: least, "factor": factor, "machine": this_machine(),
     }  # fmt: skip

@@ -1,0 +1,85 @@
+"""Training throughput against deepctr-torch and FuxiCTR (bench/peers.py), every model, table size and peer.
+
+The peers live in environments of their own, which `make peers-setup` makes; without one its rows are not testable.
+Beside each verdict: ours with the peer's optimizer on the tables.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import get_args
+
+from rich.console import Console
+
+from ctrbench.bench.peers import BATCH, MODELS, REQUIRED, TRAIN_ROWS, Race, Run, Side, Verdict, sentence
+from ctrbench.bench.peers_data import Size
+from ctrbench.bench.peers_models import Peer
+from ctrbench.bench.targets.outcome import Outcome
+
+PYTHONS: Mapping[Peer, Path] = {
+    "deepctr-torch": Path(".venv-peers/bin/python"), "fuxictr": Path(".venv-peers-fuxictr/bin/python"),
+}  # fmt: skip
+IMPORTED: Mapping[Peer, str] = {"deepctr-torch": "deepctr_torch", "fuxictr": "fuxictr"}
+
+
+def why_not(peer: Peer) -> str:
+    """Why a peer cannot be run here; empty if it can."""
+    python = PYTHONS[peer]
+    if not python.is_file():
+        return f"{python} is not there: `make peers-setup` makes it, from a package index"
+    done = subprocess.run([python, "-c", f"import {IMPORTED[peer]}"], capture_output=True, text=True)
+    return f"{python} does not import it: {done.stderr.strip().splitlines()[-1]}" if done.returncode else ""
+
+
+def target(model: str, size: Size, peer: Peer) -> str:
+    """Name of a row."""
+    return f"training throughput, {model}, {size} table rows: ctrbench / {peer}"
+
+
+def outcome(model: str, size: Size, v: Verdict) -> Outcome:
+    """A judged pair as a row."""
+    low = "" if v.met or v.speed.value < REQUIRED[size] else "; fast enough, but its AUC is lower"
+    return Outcome(
+        group="peers", target=target(model, size, v.peer), wanted=f">= {REQUIRED[size]:g}x, AUC not worse",
+        measured=f"{v.speed.value:.3g}x [{v.speed.low:.3g}, {v.speed.high:.3g}], AUC {v.gap:+.4f}",
+        verdict="met" if v.met else "missed",
+        how=f"{v.speed.rounds} rounds of fresh processes by turns, batch {BATCH}, {TRAIN_ROWS[size]:,} rows after two "
+        f"batches of warm-up, 2 threads; {sentence(v)}{low}",
+    )  # fmt: skip
+
+
+def matched(model: str, size: Size, peer: Peer, runs: Mapping[Side, Sequence[Run]]) -> Iterator[Outcome]:
+    """Ours with each of the peer's optimizers on the tables, against the peer with it."""
+    for side in (s for s in runs if s.who == peer):
+        ours = next(s for s in runs if s.who == "ctrbench" and s.optimizer == side.optimizer)
+        if model != "din":
+            ours = Side("ctrbench", peer, side.optimizer)
+        speed = median(r.seconds for r in runs[side]) / runs[ours][0].seconds
+        yield Outcome(
+            group="peers", target=f"{target(model, size, peer)}, both {side.optimizer}", wanted="",
+            measured=f"{speed:.3g}x, AUC {runs[ours][0].auc - runs[side][0].auc:+.4f}", verdict="context",
+            how="round one; the tables' optimizer is the peer's, our dense weights take Adam as always",
+        )  # fmt: skip
+
+
+def outcomes() -> Iterator[Outcome]:
+    """Every pair that can be run here, the others with the reason."""
+    reasons = {p: why_not(p) for p in PYTHONS}
+    pythons = {p: str(path) for p, path in PYTHONS.items() if not reasons[p]}
+    for model, (_, peers) in MODELS.items():
+        for size in get_args(Size):
+            for peer in (p for p in peers if reasons[p]):
+                yield Outcome(
+                    group="peers", target=target(model, size, peer), wanted=f">= {REQUIRED[size]:g}x, AUC not worse",
+                    measured="", verdict="not testable here", how=reasons[peer],
+                )  # fmt: skip
+            if not any(p in pythons for p in peers):
+                continue
+            race = Race(model=model, size=size, pythons=pythons)
+            runs, prepared = race.runs(Console())
+            for v in race.judged(runs, prepared):
+                yield outcome(model, size, v)
+                yield from matched(model, size, v.peer, runs)
