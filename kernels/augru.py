@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctrbench.kernels.linear import linear
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.linear import linear
 from ctrbench.kernels.operator import Operator, Shape
 
 Cell = Literal["augru", "agru", "aigru"]

@@ -434,8 +434,11 @@ OPERATOR = Operator(
         din_cost(int(s["width"]), [int(s["first"]), int(s["second"])], s["history"] * s["fill"]) * s["batch"]
     ),
     small=(
-        _TINY, {**_TINY, "softmax": 1}, {**_TINY, "dice": 0, "fill": 1.0},
-        {**_TINY, "batch": 1, "history": 1, "fill": 1.0, "dice": 0}, {**_TINY, "fill": 0.0},
+        _TINY,
+        {**_TINY, "softmax": 1},
+        {**_TINY, "dice": 0, "fill": 1.0},
+        {**_TINY, "batch": 1, "history": 1, "fill": 1.0, "dice": 0},
+        {**_TINY, "fill": 0.0},
     ),  # fmt: skip
     shapes={
         "B4096 T50 C32 64-32": _shape(64, 32, 1.0),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape
 

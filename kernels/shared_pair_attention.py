@@ -111,7 +111,9 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tri
 
 
 def _cost(s: Shape) -> Cost:
-    once, each = shared_pair_attention_cost(int(s["user"]), int(s["own"]), int(s["heads"] * s["width"]), int(s["heads"]))
+    once, each = shared_pair_attention_cost(
+        int(s["user"]), int(s["own"]), int(s["heads"] * s["width"]), int(s["heads"])
+    )
     return (once + each * s["candidates"]) * s["requests"]
 
 
