@@ -191,7 +191,7 @@ class _Pointwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, seen, bias = ctx.saved_tensors
-        batch, heads, queries, keys = *q.shape[:3], k.shape[2]
+        (batch, heads, queries, _), keys = q.shape, k.shape[2]
         tiles = {
             **_tiles(TYPES[q.dtype], q.shape[3], v.shape[3]), "BIAS": bias is not None, "PRECISION": precision(),
         }  # fmt: skip
