@@ -187,7 +187,7 @@ def jagged_attention(
     """softmax over a row's keys up to each query, [M, H, d]; heads wider than 128 go to the padded definition."""
     given = cast(q_MHd, k_NHd, v_NHd)
     if not takes(*given) or q_MHd.shape[2] > MOST_WIDTH or v_NHd.shape != k_NHd.shape:
-        return jagged_attention_plain(*given, q_offsets_R, k_offsets_R, longest)
+        return jagged_attention_plain(q_MHd, k_NHd, v_NHd, q_offsets_R, k_offsets_R, longest)
     return _JaggedAttention.apply(*given, q_offsets_R.contiguous(), k_offsets_R.contiguous(), longest)
 
 

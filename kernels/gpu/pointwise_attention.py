@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import silu
 
 from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, takes
+from ctrbench.kernels.pointwise_attention import pointwise_attention_whole
 
 MOST_WIDTH = 128
 
@@ -191,7 +191,7 @@ class _Pointwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, seen, bias = ctx.saved_tensors
-        batch, heads, queries, keys = *q.shape[:3], k.shape[2]
+        (batch, heads, queries, _), keys = q.shape, k.shape[2]
         tiles = {
             **_tiles(TYPES[q.dtype], q.shape[3], v.shape[3]), "BIAS": bias is not None, "PRECISION": precision(),
         }  # fmt: skip
@@ -208,14 +208,6 @@ class _Pointwise(torch.autograd.Function):
         return d_q, d_k, d_v, None, d_bias, None, None
 
 
-def _aten(
-    q: Tensor, k: Tensor, v: Tensor, seen_BQK: Tensor, bias_BQK: Tensor | None, scale: float, norm: float
-) -> Tensor:
-    scores = torch.matmul(q * scale, k.transpose(2, 3))
-    scores = scores if bias_BQK is None else scores + bias_BQK.unsqueeze(1)
-    return torch.matmul(silu(scores) * (seen_BQK.to(scores.dtype) / norm).unsqueeze(1), v)
-
-
 def pointwise_attention(
     q_BHQd: Tensor, k_BHKd: Tensor, v_BHKe: Tensor, seen_BQK: Tensor, bias_BQK: Tensor | None, scale: float, norm: float
 ) -> Tensor:
@@ -226,7 +218,7 @@ def pointwise_attention(
     k, v = (t.expand(batch, -1, -1, -1) for t in (k, v))
     bias = None if bias_BQK is None else bias_BQK.expand(batch, queries, keys)
     if not takes(q, k, v) or max(q.shape[3], v.shape[3]) > MOST_WIDTH:
-        return _aten(q, k, v, seen_BQK, bias, scale, norm)
+        return pointwise_attention_whole(q, k, v, seen_BQK, bias, scale, norm)
     return _Pointwise.apply(q, k, v, seen_BQK, bias, scale, norm)
 
 

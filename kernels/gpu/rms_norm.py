@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import rms_norm as aten_rms_norm
 
 from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, padded, takes
+from ctrbench.kernels.rms_norm import rms_norm_fused
 
 MOST_WIDTH = 4096
 """Widest row that a program holds."""
@@ -23,7 +23,7 @@ PROGRAMS = 256
 
 @triton.jit
 def _forward(
-    x, residual, gain, out, total, rstd, N, D, eps, ADD: tl.constexpr, GAIN: tl.constexpr,
+    x, y, gain, out, total, rstd, N, D, eps, ADD: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     rows, cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
@@ -31,23 +31,22 @@ def _forward(
     at = rows[:, None].to(tl.int64) * D + cols[None, :]
     z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        z += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        z += tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(total + at, z, mask=inside)
     r = 1.0 / tl.sqrt(tl.sum(z * z, axis=1) / D + eps)
     tl.store(rstd + rows, r, mask=rows < N)
-    y = z * r[:, None]
-    if GAIN:
-        y *= tl.load(gain + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + at, y, mask=inside)
+    g = tl.load(gain + cols, mask=cols < D, other=0.0).to(tl.float32)
+    tl.store(out + at, z * r[:, None] * g[None, :], mask=inside)
 
 
 @triton.jit
 def _backward(
-    grad, grad_total, total, gain, rstd, d_x, d_gain, N, D, ROWS, ADD: tl.constexpr, GAIN: tl.constexpr,
+    grad, grad_total, total, gain, rstd, d_x, d_gain, N, D, ROWS, ADD: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     cols = tl.arange(0, BLOCK_D)
     first = tl.program_id(0) * ROWS
+    scale = tl.load(gain + cols, mask=cols < D, other=0.0).to(tl.float32)
     of_gain = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for start in range(first, first + ROWS, BLOCK_N):
         rows = start + tl.arange(0, BLOCK_N)
@@ -56,15 +55,13 @@ def _backward(
         r = tl.load(rstd + rows, mask=rows < N, other=0.0)[:, None]
         normed = tl.load(total + at, mask=inside, other=0.0).to(tl.float32) * r
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-        if GAIN:
-            of_gain += tl.sum(g * normed, axis=0)
-            g *= tl.load(gain + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+        of_gain += tl.sum(g * normed, axis=0)
+        g *= scale[None, :]
         d = r * (g - normed * (tl.sum(g * normed, axis=1) / D)[:, None])
         if ADD:
             d += tl.load(grad_total + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(d_x + at, d, mask=inside)
-    if GAIN:
-        tl.store(d_gain + tl.program_id(0) * D + cols, of_gain, mask=cols < D)
+    tl.store(d_gain + tl.program_id(0) * D + cols, of_gain, mask=cols < D)
 
 
 def _tiles(dtype: str, width: int) -> Tiles:
@@ -76,49 +73,48 @@ def _tiles(dtype: str, width: int) -> Tiles:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_ND: Tensor, residual_ND: Tensor | None, gain_D: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x_ND: Tensor, y_ND: Tensor | None, gain_D: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor | None]:
         (n, width), tiles = x_ND.shape, _tiles(TYPES[x_ND.dtype], x_ND.shape[1])
         out_ND, rstd_N = torch.empty_like(x_ND), x_ND.new_empty(n, dtype=torch.float32)
-        total_ND = x_ND if residual_ND is None else torch.empty_like(x_ND)
+        total_ND = x_ND if y_ND is None else torch.empty_like(x_ND)
         _forward[(triton.cdiv(n, tiles["BLOCK_N"]),)](
-            x_ND, x_ND if residual_ND is None else residual_ND, x_ND if gain_D is None else gain_D, out_ND, total_ND,
-            rstd_N, n, width, eps, ADD=residual_ND is not None, GAIN=gain_D is not None, **tiles,
+            x_ND, x_ND if y_ND is None else y_ND, gain_D, out_ND, total_ND, rstd_N, n, width, eps,
+            ADD=y_ND is not None, **tiles,
         )  # fmt: skip
         ctx.save_for_backward(total_ND, gain_D, rstd_N)
-        ctx.add = residual_ND is not None
-        return out_ND, total_ND
+        ctx.both = y_ND is not None
+        ctx.set_materialize_grads(False)
+        return out_ND, total_ND if ctx.both else None
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor, grad_total_ND: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_ND: Tensor | None, grad_total_ND: Tensor | None) -> tuple[Tensor | None, ...]:
         total_ND, gain_D, rstd_N = ctx.saved_tensors
+        if grad_ND is None:
+            return grad_total_ND, grad_total_ND if ctx.both else None, None, None
         (n, width), tiles = total_ND.shape, _tiles(TYPES[total_ND.dtype], total_ND.shape[1])
         each = triton.cdiv(triton.cdiv(n, tiles["BLOCK_N"]), PROGRAMS) * tiles["BLOCK_N"]
         programs = triton.cdiv(n, each)
-        d_x_ND = torch.empty_like(total_ND)
+        d_x_ND, grad_ND = torch.empty_like(total_ND), grad_ND.contiguous()
         parts_PD = total_ND.new_empty(programs, width, dtype=torch.float32)
         _backward[(programs,)](
-            grad_ND.contiguous(), grad_total_ND.contiguous(), total_ND, total_ND if gain_D is None else gain_D, rstd_N,
-            d_x_ND, parts_PD, n, width, each, ADD=True, GAIN=gain_D is not None, **tiles,
+            grad_ND, grad_ND if grad_total_ND is None else grad_total_ND.contiguous(), total_ND, gain_D, rstd_N,
+            d_x_ND, parts_PD, n, width, each, ADD=grad_total_ND is not None, **tiles,
         )  # fmt: skip
-        d_gain_D = None if gain_D is None else parts_PD.sum(dim=0).to(gain_D.dtype)
-        return d_x_ND, d_x_ND if ctx.add else None, d_gain_D, None
+        return d_x_ND, d_x_ND if ctx.both else None, parts_PD.sum(dim=0).to(gain_D.dtype), None
 
 
-def rms_norm(x: Tensor, residual: Tensor | None, gain_D: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """(gain * z / sqrt(mean z² + eps), z) with z = x + residual, [..., D] each."""
-    if not takes(x, residual, gain_D) or x.shape[-1] > MOST_WIDTH:
-        total = x if residual is None else x + residual
-        return aten_rms_norm(total, total.shape[-1:], gain_D, eps), total
-    flat = (None if t is None else t.reshape(-1, x.shape[-1]).contiguous() for t in (x, residual))
-    out_ND, total_ND = _RmsNorm.apply(*flat, gain_D, eps)
-    return out_ND.view(x.shape), x if residual is None else total_ND.view(x.shape)
+def rms_norm(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """(norm of the sum, the sum), [..., D] each; rows wider than 4,096 and mixed types go to ATen."""
+    if not takes(x, y, gain_D) or x.shape[-1] > MOST_WIDTH or (y is not None and y.shape != x.shape):
+        return rms_norm_fused(x, y, gain_D, eps)
+    flat = (None if t is None else t.reshape(-1, x.shape[-1]).contiguous() for t in (x, y))
+    out_ND, total_ND = _RmsNorm.apply(*flat, gain_D.contiguous(), eps)
+    return out_ND.view(x.shape), x if total_ND is None else total_ND.view(x.shape)
 
 
 KERNELS = (
-    Kernel(fn=_forward, args="*T *T *T *T *T *fp32 i32 I32 fp32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)),
-    Kernel(
-        fn=_backward, args="*T *T *T *T *fp32 *T *fp32 i32 I32 i32", tiles=by_type(_tiles, 256, ADD=True, GAIN=True)
-    ),
+    Kernel(fn=_forward, args="*T *T *T *T *T *fp32 i32 I32 fp32", tiles=by_type(_tiles, 256, ADD=True)),
+    Kernel(fn=_backward, args="*T *T *T *T *fp32 *T *fp32 i32 I32 i32", tiles=by_type(_tiles, 256, ADD=True)),
 )

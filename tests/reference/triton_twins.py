@@ -15,10 +15,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
-from tests.reference.test_operators import operators
 from torch import Tensor
 
 from ctrbench.kernels.operator import tensors
@@ -34,6 +34,8 @@ class Case:
     label: str
     twin: Call
     args: tuple[Any, ...]
+    run: Call | None = None
+    """What is compared with the twin; the file's public function if None."""
     tolerance: float = 2e-4
     kernels: set[str] = field(default_factory=set)
     """Kernels that it must launch; empty where the fallback is what is checked."""
@@ -72,11 +74,13 @@ def difference(case: Case, run: Call) -> str:
 
 
 def cases(name: str) -> Iterator[Case]:
-    """Cases of a file: the operator's own small shapes, and odd ones smaller and larger than one tile."""
-    operator = next(o for o in operators().values() if o.gpu == name)
+    """Cases of a file: the operator's own small shapes through its dispatch, and odd ones around the size of a tile."""
+    file = importlib.import_module(f"ctrbench.kernels.{name}")
+    file.on_gpu = lambda asked, _: getattr(importlib.import_module(f"ctrbench.kernels.gpu.{asked}"), asked)
+    operator = file.OPERATOR
     for number, shape in enumerate(operator.small):
         args = operator.inputs(shape, torch.float32, torch.device("cpu"))
-        yield Case(file=name, label=f"small {number}", twin=operator.twin, args=args)
+        yield Case(file=name, label=f"small {number}", twin=operator.twin, args=args, run=operator.run)
     yield from globals()[f"{name}_cases"]()
 
 
@@ -141,16 +145,11 @@ def mixed_linear_cases() -> Iterator[Case]:
 
 
 def rms_norm_cases() -> Iterator[Case]:
-    from torch.nn.functional import rms_norm
+    from ctrbench.kernels.rms_norm import rms_norm_plain as twin
 
-    def twin(x: Tensor, residual: Tensor | None, gain: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-        total = x if residual is None else x + residual
-        return rms_norm(total, total.shape[-1:], gain, eps), total
-
-    for rows, width, add, gain in ((3, 5, True, True), (7, 130, True, False), (300, 33, False, True)):
-        args = (normal(rows, width), normal(rows, width) if add else None, normal(width) if gain else None, 1e-6)
-        launched = {"_forward", "_backward"}
-        yield Case(file="rms_norm", label=f"{rows}x{width}", twin=twin, args=args, kernels=launched)
+    for shape, add in (((3, 5), True), ((2, 3, 130), True), ((300, 33), False)):
+        args = (normal(*shape), normal(*shape) if add else None, normal(shape[-1]), 1e-6)
+        yield Case(file="rms_norm", label=f"{shape}", twin=twin, args=args, kernels={"_forward", "_backward"})
 
 
 def pair_attention_cases() -> Iterator[Case]:
@@ -178,6 +177,30 @@ def jagged_attention_cases() -> Iterator[Case]:
             file="jagged_attention", label=f"{queries} of {keys}", twin=twin, args=(q, k, v, *offsets, max(keys)),
             kernels={"_forward", "_backward_queries", "_backward_keys"},
         )  # fmt: skip
+
+
+def din_attention_cases() -> Iterator[Case]:
+    from ctrbench.kernels.din_attention import din_padded as twin
+
+    for lengths, width, outs, dice, softmax, given in (
+        ([40, 0, 1], 18, (33,), False, True, False), ([3, 4], 4, (65, 6), True, False, False),
+        ([2, 0, 34], 5, (7, 3), True, True, True),
+    ):  # fmt: skip
+        sizes = [4 * width, *outs, 1]
+        weights = tuple(normal(o, i, scale=i**-0.5) for i, o in pairwise(sizes))
+        alphas = tuple(normal(o) if dice else None for o in outs)
+        stats = tuple((torch.randn(o), torch.rand(o) + 0.1) if given else None for o in outs)
+        q, h, offsets = normal(len(lengths), width), normal(sum(lengths), width), torch.tensor([0, *lengths]).cumsum(0)
+        args = (q, h, offsets, weights, tuple(normal(o) for o in sizes[1:]), alphas, stats, softmax)
+        launched = {"_first", "_first_backward", "_row_sums", "_pool", "_pool_backward"}
+        yield Case(
+            file="din_attention",
+            label=f"{lengths}x{width} {outs}",
+            twin=twin,
+            args=args,
+            kernels=launched,
+            tolerance=1e-3,
+        )
 
 
 def pointwise_attention_cases() -> Iterator[Case]:
@@ -221,12 +244,12 @@ def main(names: list[str]) -> None:
         torch.manual_seed(0)
         for case in cases(name):
             launched.clear()
-            wrong = difference(case, getattr(module, name))
+            wrong = difference(case, case.run or getattr(module, name))
             idle = case.kernels - launched
             found[f"{name} {case.label}"] = "; ".join(filter(None, [wrong, f"not launched: {idle}" if idle else ""]))
     import ctrbench.kernels.fm as fm_module
 
-    planted = next(fm_cases())
+    *_, planted = fm_cases()
     found["planted"] = difference(planted, lambda x: 1.01 * fm_module.fm_sum(x))
     print(json.dumps(found, indent=1))
 
