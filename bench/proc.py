@@ -14,17 +14,19 @@ from pathlib import Path
 import psutil
 
 _SELF = Path("/proc/self")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_KEPT = 2**31 - 1  # the largest int: nothing is given back
 _kept_peak = 0
 """Peak before the last `memory_aside`, bytes."""
 _keeps_freed = False
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc reuse freed blocks up to 32 MiB (its upper limit) instead of returning their pages to the kernel.
+    """Lets glibc reuse freed blocks of any size instead of returning their pages to the kernel.
 
-    By default every temporary of a batch is fresh pages again: a training of DIN spends a quarter of its time on them
-    (docs/log.md). For all models alike, at the start of their process.
+    By default every temporary of a batch is fresh pages again: a training of DIN spends a quarter of its time on them,
+    and with blocks up to 32 MiB kept (the most that M_MMAP_THRESHOLD takes) still a third at batch 4096 (docs/log.md).
+    For all models alike, at the start of their process.
 
     Returns:
         whether the C library took it; one without `mallopt` is left as it is.
@@ -32,7 +34,7 @@ def keep_freed_memory() -> bool:
     global _keeps_freed
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        kept = [libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20), libc.mallopt(_M_TRIM_THRESHOLD, 512 << 20)]
+        kept = [libc.mallopt(_M_MMAP_MAX, 0), libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)]
         _keeps_freed = all(kept)
     return _keeps_freed
 
