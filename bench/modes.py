@@ -44,8 +44,9 @@ def set_mode(model: nn.Module, dtype: str = "float32", compile: str = "eager") -
     if compile != "eager":
         for module in model.modules():
             if isinstance(module, FeatureEmbedder | EmbeddingTables):
-                module.forward = torch.compiler.disable(module.forward)
-        model.forward = torch.compile(model.forward, backend="inductor" if compile == "compile" else "cudagraphs")
+                module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+        backend = "inductor" if compile == "compile" else "cudagraphs"
+        model.forward = torch.compile(model.forward, backend=backend)
     # What casts a batch and its result stands around the compiled program: it is no part of the model.
     if dtype == "bfloat16":
         model.forward = _cast(model.forward)
@@ -85,7 +86,7 @@ def _narrow(model: nn.Module) -> None:
     for p in dense_parameters(model):
         p.data = p.data.to(torch.bfloat16)
     for tables in embedding_tables(model):
-        tables.forward = _narrow_lookup(tables.forward)
+        tables.forward = _narrow_lookup(tables.forward)  # type: ignore[method-assign]
 
 
 def _narrow_lookup(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +110,7 @@ class MasterAdam:
     """Adam on float32 masters of bfloat16 weights; the weights are the masters, rounded."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, foreach: bool = True) -> None:
-        self._weights: list[nn.Parameter] = [p for g in groups for p in g["params"]]
+        self._weights: list[Tensor] = [p for g in groups for p in g["params"]]
         mastered = [{**g, "params": [p.detach().float().requires_grad_() for p in g["params"]]} for g in groups]
         self._masters: list[Tensor] = [p for g in mastered for p in g["params"]]
         self.inner = torch.optim.Adam(mastered, lr=lr, foreach=foreach)

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from deepctr_torch.models import DCN, DIN, DeepFM
 from sklearn.metrics import roc_auc_score
 
 DIM = 16
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "default": {"deepfm": ((256, 128), 0), "dcn_v2": ((128, 128), 2)},
     "wide": {"deepfm": ((400, 400, 400), 0), "dcn_v2": ((400, 400, 400), 3)},
 }
@@ -26,11 +27,11 @@ ATTENTION, TOWER = (64, 16), (256, 128)
 EVENT = ("item", "category")
 
 
-def columns(arrays: dict[str, np.ndarray]) -> list:
+def columns(arrays: dict[str, np.ndarray]) -> list[Any]:
     """Its feature columns; the fields of `log` share the tables of the item and the category."""
     rows = [int(n) for n in arrays["cardinality"]]
     if "log" in arrays:
-        found: list = [SparseFeat(n, r, embedding_dim=DIM) for n, r in zip(("user", *EVENT), rows, strict=True)]
+        found: list[Any] = [SparseFeat(n, r, embedding_dim=DIM) for n, r in zip(("user", *EVENT), rows, strict=True)]
         return found + [
             VarLenSparseFeat(
                 SparseFeat(f"hist_{n}", r, embedding_dim=DIM, embedding_name=n),
@@ -52,7 +53,7 @@ def padded(arrays: dict[str, np.ndarray], split: str) -> tuple[np.ndarray, np.nd
     return arrays["log"][np.where(real, place, 0)] * real[..., None], n
 
 
-def inputs(arrays: dict[str, np.ndarray], split: str, found: list) -> dict[str, np.ndarray]:
+def inputs(arrays: dict[str, np.ndarray], split: str, found: list[Any]) -> dict[str, np.ndarray]:
     """Name -> values, in the order of its columns."""
     names = [c.name for c in found if isinstance(c, SparseFeat)]
     out = {n: arrays[f"{split}_ids"][:, i] for i, n in enumerate(names)}
@@ -63,9 +64,9 @@ def inputs(arrays: dict[str, np.ndarray], split: str, found: list) -> dict[str, 
     return out
 
 
-def build(name: str, width: str, found: list, seed: int):
+def build(name: str, width: str, found: list[Any], seed: int) -> Any:
     hidden, cross = SIZES[width].get(name, (TOWER, 0))
-    plain = {"l2_reg_embedding": 0, "seed": seed, "device": "cpu"}
+    plain: dict[str, Any] = {"l2_reg_embedding": 0, "seed": seed, "device": "cpu"}
     if name == "deepfm":
         return DeepFM(found, found, dnn_hidden_units=hidden, l2_reg_linear=0, **plain)
     if name == "dcn_v2":  # without the linear model that it adds, which the paper's network has not

@@ -6,7 +6,9 @@ of the repository's DCNv2 over the same layers. `fit` adds a look at validation 
 checkpoint, so the clock is on the `train_epoch` that it calls.
 """
 
-# ruff: noqa: E402
+# ruff: noqa: E402, B010
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -14,6 +16,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +25,8 @@ from fuxictr.features import FeatureMap
 from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.models import BaseModel
 
-np.unicode_ = np.str_  # keras_preprocessing, which the next import needs, asks for it; numpy 2 has it no more
+# numpy 2 has it no more, and keras_preprocessing, which the next import needs, asks for it
+setattr(np, "unicode_", np.str_)
 from model_zoo.LongCTR import longctr_dataloader
 from model_zoo.LongCTR.DCNv2.DCNv2 import DCNv2
 from model_zoo.LongCTR.DIN.DIN import DIN
@@ -41,7 +45,7 @@ class FlatDCNv2(DCNv2):
 
     get_inputs, get_labels, train_step = BaseModel.get_inputs, BaseModel.get_labels, BaseModel.train_step
 
-    def forward(self, inputs):
+    def forward(self, inputs: Any) -> dict[str, torch.Tensor]:
         x = self.embedding_layer(self.get_inputs(inputs), flatten_emb=True)
         both = torch.cat([self.crossnet(x), self.parallel_dnn(x)], dim=-1)
         return {"y_pred": self.output_activation(self.fc(both))}
@@ -94,20 +98,20 @@ def write_histories(arrays: dict[str, np.ndarray], folder: Path) -> dict[str, st
     return {"user_info": str(folder / "user_info.parquet"), "item_info": str(folder / "item_info.parquet")}
 
 
-def build(name: str, width: str, found: FeatureMap, optimizer: str, folder: Path):
-    common = {
+def build(name: str, width: str, found: FeatureMap, optimizer: str, folder: Path) -> Any:
+    common: dict[str, Any] = {
         "optimizer": {"adam": "adam", "adagrad": "Adagrad"}[optimizer], "learning_rate": LR[optimizer],
         "loss": "binary_crossentropy", "metrics": ["AUC"], "verbose": 0, "model_root": str(folder),
         "embedding_dim": DIM,
     }  # fmt: skip
     if name == "din":
-        sizes = {"dnn_hidden_units": TOWER, "attention_hidden_units": ATTENTION}
+        sizes: dict[str, Any] = {"dnn_hidden_units": TOWER, "attention_hidden_units": ATTENTION}
         return DIN(found, **sizes, attention_hidden_activations="Dice", **common)
     hidden, cross = SIZES[width]
     return FlatDCNv2(found, num_cross_layers=cross, parallel_dnn_hidden_units=hidden, **common)
 
 
-def epoch(model, rows) -> float:
+def epoch(model: Any, rows: Any) -> float:
     """One `train_epoch` with what `fit` sets before it; seconds."""
     model._max_gradient_norm, model._eval_steps, model._stop_training = 10.0, sys.maxsize, False
     model._total_steps, model._batch_index, model._epoch_index = 0, 0, 0
@@ -132,17 +136,17 @@ def main() -> None:
     with np.load(options.arrays) as file:
         arrays = {k: file[k] for k in file.files}
     with tempfile.TemporaryDirectory() as place:
-        folder, extra = Path(place), {}
+        folder, extra = Path(place), dict[str, Any]()
         found = feature_map(arrays, folder)
         if "log" in arrays:
-            extra = write_histories(arrays, folder)
+            extra |= write_histories(arrays, folder)
             extra |= {"data_loader": longctr_dataloader.LongCTRDataLoader, "max_len": int(arrays["max_length"])}
         else:
             for split in ("train", "test"):
                 write_flat(arrays, split, folder / f"{split}.parquet")
         pd.read_parquet(folder / "train.parquet").head(options.warmup).to_parquet(folder / "first.parquet")
 
-        def rows(name: str, stage: str, batch: int = options.batch):
+        def rows(name: str, stage: str, batch: int = options.batch) -> Any:
             kind = {f"{stage}_data": str(folder / f"{name}.parquet")}
             made = RankDataLoader(found, stage=stage, batch_size=batch, data_format="parquet", **kind, **extra)
             return made.make_iterator()

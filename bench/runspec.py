@@ -111,7 +111,7 @@ class RunSpec:
         return cls(**{k: v for k, v in body.items() if k in known})
 
 
-def mode_of(kind: Kind, dtype: str, compile: str) -> dict[str, str]:
+def mode_of(kind: Kind, dtype: str, compile: str) -> dict[str, Any]:
     """Fields `dtype` and `compile` of a process of a run in that mode."""
     return {
         "dtype": dtype if kind in NARROWED else "float32",

@@ -25,7 +25,7 @@ def utilisation(
         return [withheld(base, m, reason, phase="train") for m in ("mfu_cpu", "mbu")]
     counts = counted[0].body["extra"]
     ceilings = [c for e in extras for c in e["ceilings"]]
-    gemm = median(gemm_ceiling(c, base["dtype"]) for c in ceilings) * 1e9
+    gemm = median(c for each in ceilings if (c := gemm_ceiling(each, base["dtype"])) is not None) * 1e9
     copy = median(c["copy_gbs"] for c in ceilings) * 1e9
     cached = [c["copy_cache_gbs"] for c in ceilings if c.get("copy_cache_gbs")]
     worst = max(e["clock_drift"] for e in extras)

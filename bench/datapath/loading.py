@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, cycle, islice, repeat
 from statistics import median
 from typing import Any
@@ -47,17 +48,16 @@ def loader_part(spec: RunSpec, batches: tuple[int, ...] = BATCHES) -> Found:
             rows, size = rows + made.size, size + made.nbytes
         cpu: dict[str, list[float]] = {"memory": [], "parquet": []}
         sides = {
-            "memory": _passing(lambda held=held: held, cpu["memory"]),  # type: ignore[misc]
-            "parquet": _passing(lambda b=batch: _loader(spec, prepared, b, 0), cpu["parquet"]),
-        }  # type: ignore[misc]
+            "memory": _passing(partial(_same, held), cpu["memory"]),
+            "parquet": _passing(partial(_loader, spec, prepared, batch, 0), cpu["parquet"]),
+        }
         samples[f"batch {batch}"] = taken = alternate(sides, limit_s=LIMIT_S, warmup=1)
         for way, seconds in taken.items():
             scope: dict[str, Any] = {"scope": f"loader:{way}:batch {batch}", "n": len(seconds)}
             low, high = two_level_bootstrap([[s] for s in seconds])
             middle = median(seconds)
-            plain.append(
-                ("load_rate", rows / middle, "measured", {**scope, "ci_low": rows / high, "ci_high": rows / low})
-            )
+            band = {"ci_low": rows / high, "ci_high": rows / low} if low and high else {}
+            plain.append(("load_rate", rows / middle, "measured", {**scope, **band}))
             plain.append(("load_bytes", size / middle, "measured", scope))
             core = 1e6 * median(cpu[way][1:]) / rows
             plain.append(("cpu_core_s_per_million", core, "measured", scope))
@@ -72,6 +72,10 @@ def _loader(spec: RunSpec, prepared: Prepared, batch: int, prefetch: int) -> Loa
         prepared, "train", batch, rows=spec.train_rows, shuffle_seed=spec.seed, history_length=spec.history_length,
         prefetch=prefetch, drop_last=True,
     )  # fmt: skip
+
+
+def _same(loader: Loader) -> Loader:
+    return loader
 
 
 def _passing(loader: Callable[[], Loader], cpu: list[float]) -> Callable[[], None]:

@@ -19,7 +19,7 @@ import pandas as pd
 from ctrbench.bench.suites.ingest import peak_bytes
 from ctrbench.reports.measures import make
 from ctrbench.reports.page import build_report
-from ctrbench.reports.records import Measurement, frame
+from ctrbench.reports.records import Measurement, Origin, frame
 
 LEGACY, TRANSFORMERS = ("deepfm", "dcn_v2", "din", "composite"), ("fat", "onetrans", "hstu", "rankmixer")
 DATA = (("movielens_1m", "sequence"), ("criteo_synthetic", "tabular"))
@@ -69,7 +69,7 @@ def run_rows(rng: random.Random, base: dict[str, Any]) -> Iterator[Measurement]:
     for metric, scale in SCALES.items():
         value = 1.0 if metric == "flop_coverage" else scale * rng.uniform(0.5, 1.5)
         band = {"ci_low": 0.9 * value, "ci_high": 1.1 * value, "n": SEEDS} if metric in MEASURED | MODELLED else {}
-        origin = "measured" if metric in MEASURED else "modelled" if metric in MODELLED else "derived"
+        origin: Origin = "measured" if metric in MEASURED else "modelled" if metric in MODELLED else "derived"
         yield make({**base, "phase": "infer"} if metric == "infer_latency" else base, metric, value, origin, **band)
     parts = [rng.random() + 0.05 for _ in STAGES]
     for stage, part in zip(STAGES, parts, strict=True):
