@@ -109,11 +109,11 @@ def _narrow_inputs(batch: Batch) -> Batch:
 class MasterAdam:
     """Adam on float32 masters of bfloat16 weights; the weights are the masters, rounded."""
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, foreach: bool = True) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, **how: bool) -> None:
         self._weights: list[Tensor] = [p for g in groups for p in g["params"]]
         mastered = [{**g, "params": [p.detach().float().requires_grad_() for p in g["params"]]} for g in groups]
         self._masters: list[Tensor] = [p for g in mastered for p in g["params"]]
-        self.inner = torch.optim.Adam(mastered, lr=lr, foreach=foreach)
+        self.inner = torch.optim.Adam(mastered, lr=lr, **how)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

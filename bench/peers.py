@@ -4,6 +4,14 @@ A peer trains in the epoch loop that it ships, with Adam and with Adagrad at the
 runs its loader and `TrainStep` from rows in memory. Every run is a fresh process and runs take turns; each trains two
 batches before its clock starts, then one epoch over the same rows. Round one runs everything, later rounds ours and
 the faster optimizer of each peer. A pair has as many weights on both sides, or the race stops.
+
+Learning rates: nobody is tuned. A peer's optimizers keep the rates that it gives them, ours keep those of `TrainStep`
+and `TableConfig`; of the tables' optimizers the race is ours with `OURS`. An epoch is long enough that both sides
+learn; where the better peer stays within `LEAST` of an AUC of one half, nothing is judged to be as good.
+
+Floor: both sides multiply the same matrices. The products of one of our steps over the rate of the fastest product of
+this machine, measured in our process right after its clock stops, are seconds that no side can leave out, so the
+peer's time over them is the largest ratio that can be reached.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -36,8 +44,12 @@ MODELS: Mapping[str, tuple[Rows, tuple[Peer, ...]]] = {
     "din": ("sequence", ("deepctr-torch", "fuxictr")),
 }
 OPTIMIZERS = ("adam", "adagrad")
-LR = 4e-3
-"""Of our dense weights' Adam: the epoch is 25 to 50 batches long, and at 1e-3 they hardly move."""
+LR = 1e-3
+"""Of our dense weights' Adam: the default of `TrainStep`."""
+OURS = "fused"
+"""Optimizer of our tables in a verdict, of `TABLES`."""
+LEAST = 0.02
+"""AUC above one half from which a training counts as one that learns."""
 REQUIRED: Mapping[Size, float] = {"1.48m": 2.5, "5.2m": 8.0}
 TRAIN_ROWS: Mapping[Size, int] = {"1.48m": 50 * BATCH, "5.2m": 25 * BATCH}
 TEST_ROWS = 60_000
@@ -66,6 +78,8 @@ class Run:
     rows: int
     auc: float
     weights: int
+    floor_s: float = 0.0
+    """Of ours: the products of the epoch at the rate of the fastest one; 0 where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +93,10 @@ class Verdict:
     """Our AUC less the peer's better one, means over rounds."""
     standard_error: float
     met: bool
+    best: float = 1.0
+    """The peer's better AUC."""
+    reachable: float = 0.0
+    """Largest ratio that the products of the step allow; 0 where the floor was not measured."""
 
 
 def sides(model: str) -> list[Side]:
@@ -91,7 +109,7 @@ def sides(model: str) -> list[Side]:
 
 def our_side(model: str, peer: Peer) -> Side:
     """What is set against a peer."""
-    return Side("ctrbench", MODELS[model][1][0] if model == "din" else peer, "fused")
+    return Side("ctrbench", MODELS[model][1][0] if model == "din" else peer, OURS)
 
 
 def faster(runs: Mapping[Side, Sequence[Run]], peer: Peer) -> Side:
@@ -102,7 +120,7 @@ def faster(runs: Mapping[Side, Sequence[Run]], peer: Peer) -> Side:
 def verdict(
     model: str, peer: Peer, runs: Mapping[Side, Sequence[Run]], required: float, positives: int, negatives: int
 ) -> Verdict:
-    """Met if ours is `required` times as fast, by the median over rounds, and its AUC not below by two s.e.
+    """Met if ours is `required` times as fast, by the median over rounds, both learn, our AUC not below by two s.e.
 
     Args:
         runs: of every side, in the order of rounds.
@@ -119,20 +137,27 @@ def verdict(
     best = max(fmean(r.auc for r in each) for s, each in runs.items() if s.who == peer)
     gap = fmean(r.auc for r in runs[ours]) - best
     error = auc_standard_error(best, positives, negatives)
-    met = speed.value >= required and gap >= -2 * error
-    return Verdict(peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met)
+    met = speed.value >= required and gap >= -2 * error and best >= 0.5 + LEAST
+    floor = median(r.floor_s for r in runs[ours])
+    reachable = median(r.seconds for r in runs[theirs]) / floor if floor else 0.0
+    return Verdict(
+        peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, best=best,
+        reachable=reachable,
+    )  # fmt: skip
 
 
 def train_ours(
     prepared: Prepared, rows: int, model_name: str, peer: Peer, width: Width, optimizer: str, seed: int
 ) -> Run:
     """One epoch of our model over the most recent rows; seconds include the loader, from rows in memory."""
+    from ctrbench.bench.proc import keep_freed_memory
     from ctrbench.bench.quality import auc
     from ctrbench.bench.step import TrainStep
     from ctrbench.bench.train import Budget, scores, seed_everything
     from ctrbench.datasets.loader import Loader
     from ctrbench.models.embedding import count_parameters
 
+    keep_freed_memory()  # as every process of a suite
     seed_everything(seed)
     model = our_model(model_name, peer, TABLES[optimizer], prepared.schema, width)
     step = TrainStep(model, lr=LR)
@@ -145,13 +170,37 @@ def train_ours(
     for batch in loader:
         step(batch)
     seconds = time.perf_counter() - start
+    rate = gemm_rate()
     history = max((f.max_length for f in prepared.schema.sequences), default=0)
     budget = Budget(
         train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=8192, lr=LR,
         history_length=history,
     )  # fmt: skip
     score, label, _ = scores(model, prepared, "test", budget, min(TEST_ROWS, prepared.rows("test")))
-    return Run(seconds=seconds, rows=rows, auc=auc(label, score), weights=count_parameters(model))
+    return Run(
+        seconds=seconds, rows=rows, auc=auc(label, score), weights=count_parameters(model),
+        floor_s=rows / batch.size * products(step, batch) / rate,  # the step that it makes comes after the score
+    )  # fmt: skip
+
+
+def products(step: Callable[[Any], object], batch: object) -> float:
+    """FLOPs of the matrix products of one step, which is made."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        step(batch)
+    return float(counter.get_total_flops())
+
+
+def gemm_rate() -> float:
+    """FLOP/s of the fastest float32 product, at the present number of threads."""
+    import torch
+
+    from ctrbench.bench.targets.mfu import fastest_product
+
+    _, flops, seconds = fastest_product(torch.float32)
+    return flops / seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +229,7 @@ class Race:
             for number in range(self.rounds):
                 for side in order if number % 2 == 0 else order[::-1]:
                     body = _process(self._command(side, number, prepared, arrays, rows))
-                    run = Run(**{k: body[k] for k in Run.__dataclass_fields__})
+                    run = Run(**{k: body[k] for k in Run.__dataclass_fields__ if k in body})
                     done[side].append(run)
                     rate = run.rows / run.seconds
                     say.print(
@@ -246,7 +295,9 @@ def sentence(v: Verdict) -> str:
     """A verdict in words."""
     return (
         f"{v.speed}x as fast as {v.peer} with {v.optimizer}, its faster; AUC {v.gap:+.4f} against its better one "
-        f"(s.e. {v.standard_error:.4f})"
+        f"of {v.best:.4f} (s.e. {v.standard_error:.4f})"
+        + ("" if v.best >= 0.5 + LEAST else "; the peer does not learn")
+        + (f"; the products of the step alone allow at most {v.reachable:.2g}x" if v.reachable else "")
     )
 
 

@@ -49,7 +49,8 @@ class TrainStep:
         model: a `CtrModel`.
         lr: of Adam on dense weights.
         weight_decay: L2 of the dense weights, added to their gradient.
-        foreach: multi-tensor Adam (said explicitly: on meta the default falls back to one kernel a tensor).
+        foreach: multi-tensor Adam (said explicitly: on meta the default falls back to one kernel a tensor); on CPU,
+            where that is a loop over tensors and operators, the kernel that does all of a tensor at once.
         ranges: tracer, none in a timed process.
     """
 
@@ -67,7 +68,9 @@ class TrainStep:
         groups = _groups(model, weight_decay)
         narrow = any(p.dtype != torch.float32 for g in groups for p in g["params"])
         made = MasterAdam if narrow else torch.optim.Adam
-        self.optimizer: MasterAdam | torch.optim.Adam = made(groups, lr=lr, foreach=foreach)
+        on_cpu = all(p.device.type == "cpu" for g in groups for p in g["params"])
+        how = {"fused": True} if foreach and on_cpu else {"foreach": foreach}
+        self.optimizer: MasterAdam | torch.optim.Adam = made(groups, lr=lr, **how)
         self.extra_loss: Callable[[], Tensor] | None = getattr(model, "extra_loss", None)
         self.returns_loss: bool = getattr(model, "returns_loss", False)
         self._scale = 1.0

@@ -41,7 +41,10 @@ def target(model: str, size: Size, peer: Peer) -> str:
 
 def outcome(model: str, size: Size, v: Verdict) -> Outcome:
     """A judged pair as a row."""
-    low = "" if v.met or v.speed.value < REQUIRED[size] else "; fast enough, but its AUC is lower"
+    fast = v.speed.value >= REQUIRED[size]
+    low = "; fast enough, but its AUC is lower" if fast and v.gap < -2 * v.standard_error else ""
+    if 0 < v.reachable < REQUIRED[size]:
+        low += f"; {REQUIRED[size]:g}x is out of reach: both sides make the same products"
     return Outcome(
         group="peers", target=target(model, size, v.peer), wanted=f">= {REQUIRED[size]:g}x, AUC not worse",
         measured=f"{v.speed.value:.3g}x [{v.speed.low:.3g}, {v.speed.high:.3g}], AUC {v.gap:+.4f}",

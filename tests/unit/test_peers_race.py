@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ctrbench.bench import peers
 from ctrbench.bench.peers import Run, Side, faster, our_side, sides, verdict
@@ -41,6 +43,7 @@ def runs(ours: float, adam: float, adagrad: float, auc: Sequence[float] = (0.75,
         (1.0, 4.0, 3.0, (0.70, 0.70, 0.74), False),  # fast, but worse than the peer's better one
         (1.0, 4.0, 3.0, (0.70, 0.74, 0.70), False),  # also where the better one is the slower one
         (1.0, 4.0, 3.0, (0.749, 0.75, 0.74), True),  # within two standard errors
+        (1.0, 4.0, 3.0, (0.515, 0.51, 0.50), False),  # nothing to be as good as: nobody learns
     ],
 )
 def test_a_pair_is_met_by_speed_and_quality(
@@ -50,6 +53,25 @@ def test_a_pair_is_met_by_speed_and_quality(
     assert judged.met is met
     assert judged.speed.value == pytest.approx(min(adam, adagrad) / ours)
     assert outcome("deepfm", "1.48m", judged).verdict == ("met" if met else "missed")
+
+
+def test_what_the_products_allow_is_said_in_the_row() -> None:
+    given = runs(1.5, 4.0, 3.0)
+    ours = our_side("deepfm", "deepctr-torch")
+    for floor, reachable, said in ((1.4, 3.0 / 1.4, True), (1.0, 3.0, False), (0.0, 0.0, False)):
+        held = given | {ours: [replace(r, floor_s=floor) for r in given[ours]]}
+        judged = verdict("deepfm", "deepctr-torch", held, 2.5, 15_000, 45_000)
+        assert judged.reachable == pytest.approx(reachable)
+        row = outcome("deepfm", "1.48m", judged)
+        assert ("out of reach" in row.how) is said
+        assert row.verdict == "missed"
+
+
+def test_products_of_a_step_are_those_of_its_layers() -> None:
+    """By hand: forward, gradient of the input, gradient of the weight of 8 x 6 x 4 and 8 x 4 x 1; none for the data."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 1))
+    x_BN = torch.randn(8, 6)
+    assert peers.products(lambda x: model(x).sum().backward(), x_BN) == 2 * (2 * 8 * 6 * 4) + 3 * (2 * 8 * 4)
 
 
 def test_a_pair_of_other_weights_or_rows_is_no_pair() -> None:
