@@ -8,6 +8,8 @@ The first layer is split algebraically (kernels/din_unit.py), so that the four-p
 `fused` is one autograd node. On a CPU the unit is bound by memory, so rows are worked on in blocks whose intermediates
 stay in the cache; only the layers' outputs before their activations reach memory, activations are computed anew where
 they are needed. Dice's statistics over all events part the blocks: one sweep a layer forward, one a layer backward.
+Between the products of float32 blocks stands C (kernels/cpu/din_blocks.c), one pass where ATen takes up to thirteen;
+without a compiler, and for float64, ATen does those steps too.
 
 Dims: B rows, N events of all rows, E events of a block, C width of an event, O and I width of a layer and of its input
 """
@@ -115,6 +117,7 @@ def _blocks(offsets_B1: Tensor, events: int, size: int) -> list[_Block]:
     if not events:
         return []
     first = torch.searchsorted(offsets_B1, torch.arange(0, events, max(1, size)))
+    first = first[offsets_B1[first] < events]  # empty rows at the end join the last block: none is without events
     edge = torch.cat([first, first.new_tensor([len(offsets_B1) - 1])]).unique_consecutive()
     pairs = list(zip(edge.tolist(), offsets_B1[edge].tolist(), strict=True))
     return [_Block(slice(r0, r1), slice(e0, e1)) for (r0, e0), (r1, e1) in pairwise(pairs)]
@@ -301,8 +304,9 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any
     batch, history, width = (int(shape[n]) for n in ("batch", "history", "width"))
     units = [int(shape[n]) for n in ("first", "second")]
     lengths_B = torch.full((batch,), history)
-    if shape["fill"] < 1:  # from none to twice the mean
+    if shape["fill"] < 1:  # from none to twice the mean, and one row at the cap: the twin pads to it, as models do
         lengths_B = torch.randint(0, int(2 * history * shape["fill"]) + 1, (batch,)).clamp(max=history)
+        lengths_B[0] = history if shape["fill"] else 0
     offsets_B1 = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)]).to(device)
 
     def random(*size: int, over: float = 1.0) -> Tensor:

@@ -29,9 +29,6 @@ _ops.define(
     "din_first_back(Tensor dpair, Tensor dx, Tensor q, Tensor h, Tensor at, Tensor a, Tensor du, "
     "Tensor(a!) dh, Tensor(b!) dq, Tensor(c!) drow) -> ()"
 )
-NAMES = (
-    "dice_out", "dice_back", "dice_finish", "din_pairs", "din_add_rows", "din_scores_back", "din_first_back",
-)  # fmt: skip
 
 
 def available() -> bool:
@@ -41,7 +38,8 @@ def available() -> bool:
 
 def _call(name: str, sizes: tuple[int, ...], *parts: Tensor) -> None:
     for part in parts:
-        assert part.is_contiguous() and part.dtype in (torch.float32, torch.int64)
+        assert part.is_contiguous()
+        assert part.dtype in (torch.float32, torch.int64)
     function: Any = getattr(library("din_blocks"), name)
     ints = [ctypes.c_long(s) for s in sizes]
     function(*ints, ctypes.c_int(torch.get_num_threads()), *(ctypes.c_void_p(p.data_ptr()) for p in parts))

@@ -27,6 +27,7 @@ ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_onetra
 LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_lum.py::test_user_model_of_lum")
 JOINT = ("tests/unit/test_joint.py",)
 DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
+JAGGED = ("tests/property/test_din_jagged.py",)
 CROSS = (
     "tests/property/test_cross_networks.py",
     "tests/property/test_legacy_models.py",
@@ -36,6 +37,7 @@ _BLOCKS, _PAIRS, _FIELDS = "models/field_blocks.py", "kernels/pair_attention.py"
 _LAYERS, _MIXED = "models/onetrans_blocks.py", "kernels/mixed_linear.py"
 _BACKBONE, _MASKS = "models/lum_backbone.py", "models/lum_masks.py"
 _INTEREST, _UNIT = "legacy_baselines/interest.py", "kernels/din_unit.py"
+_NODE, _STEPS, _C = "kernels/din_attention.py", "kernels/cpu/first_layer.py", "kernels/cpu/din_blocks.c"
 _DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kernels/cross_mixture.py"
 SESSIONS = ("tests/property/test_onetrans_sessions.py",)
 LOAD = ("tests/unit/test_load.py",)
@@ -151,6 +153,30 @@ PLANTED = (
     Mistake("din", "the oldest events are kept", "models/blocks.py",
             "index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)",
             "index_BT = (offsets_B1[:-1].unsqueeze(1) + length - back_T).clamp(max=int(offsets_B1[-1]) - 1)", DIN),
+    Mistake("din", "node: difference part with the wrong sign", _NODE, "w_q + w_d, torch.cat([w_h - w_d, w_p], dim=1)",
+            "w_q + w_d, torch.cat([w_h + w_d, w_p], dim=1)", JAGGED),
+    Mistake("din", "node: gradient of the difference part", _NODE, "dquery_OC - devent_OC, dproduct_OC]",
+            "dquery_OC + devent_OC, dproduct_OC]", JAGGED),
+    Mistake("din", "node: mean and variance of Dice taken for constants", _NODE,
+            "dx_EO = acts[i].finish(outs[i][k], dx_EO, sums[i], events)", "dx_EO = grads[k]", JAGGED),
+    Mistake("din", "node: softmax without its gradient", _NODE, "        da_N *= a_N\n", "", JAGGED),
+    Mistake("din", "node: bias by the last block alone", _NODE, "dbs[i] += dx_EO.sum(0)", "dbs[i] = dx_EO.sum(0)",
+            JAGGED),
+    Mistake("din", "node: variance within blocks only", "kernels/dice.py", "(vars_KO + (means_KO - mean).square())",
+            "vars_KO", JAGGED),
+    Mistake("din", "steps: event for its product with the query", _STEPS,
+            "torch.mul(q_BC.index_select(0, row_E), h_EC, out=pair_E2C[:, width:])", "pair_E2C[:, width:] = h_EC",
+            JAGGED),
+    Mistake("din", "steps: pooling without its gradient", _STEPS,
+            "torch.mul(du_BC.index_select(0, row_E), a_E.unsqueeze(1), out=dh_EC)", "dh_EC.zero_()", JAGGED),
+    Mistake("din", "C: the slope of the gate left out", _C, "de[o] * g + s * (rest * scale[o])", "de[o] * g", JAGGED),
+    Mistake("din", "C: sum of s z without z", _C, "sz[o] += s * z", "sz[o] += s", JAGGED),
+    Mistake("din", "C: the last events of a block left out", _C, "(rows + CHUNK - 1) / CHUNK", "rows / CHUNK", JAGGED),
+    Mistake("din", "C: events of the block's first row for all", _C, "pe[width + c] = qe[c] * he[c]",
+            "pe[width + c] = q[c] * he[c]", JAGGED),
+    Mistake("din", "C: score left out of the gradient of h", _C, "const float ae = a[e];", "const float ae = 1.0f;",
+            JAGGED),
+    Mistake("din", "C: exponent off by one", _C, "((int32_t)n + 127) << 23", "((int32_t)n + 126) << 23", JAGGED),
     # --------------------------------------------------------------- DCN-v2
     Mistake("dcn_v2", "x_l for x_0 in the product", _LAYER,
             "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",
