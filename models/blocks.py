@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -45,34 +44,36 @@ class FlatEvents:
     """int64 [B + 1]; events of row b are `offsets[b]` to `offsets[b + 1]`."""
 
 
+@dataclass(frozen=True, slots=True)
 class Histories(Mapping[str, Events]):
-    """Histories by name, padded only when asked for.
+    """Histories by name as flat events, padded only when asked for.
 
-    Args:
-        flat: events by history, at most its maximum length a row.
-        pad: a history's name to its padded form.
+    A dataclass, so that who walks what a block hands out finds its tensors.
     """
 
-    def __init__(self, flat: Mapping[str, Callable[[], FlatEvents]], pad: Callable[[str], Events]) -> None:
-        self._flat, self._pad = flat, pad
-        self._padded: dict[str, Events] = {}
+    rows: Mapping[str, Tensor]
+    """History -> [N, C*D] of all events that were looked up."""
+    offsets: Mapping[str, Tensor]
+    """History -> int64 [B + 1] into them."""
+    longest: Mapping[str, int]
+    """History -> events of a row that are kept, the newest."""
+    pad: Callable[[str, Tensor], Events]
+    _padded: dict[str, Events] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def flat(self, history: str) -> FlatEvents:
         """Real events only."""
-        return self._flat[history]()
+        return newest_flat(self.rows[history], self.offsets[history], self.longest[history])
 
     def __getitem__(self, history: str) -> Events:
         if history not in self._padded:
-            if history not in self._flat:
-                raise KeyError(history)
-            self._padded[history] = self._pad(history)
+            self._padded[history] = self.pad(history, self.rows[history])
         return self._padded[history]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._flat)
+        return iter(self.rows)
 
     def __len__(self) -> int:
-        return len(self._flat)
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class FeatureEmbedder(nn.Module):
         dim: embedding width D.
         tables: storage and optimizer of the tables.
         sequences: `pooled` averages each sequence field into one more field (models without a sequence module);
-            `events` keeps them as padded histories.
+            `events` keeps them as padded histories, `flat` as real events that are padded only when asked for.
         linear: also a first-order weight per id and per dense field (LR, FM, DeepFM); it rides in the row as
             one more column, so that one lookup serves both.
         dense: embed the dense fields too; without, a model takes them from the batch itself.
@@ -110,7 +111,7 @@ class FeatureEmbedder(nn.Module):
         dim: int,
         tables: TableConfig,
         *,
-        sequences: Literal["pooled", "events"] = "pooled",
+        sequences: Literal["pooled", "events", "flat"] = "pooled",
         linear: bool = False,
         dense: bool = True,
         missing_vector: bool = True,
@@ -196,10 +197,7 @@ class FeatureEmbedder(nn.Module):
                 rows = [looked_up[f.name].values() for f in self.schema.categorical]
                 if rows:
                     parts.append(torch.stack(rows, dim=1)[..., : self.tables.width])
-                events = Histories(
-                    {h: partial(self._flat_events, h, looked_up) for h in self.schema.histories},
-                    lambda h: self._events(h, looked_up, batch),
-                )
+                events = self._histories(looked_up, batch)
         if self.numeric_ID is not None:
             parts.insert(1 if n_cat else 0, self.dense_rows(batch.dense_BI, batch.missing_BI))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], events
@@ -216,24 +214,27 @@ class FeatureEmbedder(nn.Module):
             numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * chosen(self.missing_ID)
         return numeric_BIW
 
-    def _event_values(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
-        fields = self.schema.histories[history]
-        return torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+    def _histories(self, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Mapping[str, Events]:
+        values = {
+            h: torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+            for h, fields in self.schema.histories.items()
+        }
+        first = {h: looked_up[fields[0].name] for h, fields in self.schema.histories.items()}
 
-    def _flat_events(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> FlatEvents:
-        first, values_NE = self.schema.histories[history][0], self._event_values(history, looked_up)
-        return newest_flat(values_NE, looked_up[first.name].offsets().long(), first.max_length)
+        def pad(history: str, values_NE: Tensor) -> Events:
+            fields, at = self.schema.histories[history], first[history]
+            index_BT, mask_BT = left_pad_index(at.lengths(), at.offsets(), fields[0].max_length)
+            return Events(
+                take_padded(values_NE, index_BT, mask_BT),
+                {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
+                take_padded(batch.event_times[history], index_BT, mask_BT),
+                mask_BT,
+            )
 
-    def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:
-        fields = self.schema.histories[history]
-        first = looked_up[fields[0].name]
-        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), fields[0].max_length)
-        return Events(
-            take_padded(self._event_values(history, looked_up), index_BT, mask_BT),
-            {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
-            take_padded(batch.event_times[history], index_BT, mask_BT),
-            mask_BT,
-        )
+        if self.sequences == "events":
+            return {h: pad(h, values_NE) for h, values_NE in values.items()}
+        longest = {h: fields[0].max_length for h, fields in self.schema.histories.items()}
+        return Histories(values, {h: j.offsets().long() for h, j in first.items()}, longest, pad)
 
 
 def left_pad_index(lengths_B: Tensor, offsets_B1: Tensor, length: int) -> tuple[Tensor, Tensor]:
