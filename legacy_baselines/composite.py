@@ -24,8 +24,9 @@ from ctrbench.kernels.cross import cross_cost
 from ctrbench.legacy_baselines.composite_serving import request_flops, serving
 from ctrbench.legacy_baselines.dcn_v2 import CrossNet
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, whole
-from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
+from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.events import Events
 from ctrbench.models.histories import require_history
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ctrbench.kernels.din_attention as kernel
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.legacy_baselines import din
-from ctrbench.models.blocks import newest_flat
+from ctrbench.models.events import newest_flat
 
 C, UNITS = 3, (4, 2)
 
