@@ -106,12 +106,9 @@ class Composite(nn.Module):
         require_history(schema, "composite")
         with torch.device(device) if device else nullcontext():
             self.embedder = FeatureEmbedder(
-                schema,
-                config.dim,
-                config.tables,
-                missing_vector=config.missing_vector,
+                schema, config.dim, config.tables, missing_vector=config.missing_vector,
                 sequences="flat" if config.unit == "jagged" else "events",
-            )
+            )  # fmt: skip
             self.attention = Interests(schema, config.dim, config, views(config, schema))
             width = _width(config, schema)
             self.cross = CrossNet(width, config.cross_layers)
