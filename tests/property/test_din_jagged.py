@@ -14,7 +14,7 @@ from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.kernels.cpu import din_blocks
 from ctrbench.kernels.dice import BlockAct
 from ctrbench.legacy_baselines import din
-from ctrbench.models.blocks import newest_flat
+from ctrbench.models.events import newest_flat
 
 C, UNITS = 3, (4, 2)
 

@@ -120,10 +120,11 @@ def test_both_sides_build_the_same_sizes() -> None:
         assert "from ctrbench" not in body
         found: dict[str, Any] = {}
         for node in ast.parse(body).body:
-            if isinstance(node, ast.Assign) and any(
-                n in ast.unparse(node.targets[0]) for n in ("DIM", "SIZES", "TOWER")
-            ):
-                exec(ast.unparse(node), found)  # constants alone
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+                continue
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+            if any(n in target for n in ("DIM", "SIZES", "TOWER")):
+                exec(f"{target} = {ast.unparse(node.value)}", found)  # constants alone
         assert found["DIM"] == DIM
         assert (tuple(found["ATTENTION"]), tuple(found["TOWER"])) == (ATTENTION, TOWER)
         for model in of:
