@@ -98,7 +98,7 @@ def count_rows(
     infer = count_step(model, batch, train=False)
     with torch.device("meta"):
         twin = spec.build(config, schema)
-    set_mode(twin, str(base["dtype"]))
+    set_mode(twin, str(base.get("dtype", "float32")))
     on_meta = count_step(twin, random_batch(spec, config, schema, batch.size, device="meta"), train=True)
     analytic = (useful + flops_per_step(model.train())).full
     others = [useful_flops(spec, config, schema, b).visible * b.size for b in batches]

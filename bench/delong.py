@@ -24,6 +24,10 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
+ROUNDING = 1e-13
+"""Share of its terms under which a sum that should cancel has cancelled."""
+
+
 @dataclass(frozen=True, slots=True)
 class AucCovariance:
     """AUCs of several scorings of the same rows."""
@@ -127,7 +131,9 @@ def paired_auc_test(label_N: Array, a_SN: Array, b_SN: Array, user_N: Array | No
     seeds = len(a_SN)
     delta_S = found.auc_K[:seeds] - found.auc_K[seeds:]
     contrast_K = np.repeat([1.0, -1.0], seeds) / seeds
-    of_users = max(0.0, float(contrast_K @ found.covariance_KK @ contrast_K))
+    of_users = float(contrast_K @ found.covariance_KK @ contrast_K)
+    if of_users < ROUNDING * float(np.abs(contrast_K) @ np.abs(found.covariance_KK) @ np.abs(contrast_K)):
+        of_users = 0.0  # what is left of equal terms that cancel
     of_seeds = float(delta_S.var(ddof=1)) / seeds if seeds > 1 else 0.0
     variance, delta = of_users + of_seeds, float(delta_S.mean())
     df = variance**2 / (of_seeds**2 / (seeds - 1)) if of_seeds > 0 else math.inf

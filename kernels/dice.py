@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.cpu import din_blocks
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 Impl = Literal["fused", "plain"]
@@ -90,6 +91,7 @@ class BlockAct:
         self.alpha_O, self.given = alpha_O, given
         self.moments: tuple[Tensor, Tensor] | None = None
         self.counts: list[int] = []
+        self.native = alpha_O is not None and alpha_O.dtype == torch.float32 and din_blocks.available()
         self.means: list[Tensor] = []
         self.vars: list[Tensor] = []
 
@@ -125,6 +127,9 @@ class BlockAct:
         if self.alpha_O is None:
             return x_EO
         into_EO = into[: x_EO.numel()].view_as(x_EO)
+        if self.native:
+            torch.ops.ctrbench.dice_out(x_EO, self.scale_O, self.shift_O, self.alpha_O, into_EO)
+            return into_EO
         torch.addcmul(self.shift_O, x_EO, self.scale_O, out=into_EO).sigmoid_()
         return torch.addcmul(self.alpha_O, self.rest_O, into_EO, out=into_EO).mul_(x_EO)
 
@@ -136,6 +141,12 @@ class BlockAct:
         if self.alpha_O is None:
             torch.ops.aten.threshold_backward.grad_input(dy_EO, x_EO, 0, grad_input=dy_EO)
             return x_EO
+        if self.native:
+            y_EO, parts = work[0][: x_EO.numel()].view_as(x_EO), -(-len(x_EO) // din_blocks.CHUNK)
+            sums_K3O = x_EO.new_empty(parts, *sums_3O.shape)
+            torch.ops.ctrbench.dice_back(x_EO, self.scale_O, self.shift_O, self.alpha_O, dy_EO, y_EO, sums_K3O)
+            sums_3O += sums_K3O.sum(0)
+            return y_EO
         z_EO, p_EO, s_EO = (w[: x_EO.numel()].view_as(x_EO) for w in work)
         torch.addcmul(self.shift_O, x_EO, self.scale_O, out=z_EO)
         torch.sigmoid(z_EO, out=p_EO)
@@ -155,7 +166,11 @@ class BlockAct:
         if self.alpha_O is not None and self.given is None:
             through_O = -self.rest_O * self.scale_O / count
             slope_O = through_O * self.scale_O * sums_3O[2]
-            dx_EO.addcmul_(x_EO, slope_O).add_(through_O * (sums_3O[1] + self.shift_O * sums_3O[2]))
+            base_O = through_O * (sums_3O[1] + self.shift_O * sums_3O[2])
+            if self.native:
+                torch.ops.ctrbench.dice_finish(x_EO, slope_O, base_O, dx_EO)
+            else:
+                dx_EO.addcmul_(x_EO, slope_O).add_(base_O)
         return dx_EO
 
 

@@ -8,22 +8,25 @@ The first layer is split algebraically (kernels/din_unit.py), so that the four-p
 `fused` is one autograd node. On a CPU the unit is bound by memory, so rows are worked on in blocks whose intermediates
 stay in the cache; only the layers' outputs before their activations reach memory, activations are computed anew where
 they are needed. Dice's statistics over all events part the blocks: one sweep a layer forward, one a layer backward.
+Between the products of float32 blocks stands C (kernels/cpu/din_blocks.c), one pass where ATen takes up to thirteen;
+without a compiler, and for float64, ATen does those steps too.
 
 Dims: B rows, N events of all rows, E events of a block, C width of an event, O and I width of a layer and of its input
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, linear, relu
+from torch.nn.functional import linear, relu
 
 from ctrbench.kernels.cost import Cost
+from ctrbench.kernels.cpu.first_layer import bag, first_layer, rows_of
 from ctrbench.kernels.dice import BlockAct, dice_plain
 from ctrbench.kernels.din_unit import unit_concat, unit_cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
@@ -63,7 +66,7 @@ def din_flat(
     alphas: Sequence[Tensor | None], stats: Moments, softmax: bool = False, eps: float = 1e-9,
 ) -> tuple[Tensor, Moments]:  # fmt: skip
     """Real events only, first layer split, differentiated operator by operator: any device and type."""
-    rows_N = _rows(offsets_B1, len(h_NC))
+    rows_N = rows_of(offsets_B1, len(h_NC))
     w_q, w_h, w_d, w_p = weights[0].chunk(4, dim=1)
     q_NC = q_BC.index_select(0, rows_N)
     x_NO = linear(torch.cat([h_NC, q_NC * h_NC], dim=1), torch.cat([w_h - w_d, w_p], dim=1))
@@ -91,12 +94,6 @@ def _acted(
     return p * x + alpha_O * (1 - p) * x, None
 
 
-def _rows(offsets_B1: Tensor, events: int) -> Tensor:
-    """Row of every event."""
-    at_B = torch.arange(len(offsets_B1) - 1, device=offsets_B1.device)
-    return at_B.repeat_interleave(offsets_B1.diff(), output_size=events)
-
-
 def _softmax(a_N: Tensor, rows_N: Tensor, rows: int) -> Tensor:
     """Softmax over the events of each row."""
     top_B = a_N.detach().new_full((rows,), -torch.inf).scatter_reduce(0, rows_N, a_N.detach(), "amax")
@@ -120,17 +117,10 @@ def _blocks(offsets_B1: Tensor, events: int, size: int) -> list[_Block]:
     if not events:
         return []
     first = torch.searchsorted(offsets_B1, torch.arange(0, events, max(1, size)))
+    first = first[offsets_B1[first] < events]  # empty rows at the end join the last block: none is without events
     edge = torch.cat([first, first.new_tensor([len(offsets_B1) - 1])]).unique_consecutive()
     pairs = list(zip(edge.tolist(), offsets_B1[edge].tolist(), strict=True))
     return [_Block(slice(r0, r1), slice(e0, e1)) for (r0, e0), (r1, e1) in pairwise(pairs)]
-
-
-def _bag(x_NO: Tensor, offsets_B1: Tensor, weight_N: Tensor | None = None) -> Tensor:
-    """(Weighted) sum of each row's events: [N, O] -> [B, O]."""
-    at_N = torch.arange(len(x_NO), device=x_NO.device)
-    return embedding_bag(
-        at_N, x_NO, offsets_B1, mode="sum", include_last_offset=True, per_sample_weights=weight_N
-    )  # fmt: skip
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -142,24 +132,22 @@ class _Sweeps:
     """What forward and backward share: blocks, the rows of their events, buffers, the first layer's weights split."""
 
     def __init__(self, q_BC: Tensor, h_NC: Tensor, offsets_B1: Tensor, weights: Sequence[Tensor]) -> None:
-        self.q_BC, self.h_NC, self.offsets_B1 = q_BC, h_NC, offsets_B1
-        w_q, w_h, w_d, self.product_OC = weights[0].chunk(4, dim=1)
-        self.query_OC, self.event_OC = w_q + w_d, w_h - w_d
-        widest = max(h_NC.shape[1], *(len(w) for w in weights[:-1]))
+        self.q_BC, self.h_NC, self.offsets_B1 = q_BC.contiguous(), h_NC.contiguous(), offsets_B1
+        w_q, w_h, w_d, w_p = weights[0].chunk(4, dim=1)
+        self.query_OC, self.pair_O2C = w_q + w_d, torch.cat([w_h - w_d, w_p], dim=1)
+        widest = max(2 * h_NC.shape[1], *(len(w) for w in weights[:-1]))
         self.blocks = _blocks(offsets_B1, len(h_NC), BLOCK // widest)
-        self.rows_N = _rows(offsets_B1, len(h_NC))
+        self.rows_N = rows_of(offsets_B1, len(h_NC))
+        self.first = first_layer(h_NC.dtype)
         self.largest = max((b.events.stop - b.events.start for b in self.blocks), default=0) * widest
 
     def buffers(self, count: int) -> list[Tensor]:
         """Flat, as large as the largest block."""
         return [self.h_NC.new_empty(self.largest) for _ in range(count)]
 
-    def pairs(self, block: _Block, q: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(q, h, q * h) of a block's events, the first and the last in the buffers."""
-        h_EC = self.h_NC[block.events]
-        q_EC, product_EC = q[: h_EC.numel()].view_as(h_EC), product[: h_EC.numel()].view_as(h_EC)
-        torch.index_select(self.q_BC, 0, self.rows_N[block.events], out=q_EC)
-        return q_EC, h_EC, torch.mul(q_EC, h_EC, out=product_EC)
+    def pairs(self, block: _Block, into: Tensor) -> Tensor:
+        """[h; q * h] of a block's events, in the buffer."""
+        return self.first.pairs(self.q_BC, self.h_NC[block.events], self.rows_N[block.events], into)
 
 
 class _Unit(torch.autograd.Function):
@@ -171,7 +159,7 @@ class _Unit(torch.autograd.Function):
         depth = len(acts)
         weights, biases = params[: depth + 1], params[depth + 1 : 2 * depth + 2]
         sweeps = _Sweeps(q_BC, h_NC, offsets_B1, weights)
-        blocks, work = sweeps.blocks, sweeps.buffers(2)
+        blocks, (work,) = sweeps.blocks, sweeps.buffers(1)
         row_BO = torch.addmm(biases[0], q_BC, sweeps.query_OC.t())
         # a tensor a block: the allocator has those at hand, where one of all events is fresh pages at every step
         outs: list[list[Tensor]] = []
@@ -179,12 +167,10 @@ class _Unit(torch.autograd.Function):
             outs.append([])
             for k, block in enumerate(blocks):
                 if i == 0:
-                    _, h_EC, product_EC = sweeps.pairs(block, *work)
-                    x_EO = row_BO.index_select(0, sweeps.rows_N[block.events])
-                    _add_product(x_EO, h_EC, sweeps.event_OC.t())
-                    _add_product(x_EO, product_EC, sweeps.product_OC.t())
+                    x_EO = sweeps.pairs(block, work) @ sweeps.pair_O2C.t()
+                    sweeps.first.add_rows(row_BO, sweeps.rows_N[block.events], x_EO)
                 else:
-                    x_EO = torch.addmm(biases[i], acts[i - 1].out(outs[i - 1][k], work[0]), weights[i].t())
+                    x_EO = torch.addmm(biases[i], acts[i - 1].out(outs[i - 1][k], work), weights[i].t())
                 if act is not None:
                     act.see(x_EO)
                 outs[i].append(x_EO)
@@ -195,14 +181,15 @@ class _Unit(torch.autograd.Function):
             a_N = _softmax(a_N, sweeps.rows_N, len(q_BC))
         ctx.sweeps, ctx.acts, ctx.softmax, ctx.outs = sweeps, acts, softmax, outs
         ctx.save_for_backward(a_N, *weights)
-        return _bag(h_NC, offsets_B1, a_N)
+        return bag(sweeps.h_NC, offsets_B1, a_N)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, du_BC: Tensor) -> tuple[Tensor | None, ...]:
         sweeps, acts, outs, (a_N, *weights) = ctx.sweeps, ctx.acts, ctx.outs, ctx.saved_tensors
         work, events = sweeps.buffers(3), len(sweeps.h_NC)
-        dh_NC, grads = _pooling_grads(sweeps, du_BC, a_N, ctx.softmax)
+        du_BC = du_BC.contiguous()
+        grads = _scores_grads(sweeps, du_BC, a_N, ctx.softmax)
         dws, dbs = [torch.zeros_like(w) for w in weights], [w.new_zeros(len(w)) for w in weights]
         sums = [w.new_zeros(3, len(w)) for w in weights[:-1]]
         for i in range(len(acts), 0, -1):
@@ -217,44 +204,46 @@ class _Unit(torch.autograd.Function):
                 _add_product(dws[i], dx_EO.t(), y_EI)
                 dbs[i] += dx_EO.sum(0)
                 grads[k] = dy_EI
-        for k, x_EO in enumerate(outs[0]):
-            acts[0].finish(x_EO, grads[k], sums[0], events)
-        dq_BC, dws[0], dbs[0] = _first_grads(sweeps, grads, dh_NC)
+        finished = (acts[0].finish(x_EO, grads[k], sums[0], events) for k, x_EO in enumerate(outs[0]))
+        dq_BC, dh_NC, dws[0], dbs[0] = _first_grads(sweeps, finished, a_N, du_BC, work)
         dalphas = [None if a.alpha_O is None else s[0] for a, s in zip(acts, sums, strict=True)]
         return dq_BC, dh_NC, None, None, None, None, *dws, *dbs, *dalphas
 
 
-def _pooling_grads(sweeps: _Sweeps, du_BC: Tensor, a_N: Tensor, softmax: bool) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of u = sum of a h: that of h [N, C], and that of the scores, a block [E, 1] each."""
-    dh_NC, da_N = torch.empty_like(sweeps.h_NC), torch.empty_like(a_N)
+def _scores_grads(sweeps: _Sweeps, du_BC: Tensor, a_N: Tensor, softmax: bool) -> list[Tensor]:
+    """Gradient of the scores through u = sum of a h, a block [E, 1] each."""
+    da_N = torch.empty_like(a_N)
     for block in sweeps.blocks:
         e = block.events
-        du_EC = du_BC.index_select(0, sweeps.rows_N[e])
-        torch.sum(torch.mul(du_EC, sweeps.h_NC[e], out=dh_NC[e]), dim=1, out=da_N[e])
-        torch.mul(du_EC, a_N[e].unsqueeze(1), out=dh_NC[e])
+        sweeps.first.scores_back(du_BC, sweeps.h_NC[e], sweeps.rows_N[e], da_N[e])
     if softmax:
         da_N *= a_N
         da_N -= a_N * a_N.new_zeros(len(du_BC)).index_add(0, sweeps.rows_N, da_N).index_select(0, sweeps.rows_N)
-    return dh_NC, [da_N[b.events].unsqueeze(1) for b in sweeps.blocks]
+    return [da_N[b.events].unsqueeze(1) for b in sweeps.blocks]
 
 
-def _first_grads(sweeps: _Sweeps, grads: list[Tensor], dh_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, of the first layer's weight and of its bias; that of h is added to `dh_NC`."""
-    work = sweeps.buffers(3)
-    dq_BC, drow_BO = torch.zeros_like(sweeps.q_BC), sweeps.q_BC.new_zeros(len(sweeps.q_BC), len(sweeps.query_OC))
-    devent_OC, dproduct_OC = torch.zeros_like(sweeps.event_OC), torch.zeros_like(sweeps.event_OC)
-    for block, dx_EO in zip(sweeps.blocks, grads, strict=True):
-        offsets = sweeps.offsets_B1[block.rows.start : block.rows.stop + 1] - block.events.start
-        q_EC, h_EC, product_EC = sweeps.pairs(block, *work[:2])
-        _add_product(devent_OC, dx_EO.t(), h_EC)
-        _add_product(dproduct_OC, dx_EO.t(), product_EC)
-        drow_BO[block.rows] = _bag(dx_EO, offsets)
-        dp_EC = torch.mm(dx_EO, sweeps.product_OC, out=work[2][: h_EC.numel()].view_as(h_EC))
-        _add_product(dh_NC[block.events], dx_EO, sweeps.event_OC).addcmul_(dp_EC, q_EC)
-        dq_BC[block.rows] = _bag(dp_EC.mul_(h_EC), offsets)
+def _first_grads(
+    sweeps: _Sweeps, finished: Iterator[Tensor], a_N: Tensor, du_BC: Tensor, work: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, of h, and of the first layer's weight and bias, from those of its output, a block each."""
+    q_BC, h_NC = sweeps.q_BC, sweeps.h_NC
+    dq_BC, dh_NC = torch.empty_like(q_BC), torch.empty_like(h_NC)
+    drow_BO, dpair_O2C = q_BC.new_empty(len(q_BC), len(sweeps.query_OC)), torch.zeros_like(sweeps.pair_O2C)
+    for block, dx_EO in zip(sweeps.blocks, finished, strict=True):
+        e, rows = block.events, block.rows
+        pair_E2C = sweeps.pairs(block, work[0])
+        _add_product(dpair_O2C, dx_EO.t(), pair_E2C)
+        dpair_E2C = torch.mm(dx_EO, sweeps.pair_O2C, out=work[1][: pair_E2C.numel()].view_as(pair_E2C))
+        sweeps.first.first_back(
+            dpair_E2C, dx_EO, q_BC[rows], h_NC[e], sweeps.offsets_B1[rows.start : rows.stop + 1], a_N[e], du_BC[rows],
+            dh_NC[e], dq_BC[rows], drow_BO[rows],
+        )  # fmt: skip
+    if not sweeps.blocks:
+        dq_BC.zero_(), drow_BO.zero_()
     _add_product(dq_BC, drow_BO, sweeps.query_OC)
-    dquery_OC = drow_BO.t() @ sweeps.q_BC
-    return dq_BC, torch.cat([dquery_OC, devent_OC, dquery_OC - devent_OC, dproduct_OC], dim=1), drow_BO.sum(0)
+    dquery_OC, (devent_OC, dproduct_OC) = drow_BO.t() @ q_BC, dpair_O2C.chunk(2, dim=1)
+    dweight_O4C = torch.cat([dquery_OC, devent_OC, dquery_OC - devent_OC, dproduct_OC], dim=1)
+    return dq_BC, dh_NC, dweight_O4C, drow_BO.sum(0)
 
 
 def din_fused(
@@ -263,7 +252,7 @@ def din_fused(
 ) -> tuple[Tensor, Moments]:  # fmt: skip
     """Fast path on CPU: one node, blocks of rows."""
     acts = [BlockAct(a, s) for a, s in zip(alphas, stats, strict=True)]
-    u_BC = _Unit.apply(q_BC, h_NC.contiguous(), offsets_B1, acts, softmax, eps, *weights, *biases, *alphas)
+    u_BC = _Unit.apply(q_BC, h_NC, offsets_B1, acts, softmax, eps, *weights, *biases, *alphas)
     return u_BC, tuple(a.moments for a in acts)
 
 
@@ -315,8 +304,9 @@ def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Any
     batch, history, width = (int(shape[n]) for n in ("batch", "history", "width"))
     units = [int(shape[n]) for n in ("first", "second")]
     lengths_B = torch.full((batch,), history)
-    if shape["fill"] < 1:  # from none to twice the mean
+    if shape["fill"] < 1:  # from none to twice the mean, and one row at the cap: the twin pads to it, as models do
         lengths_B = torch.randint(0, int(2 * history * shape["fill"]) + 1, (batch,)).clamp(max=history)
+        lengths_B[0] = history if shape["fill"] else 0
     offsets_B1 = torch.cat([lengths_B.new_zeros(1), lengths_B.cumsum(0)]).to(device)
 
     def random(*size: int, over: float = 1.0) -> Tensor:

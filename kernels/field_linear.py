@@ -1,4 +1,4 @@
-"""One linear map a field (FAT, 2511.12081 section 3.2), composed or mixed on the fly from shared bases (section 3.4).
+"""One linear map a field (FAT, 2511.12081 section 3.2).
 
 Activations are field-major, [F, B, D]: each field's rows are then one GEMM of a batched product without a copy.
 Measured, one CPU thread, F=39, B=256, 32 -> 96, forward + backward: field-major bmm 5.1 ms, bmm on a strided view of
@@ -49,51 +49,6 @@ def field_projections(x_FBD: Tensor, *weights: Tensor) -> Tensor:
 def field_linear_cost(fields: int, width: int, out: int) -> Cost:
     """One sample."""
     return Cost(flops=2.0 * fields * width * out, elementwise=0.0)
-
-
-def compose_plain(share_FK: Tensor, chosen_FK: Tensor, bases_MN: Tensor) -> Tensor:
-    """Plain twin: the chosen bases are gathered, then summed with their shares."""
-    return (share_FK.unsqueeze(-1) * bases_MN[chosen_FK]).sum(dim=1)
-
-
-def compose_dense(share_FK: Tensor, chosen_FK: Tensor, bases_MN: Tensor) -> Tensor:
-    """Fast path: shares of bases not chosen are exact zeros of a dense product, so nothing is copied K times."""
-    dense_FM = share_FK.new_zeros(share_FK.shape[0], bases_MN.shape[0]).scatter(1, chosen_FK, share_FK)
-    return dense_FM @ bases_MN
-
-
-def compose(share_FK: Tensor, chosen_FK: Tensor, bases_MN: Tensor, impl: Impl = "fused") -> Tensor:
-    """Weights of every field, Σ_k share · basis, [F, N]. The choice gets no gradient, shares and bases do."""
-    return (compose_dense if impl == "fused" else compose_plain)(share_FK, chosen_FK, bases_MN)
-
-
-def compose_cost(fields: int, bases: int, chosen: int, weights: int, *, useful: bool = False) -> Cost:
-    """Once a step, whatever the batch: 2FMN executed by the dense product, 2FKN of them useful."""
-    return Cost(flops=2.0 * fields * (chosen if useful else bases) * weights, elementwise=0.0)
-
-
-def mixture_linear_plain(x_FBD: Tensor, share_FK: Tensor, chosen_FK: Tensor, bases_MDE: Tensor) -> Tensor:
-    """Plain twin: compose the weight, then apply it."""
-    weight_FDE = compose_plain(share_FK, chosen_FK, bases_MDE.flatten(1)).view(-1, *bases_MDE.shape[1:])
-    return field_linear_plain(x_FBD, weight_FDE)
-
-
-def mixture_linear(
-    x_FBD: Tensor, share_FK: Tensor, chosen_FK: Tensor, bases_MDE: Tensor, impl: Impl = "fused"
-) -> Tensor:
-    """The mixture on the fly: every chosen basis is applied to the activations, the outputs are mixed, [F, B, E]."""
-    if impl == "plain":
-        return mixture_linear_plain(x_FBD, share_FK, chosen_FK, bases_MDE)
-    fields, chosen = chosen_FK.shape
-    _, width, out = bases_MDE.shape
-    weight_FDN = bases_MDE[chosen_FK].transpose(1, 2).reshape(fields, width, chosen * out)
-    y_FBKE = torch.bmm(x_FBD, weight_FDN).view(fields, -1, chosen, out)
-    return (y_FBKE * share_FK.view(fields, 1, chosen, 1)).sum(dim=2)
-
-
-def mixture_linear_cost(fields: int, chosen: int, width: int, out: int) -> Cost:
-    """One sample: K times the cost of composed weights, plus the mixing of outputs."""
-    return Cost(flops=2.0 * fields * chosen * width * out, elementwise=2.0 * fields * chosen * out)
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

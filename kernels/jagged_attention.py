@@ -34,7 +34,7 @@ SHORT = 128
 STEP = 8
 """Short rows are filled up to a multiple of this, a vector of the instruction set."""
 IN_CACHE = 1 << 18
-"""Scores at a time; both measured as in docs/performance/notes-ka.md."""
+"""Scores at a time; both measured as in docs/performance/transformer_operators.md."""
 _ALL, _FIRST = slice(None), slice(1)
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -103,18 +103,21 @@ def linear_plain(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> 
     return functional.linear(x, weight_NK, bias_N)
 
 
-def _worth(x: Tensor, weight_NK: Tensor) -> bool:
-    n, k = weight_NK.shape
+def on_cpu_float32(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product can be handed to oneDNN's float32 operators here."""
     return (
         x.device.type == "cpu"
-        and x.dtype == weight_NK.dtype == torch.float32
-        and min(n, k) >= MIN_WIDTH
-        and x.numel() * n >= MIN_MACS
+        and x.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def _worth(x: Tensor, weight_NK: Tensor) -> bool:
+    n, k = weight_NK.shape
+    return min(n, k) >= MIN_WIDTH and x.numel() * n >= MIN_MACS and on_cpu_float32(x, weight_NK)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, impl: Impl = "fast") -> Tensor:

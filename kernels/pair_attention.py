@@ -22,7 +22,7 @@ from ctrbench.kernels.operator import Operator, Shape, on_gpu
 Impl = Literal["fused", "plain"]
 
 IN_CACHE, MANY = 1 << 18, 1 << 23
-"""Scores at a time, and scores of a call from which that pays; measured in docs/performance/notes-ka.md."""
+"""Scores at a time, and scores of a call from which that pays; docs/performance/transformer_operators.md."""
 
 
 def pair_attention_plain(q_BHFd: Tensor, k_BHFd: Tensor, v_BHFd: Tensor, pair_FF: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ctrbench.kernels.cost import Cost
 from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 IN_CACHE, MANY = 1 << 19, 1 << 23
-"""Scores at a time, and scores of a call from which that pays; measured in docs/performance/notes-ka.md."""
+"""Scores at a time, and scores of a call from which that pays; docs/performance/transformer_operators.md."""
 
 
 def pointwise_attention_plain(

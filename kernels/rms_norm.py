@@ -21,7 +21,7 @@ from ctrbench.kernels.operator import Operator, Shape, on_gpu
 Impl = Literal["fused", "plain"]
 
 IN_CACHE, MANY = 1 << 18, 1 << 20
-"""Elements at a time, and elements of a call from which one node pays; measured in docs/performance/notes-ka.md."""
+"""Elements at a time, and elements of a call from which one node pays; docs/performance/transformer_operators.md."""
 
 
 def rms_norm_plain(x: Tensor, y: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,9 @@ from ctrbench.kernels.cross import cross_cost
 from ctrbench.legacy_baselines.composite_serving import request_flops, serving
 from ctrbench.legacy_baselines.dcn_v2 import CrossNet
 from ctrbench.legacy_baselines.interest import Interests, UnitConfig, View, interest_flops, whole
-from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
+from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.events import Events
 from ctrbench.models.histories import require_history
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage
 
@@ -105,8 +106,9 @@ class Composite(nn.Module):
         require_history(schema, "composite")
         with torch.device(device) if device else nullcontext():
             self.embedder = FeatureEmbedder(
-                schema, config.dim, config.tables, sequences="events", missing_vector=config.missing_vector
-            )
+                schema, config.dim, config.tables, missing_vector=config.missing_vector,
+                sequences="flat" if config.unit == "jagged" else "events",
+            )  # fmt: skip
             self.attention = Interests(schema, config.dim, config, views(config, schema))
             width = _width(config, schema)
             self.cross = CrossNet(width, config.cross_layers)

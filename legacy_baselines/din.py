@@ -71,7 +71,11 @@ class DIN(nn.Module):
         require_history(schema, "din")
         with torch.device(device) if device else nullcontext():
             self.embedder = FeatureEmbedder(
-                schema, config.dim, config.trained_tables, sequences="events", missing_vector=config.missing_vector
+                schema,
+                config.dim,
+                config.trained_tables,
+                missing_vector=config.missing_vector,
+                sequences="flat" if config.unit == "jagged" else "events",
             )
             self.attention = Interests(schema, config.dim, config, [View(h, h) for h in schema.histories])
             n_in = self.embedder.num_fields * config.dim + sum(self.embedder.event_width.values())

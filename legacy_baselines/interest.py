@@ -20,7 +20,8 @@ from ctrbench.kernels.dice import dice
 from ctrbench.kernels.din_attention import din_attention
 from ctrbench.kernels.din_unit import IMPLS, Impl, unit_cost, unit_layer
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.blocks import Embedded, Events, FlatEvents, Histories, mlp_flops
+from ctrbench.models.blocks import Embedded, mlp_flops
+from ctrbench.models.events import Events, FlatEvents, Histories
 from ctrbench.models.histories import TargetEvents
 
 DiceStats = Literal["valid", "all"]

@@ -6,9 +6,8 @@ Dims: B batch, F fields, I dense fields, D embedding width, T padded history len
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -19,60 +18,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import Linear
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """One padded history; the newest event is at the right end (left padding), padding rows are zero."""
-
-    values_BTE: Tensor
-    """[B, T, C*D], the event's fields side by side in schema order."""
-    ids: Mapping[str, Tensor]
-    """Field name -> padded ids [B, T], 0 on padding."""
-    times_BT: Tensor
-    """int64 seconds, 0 on padding."""
-    mask_BT: Tensor
-    """bool, True on real events."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlatEvents:
-    """The real events of one history, row after row."""
-
-    values_NE: Tensor
-    """[N, C*D], the event's fields side by side in schema order."""
-    offsets_B1: Tensor
-    """int64 [B + 1]; events of row b are `offsets[b]` to `offsets[b + 1]`."""
-
-
-class Histories(Mapping[str, Events]):
-    """Histories by name, padded only when asked for.
-
-    Args:
-        flat: events by history, at most its maximum length a row.
-        pad: a history's name to its padded form.
-    """
-
-    def __init__(self, flat: Mapping[str, Callable[[], FlatEvents]], pad: Callable[[str], Events]) -> None:
-        self._flat, self._pad = flat, pad
-        self._padded: dict[str, Events] = {}
-
-    def flat(self, history: str) -> FlatEvents:
-        """Real events only."""
-        return self._flat[history]()
-
-    def __getitem__(self, history: str) -> Events:
-        if history not in self._padded:
-            if history not in self._flat:
-                raise KeyError(history)
-            self._padded[history] = self._pad(history)
-        return self._padded[history]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._flat)
-
-    def __len__(self) -> int:
-        return len(self._flat)
+from ctrbench.models.events import Events, Histories, left_pad_index, take_padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +41,7 @@ class FeatureEmbedder(nn.Module):
         dim: embedding width D.
         tables: storage and optimizer of the tables.
         sequences: `pooled` averages each sequence field into one more field (models without a sequence module);
-            `events` keeps them as padded histories.
+            `events` keeps them as padded histories, `flat` as real events that are padded only when asked for.
         linear: also a first-order weight per id and per dense field (LR, FM, DeepFM); it rides in the row as
             one more column, so that one lookup serves both.
         dense: embed the dense fields too; without, a model takes them from the batch itself.
@@ -110,7 +56,7 @@ class FeatureEmbedder(nn.Module):
         dim: int,
         tables: TableConfig,
         *,
-        sequences: Literal["pooled", "events"] = "pooled",
+        sequences: Literal["pooled", "events", "flat"] = "pooled",
         linear: bool = False,
         dense: bool = True,
         missing_vector: bool = True,
@@ -196,10 +142,7 @@ class FeatureEmbedder(nn.Module):
                 rows = [looked_up[f.name].values() for f in self.schema.categorical]
                 if rows:
                     parts.append(torch.stack(rows, dim=1)[..., : self.tables.width])
-                events = Histories(
-                    {h: partial(self._flat_events, h, looked_up) for h in self.schema.histories},
-                    lambda h: self._events(h, looked_up, batch),
-                )
+                events = self._histories(looked_up, batch)
         if self.numeric_ID is not None:
             parts.insert(1 if n_cat else 0, self.dense_rows(batch.dense_BI, batch.missing_BI))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], events
@@ -216,54 +159,27 @@ class FeatureEmbedder(nn.Module):
             numeric_BIW = numeric_BIW + missing_BI.unsqueeze(-1) * chosen(self.missing_ID)
         return numeric_BIW
 
-    def _event_values(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
-        fields = self.schema.histories[history]
-        return torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+    def _histories(self, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Mapping[str, Events]:
+        values = {
+            h: torch.cat([looked_up[f.name].values()[..., : self.dim] for f in fields], dim=-1)
+            for h, fields in self.schema.histories.items()
+        }
+        first = {h: looked_up[fields[0].name] for h, fields in self.schema.histories.items()}
 
-    def _flat_events(self, history: str, looked_up: Mapping[str, JaggedTensor]) -> FlatEvents:
-        first, values_NE = self.schema.histories[history][0], self._event_values(history, looked_up)
-        return newest_flat(values_NE, looked_up[first.name].offsets().long(), first.max_length)
+        def pad(history: str, values_NE: Tensor) -> Events:
+            fields, at = self.schema.histories[history], first[history]
+            index_BT, mask_BT = left_pad_index(at.lengths(), at.offsets(), fields[0].max_length)
+            return Events(
+                take_padded(values_NE, index_BT, mask_BT),
+                {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
+                take_padded(batch.event_times[history], index_BT, mask_BT),
+                mask_BT,
+            )
 
-    def _events(self, history: str, looked_up: Mapping[str, JaggedTensor], batch: Batch) -> Events:
-        fields = self.schema.histories[history]
-        first = looked_up[fields[0].name]
-        index_BT, mask_BT = left_pad_index(first.lengths(), first.offsets(), fields[0].max_length)
-        return Events(
-            take_padded(self._event_values(history, looked_up), index_BT, mask_BT),
-            {f.name: take_padded(batch.ids[f.name].values(), index_BT, mask_BT) for f in fields},
-            take_padded(batch.event_times[history], index_BT, mask_BT),
-            mask_BT,
-        )
-
-
-def left_pad_index(lengths_B: Tensor, offsets_B1: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Where each cell of a left-padded [B, T] table finds its event in the flat list, and which cells are real.
-
-    Histories longer than `length` keep their newest events.
-    """
-    back_T = torch.arange(length, 0, -1, device=lengths_B.device)
-    mask_BT = back_T <= lengths_B.unsqueeze(1)
-    index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)
-    return index_BT * mask_BT, mask_BT
-
-
-def newest_flat(values_NE: Tensor, offsets_B1: Tensor, length: int) -> FlatEvents:
-    """Flat events of histories of which those longer than `length` keep their newest."""
-    lengths_B = offsets_B1.diff()
-    if values_NE.is_meta or not len(lengths_B) or int(lengths_B.max()) <= length:
-        return FlatEvents(values_NE, offsets_B1)
-    last_N = offsets_B1[1:].repeat_interleave(lengths_B, output_size=len(values_NE))
-    kept_N = last_N - torch.arange(len(values_NE), device=values_NE.device) <= length
-    kept_B1 = torch.cat([offsets_B1[:1] * 0, lengths_B.clamp(max=length).cumsum(0)])
-    return FlatEvents(values_NE[kept_N], kept_B1)
-
-
-def take_padded(flat_N: Tensor, index_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Gathers flat events [N, ...] into [B, T, ...], zero on padding; an empty list gives all zeros."""
-    if flat_N.shape[0] == 0:
-        return flat_N.new_zeros(*index_BT.shape, *flat_N.shape[1:])
-    taken = flat_N.index_select(0, index_BT.flatten()).view(*index_BT.shape, *flat_N.shape[1:])
-    return taken * mask_BT.view(*mask_BT.shape, *[1] * (flat_N.dim() - 1)).to(taken.dtype)
+        if self.sequences == "events":
+            return {h: pad(h, values_NE) for h, values_NE in values.items()}
+        longest = {h: fields[0].max_length for h, fields in self.schema.histories.items()}
+        return Histories(values, {h: j.offsets().long() for h, j in first.items()}, longest, pad)
 
 
 class MLP(nn.Sequential):

@@ -18,9 +18,10 @@ from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.attention import attention
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.blocks import MLP, Events, FeatureEmbedder, mlp_flops
+from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.cards import fixed, switched
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.events import Events
 from ctrbench.models.histories import TIME_BUCKETS, TargetEvents, history_lengths, require_history
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 

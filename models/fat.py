@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.kernels.field_linear import compose_cost
+from ctrbench.kernels.compose import compose_cost
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.fat_card import card

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ctrbench.kernels.attention import attention
-from ctrbench.kernels.field_linear import compose, field_linear, mixture_linear
+from ctrbench.kernels.compose import compose
+from ctrbench.kernels.field_linear import field_linear
 from ctrbench.kernels.linear import linear
+from ctrbench.kernels.mixture_linear import mixture_linear
 from ctrbench.kernels.pair_attention import pair_attention
 
 Residual = Literal["paper", "pre2", "post2"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.linear import linear
-from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.blocks import Embedded
+from ctrbench.models.events import Events
 from ctrbench.models.histories import history_lengths
 from ctrbench.models.hstu_layers import HstuLayer, Past, Places, layer_flops, seen
 from ctrbench.models.requests import Requests

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
-from ctrbench.models.blocks import left_pad_index, take_padded
 from ctrbench.models.embedding import dense_parameters
+from ctrbench.models.events import left_pad_index, take_padded
 from ctrbench.models.item_codes import ItemCodes
 from ctrbench.models.lum_backbone import Read, UserModel, event_fields
 from ctrbench.models.lum_joint import joint_loss

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from ctrbench.kernels.attention import attention, lower_right, prefix_attention, visible_pairs
+from ctrbench.kernels.attention import attention, lower_right, visible_pairs
 from ctrbench.kernels.linear import Linear, linear
 from ctrbench.kernels.mixed_linear import mixed_linear
+from ctrbench.kernels.prefix_attention import prefix_attention
 from ctrbench.models.onetrans_tokens import ACTIVATIONS, Activation
 from ctrbench.models.spec import Flops
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctrbench.models.blocks import Events
+from ctrbench.models.events import Events
 from ctrbench.models.onetrans_tokens import EventTokens
 
 PLACE = 2

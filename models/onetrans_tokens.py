@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema
-from ctrbench.models.blocks import MLP, Events, mlp_flops
+from ctrbench.models.blocks import MLP, mlp_flops
+from ctrbench.models.events import Events
 from ctrbench.models.histories import (
     EventPositions,
     Positions,

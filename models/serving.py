@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ctrbench.datasets.schema import Batch, FeatureSchema
-from ctrbench.models.blocks import Embedded, Events, FeatureEmbedder
+from ctrbench.models.blocks import Embedded, FeatureEmbedder
 from ctrbench.models.embedding import EmbeddingTables
+from ctrbench.models.events import Events
 from ctrbench.models.requests import Requests, dense_rows, full_rows, host_of, item_dense, item_fields, take_users
 from ctrbench.models.table_lookups import one_id_each
 

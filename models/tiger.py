@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import Batch, FeatureSchema, synthetic_batch
-from ctrbench.models.blocks import left_pad_index, take_padded
 from ctrbench.models.cards import fixed, switched
+from ctrbench.models.events import left_pad_index, take_padded
 from ctrbench.models.lum_backbone import event_fields
 from ctrbench.models.retriever import RetrieverSpec
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, OwnBatches, Preset, Stage

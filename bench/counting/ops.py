@@ -136,7 +136,7 @@ _ELEMENTWISE = _names(
     "native_dropout_backward mse_loss mse_loss_backward smooth_l1_loss huber_loss glu glu_backward "
     "_prelu_kernel _prelu_kernel_backward rrelu_with_noise masked_fill addcmul addcdiv lerp tril triu isin "
     "nan_to_num logit logit_backward leaky_relu_backward floor_divide remainder"
-)
+) | _names("dice_out dice_back dice_finish din_pairs din_add_rows din_scores_back din_first_back", room="ctrbench")
 _FILLS = _names(
     "arange zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full scalar_tensor eye rand "
     "randn randint rand_like randn_like fill zero bernoulli normal uniform random exponential linspace triu_indices "

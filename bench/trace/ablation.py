@@ -218,12 +218,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _tensors(item)
+    elif is_dataclass(value):
+        for f in fields(value):
+            if f.init:
+                yield from _tensors(getattr(value, f.name))
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)
-    elif is_dataclass(value):
-        for f in fields(value):
-            yield from _tensors(getattr(value, f.name))
 
 
 def _rebuilt(value: Any, made: Iterator[Tensor]) -> Any:
@@ -233,10 +234,10 @@ def _rebuilt(value: Any, made: Iterator[Tensor]) -> Any:
     if isinstance(value, tuple | list):
         items = [_rebuilt(item, made) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, Mapping):
-        return {k: _rebuilt(v, made) for k, v in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _rebuilt(getattr(value, f.name), made) for f in fields(value) if f.init})
+    if isinstance(value, Mapping):
+        return {k: _rebuilt(v, made) for k, v in value.items()}
     return value
 
 

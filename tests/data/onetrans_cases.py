@@ -12,8 +12,9 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema, Field, synthetic_batch
-from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.blocks import Embedded
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.events import Events
 from ctrbench.models.onetrans import OneTrans, OneTransConfig
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

@@ -27,6 +27,7 @@ ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_onetra
 LUM = ("tests/property/test_lum.py", "tests/reference/test_slow_lum.py::test_user_model_of_lum")
 JOINT = ("tests/unit/test_joint.py",)
 DIN = ("tests/property/test_legacy_models.py", "tests/reference/test_peers.py")
+JAGGED = ("tests/property/test_din_jagged.py",)
 CROSS = (
     "tests/property/test_cross_networks.py",
     "tests/property/test_legacy_models.py",
@@ -36,6 +37,7 @@ _BLOCKS, _PAIRS, _FIELDS = "models/field_blocks.py", "kernels/pair_attention.py"
 _LAYERS, _MIXED = "models/onetrans_blocks.py", "kernels/mixed_linear.py"
 _BACKBONE, _MASKS = "models/lum_backbone.py", "models/lum_masks.py"
 _INTEREST, _UNIT = "legacy_baselines/interest.py", "kernels/din_unit.py"
+_NODE, _STEPS, _C = "kernels/din_attention.py", "kernels/cpu/first_layer.py", "kernels/cpu/din_blocks.c"
 _DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kernels/cross_mixture.py"
 SESSIONS = ("tests/property/test_onetrans_sessions.py",)
 LOAD = ("tests/unit/test_load.py",)
@@ -54,8 +56,9 @@ PLANTED = (
             "torch.full_like(top.values, 1 / self.chosen)", FAT),
     Mistake("fat", "one router for all projections", _BLOCKS, "compose(share_PFK[i], index_PFK[i], bases_MDE",
             "compose(share_PFK[0], index_PFK[0], bases_MDE", FAT),
-    Mistake("fat", "weights of the first field for all", _FIELDS, "return torch.bmm(x_FBD, weight_FDE) if",
-            "return x_FBD @ weight_FDE[0] if", FAT),
+    Mistake("fat", "weights of the first field for all", _FIELDS,
+            'return (on_gpu("field_linear", x_FBD) or torch.bmm)(x_FBD, weight_FDE)', "return x_FBD @ weight_FDE[0]",
+            FAT),
     Mistake("fat", "the residual of the block left out", _BLOCKS,
             "return z_FBD + self._feed(self.norm1(attended_FBD)",
             "return self._feed(self.norm1(attended_FBD)", FAT),
@@ -114,7 +117,7 @@ PLANTED = (
             "blocks = torch.ones(queries, queries, dtype", LUM),
     Mistake("lum", "queries see padding", _MASKS, "(segment_BL > 0).repeat_interleave(tokens, dim=1).unsqueeze(1)",
             "(segment_BL >= 0).repeat_interleave(tokens, dim=1).unsqueeze(1)", LUM),
-    Mistake("lum", "temperature left out", _BACKBONE, "candidates_Ud) / self.tau", "candidates_Ud)", LUM),
+    Mistake("lum", "temperature left out", _BACKBONE, "candidates_Ud, 1 / self.tau)", "candidates_Ud)", LUM),
     Mistake("lum", "frequency correction with the wrong sign", _BACKBONE, "logits_NU = logits_NU - torch.log",
             "logits_NU = logits_NU + torch.log", LUM),
     Mistake("lum", "a query at the place of the last event", _BACKBONE,
@@ -138,19 +141,44 @@ PLANTED = (
             'if self.training and mask is not None and self.stats == "none":', DIN),
     Mistake("din", "Dice without batch norm", _INTEREST, "torch.sigmoid(scaled)", "torch.sigmoid(x)", DIN),
     Mistake("din", "Dice with its sides exchanged", _INTEREST,
-            "torch.addcmul(self.alpha_O, 1 - self.alpha_O, torch.sigmoid(scaled))",
-            "torch.addcmul(torch.ones_like(self.alpha_O), self.alpha_O - 1, torch.sigmoid(scaled))", DIN),
-    Mistake("din", "running statistics never learnt", _INTEREST, "self.mean_O.lerp_(mean_O, step)",
-            "self.mean_O.lerp_(mean_O, 0 * step)", DIN),
+            "torch.addcmul(alpha_O, 1 - alpha_O, torch.sigmoid(scaled))",
+            "torch.addcmul(torch.ones_like(alpha_O), alpha_O - 1, torch.sigmoid(scaled))", DIN),
+    Mistake("din", "running statistics never learnt", _INTEREST,
+            "self.mean_O.lerp_(mean_O.to(self.mean_O.dtype), step)",
+            "self.mean_O.lerp_(mean_O.to(self.mean_O.dtype), 0 * step)", DIN),
     Mistake("din", "difference part with the wrong sign", _UNIT, "torch.addcmul((w_h - w_d).t(),",
             "torch.addcmul((w_h + w_d).t(),", DIN),
     Mistake("din", "product part left out", _UNIT, "torch.addcmul((w_h - w_d).t(), q_BC.unsqueeze(2), w_p.t())",
             "(w_h - w_d).t().expand(len(q_BC), -1, -1)", DIN),
     Mistake("din", "the query of a neighbouring field", "models/histories.py", "rows.append(fields_BFD[:, i])",
             "rows.append(fields_BFD[:, i - 1])", DIN),
-    Mistake("din", "the oldest events are kept", "models/blocks.py",
+    Mistake("din", "the oldest events are kept", "models/events.py",
             "index_BT = (offsets_B1[1:].unsqueeze(1) - back_T).clamp(min=0)",
             "index_BT = (offsets_B1[:-1].unsqueeze(1) + length - back_T).clamp(max=int(offsets_B1[-1]) - 1)", DIN),
+    Mistake("din", "node: difference part with the wrong sign", _NODE, "w_q + w_d, torch.cat([w_h - w_d, w_p], dim=1)",
+            "w_q + w_d, torch.cat([w_h + w_d, w_p], dim=1)", JAGGED),
+    Mistake("din", "node: gradient of the difference part", _NODE, "dquery_OC - devent_OC, dproduct_OC]",
+            "dquery_OC + devent_OC, dproduct_OC]", JAGGED),
+    Mistake("din", "node: mean and variance of Dice taken for constants", _NODE,
+            "dx_EO = acts[i].finish(outs[i][k], dx_EO, sums[i], events)", "dx_EO = grads[k]", JAGGED),
+    Mistake("din", "node: softmax without its gradient", _NODE, "        da_N *= a_N\n", "", JAGGED),
+    Mistake("din", "node: bias by the last block alone", _NODE, "dbs[i] += dx_EO.sum(0)", "dbs[i] = dx_EO.sum(0)",
+            JAGGED),
+    Mistake("din", "node: variance within blocks only", "kernels/dice.py", "(vars_KO + (means_KO - mean).square())",
+            "vars_KO", JAGGED),
+    Mistake("din", "steps: event for its product with the query", _STEPS,
+            "torch.mul(q_BC.index_select(0, row_E), h_EC, out=pair_E2C[:, width:])", "pair_E2C[:, width:] = h_EC",
+            JAGGED),
+    Mistake("din", "steps: pooling without its gradient", _STEPS,
+            "torch.mul(du_BC.index_select(0, row_E), a_E.unsqueeze(1), out=dh_EC)", "dh_EC.zero_()", JAGGED),
+    Mistake("din", "C: the slope of the gate left out", _C, "de[o] * g + s * (rest * scale[o])", "de[o] * g", JAGGED),
+    Mistake("din", "C: sum of s z without z", _C, "sz[o] += s * z", "sz[o] += s", JAGGED),
+    Mistake("din", "C: the last events of a block left out", _C, "(rows + CHUNK - 1) / CHUNK", "rows / CHUNK", JAGGED),
+    Mistake("din", "C: events of the block's first row for all", _C, "pe[width + c] = qe[c] * he[c]",
+            "pe[width + c] = q[c] * he[c]", JAGGED),
+    Mistake("din", "C: score left out of the gradient of h", _C, "const float ae = a[e];", "const float ae = 1.0f;",
+            JAGGED),
+    Mistake("din", "C: exponent off by one", _C, "((int32_t)n + 127) << 23", "((int32_t)n + 126) << 23", JAGGED),
     # --------------------------------------------------------------- DCN-v2
     Mistake("dcn_v2", "x_l for x_0 in the product", _LAYER,
             "torch.addcmul(x_BN, x0_BN, linear(x_BN, weight_NN, bias_N))",

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ctrbench.datasets.schema import synthetic_batch
-from ctrbench.models.blocks import Events
 from ctrbench.models.bst import BST, BSTConfig, BSTLayer, Sequence, distance_buckets
+from ctrbench.models.events import Events
 from ctrbench.models.histories import TIME_BUCKETS
 
 CONFIG = BSTConfig(heads=2)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import ctrbench.kernels.din_attention as kernel
 from ctrbench.datasets.schema import synthetic_batch
+from ctrbench.kernels.cpu import din_blocks
+from ctrbench.kernels.dice import BlockAct
 from ctrbench.legacy_baselines import din
-from ctrbench.models.blocks import newest_flat
+from ctrbench.models.events import newest_flat
 
 C, UNITS = 3, (4, 2)
 
@@ -62,6 +64,51 @@ def test_real_events_give_what_padded_rows_give(lengths, dice, softmax, given_st
                 torch.testing.assert_close(mine, theirs, **close)
     finally:
         kernel.BLOCK = before
+
+
+needs_compiler = pytest.mark.skipif(not din_blocks.available(), reason="no C compiler: ATen does these steps")
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_compiler), False])
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("dice", [True, False])
+@pytest.mark.parametrize("given_stats", [True, False])
+def test_float32_steps_in_c_and_without_a_compiler(native, softmax, dice, given_stats, monkeypatch):
+    """Values and all gradients within rounding of the twin in float64; several blocks, partial sums and empty rows."""
+    if not native:
+        monkeypatch.setattr(din_blocks, "available", lambda: False)
+    monkeypatch.setattr(kernel, "BLOCK", 3000)
+    torch.manual_seed(5)
+    args = arguments([0, 301, 7, 0, 290, 1, 23, 600, 0], dice, softmax, given_stats)
+
+    def single(part):
+        if isinstance(part, tuple):
+            return tuple(single(p) for p in part)
+        return part.detach().float().requires_grad_(part.requires_grad) if floating(part) else part
+
+    def floating(part):
+        return isinstance(part, torch.Tensor) and part.is_floating_point()
+
+    mine = single(args)
+    expected, got = kernel.din_padded(*args)[0], kernel.din_fused(*mine)[0]
+    weight = torch.randn_like(expected)
+    want = torch.autograd.grad(expected, leaves(args), weight, allow_unused=True)
+    grads = torch.autograd.grad(got, leaves(mine), weight.float(), allow_unused=True)
+    for a, b in [(got, expected), *((a, b) for a, b in zip(grads, want, strict=True) if b is not None)]:
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5 * (1 + b.detach().abs().max().item()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("far", [0.0, 20.0, 100.0])
+def test_dice_in_c_saturates_as_its_definition_does(far):
+    x_EO = torch.linspace(-3, 3, 600).view(-1, 2) + far
+    act = BlockAct(torch.tensor([0.25, -0.5]), (torch.zeros(2), torch.ones(2)))
+    act.close(1e-9)
+    p_EO = torch.sigmoid(x_EO)
+    torch.testing.assert_close(act.out(x_EO, torch.empty(600)), (p_EO + act.alpha_O * (1 - p_EO)) * x_EO)
+    torch.testing.assert_close(
+        act.out(-x_EO, torch.empty(600)), (1 - p_EO + act.alpha_O * p_EO) * -x_EO, atol=2e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("softmax", [True, False])

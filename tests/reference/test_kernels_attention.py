@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.kernels import attention as att
-from ctrbench.kernels.field_linear import compose, compose_cost, field_linear, field_linear_cost, mixture_linear
+from ctrbench.kernels.compose import MIN_WEIGHTS, compose, compose_cost
+from ctrbench.kernels.field_linear import field_linear, field_linear_cost
 from ctrbench.kernels.mixed_linear import mixed_linear
+from ctrbench.kernels.mixture_linear import mixture_linear
 from ctrbench.kernels.pair_attention import pair_attention
+from ctrbench.kernels.prefix_attention import prefix_attention
 
 torch.set_num_threads(1)
 
@@ -110,9 +114,9 @@ def test_prefix_attention(candidates: int, own: int, prefix: int) -> None:
         rand(candidates, 2, own, 3), rand(1, 2, prefix, 3), rand(1, 2, prefix, 3),
         rand(candidates, 2, own, 3), rand(candidates, 2, own, 3),
     )  # fmt: skip
-    assert_twins(lambda *x, impl: att.prefix_attention(*x, impl=impl), inputs)
+    assert_twins(lambda *x, impl: prefix_attention(*x, impl=impl), inputs)
     with torch.no_grad():  # another path: the prefix through the flash operator
-        both = [att.prefix_attention(*inputs, impl=impl) for impl in ("fused", "plain")]  # type: ignore[arg-type]
+        both = [prefix_attention(*inputs, impl=impl) for impl in ("fused", "plain")]  # type: ignore[arg-type]
         torch.testing.assert_close(*both, rtol=1e-9, atol=1e-9)
 
 
@@ -140,6 +144,23 @@ def test_compose_and_mixture(fields: int, bases: int, chosen: int) -> None:
     x, stack = rand(fields, 3, 5), rand(bases, 5, 7)
     assert_twins(lambda x, s, b, impl: mixture_linear(x, s, index, b, impl=impl), (x, share, stack))
     assert compose_cost(fields, bases, chosen, 11, useful=True).flops == 2 * fields * chosen * 11
+
+
+def test_wide_bases_are_composed_by_onednn() -> None:
+    share = torch.rand(3, 2, requires_grad=True)
+    index = torch.stack([torch.randperm(5)[:2] for _ in range(3)])
+    bases = torch.randn(5, MIN_WEIGHTS, requires_grad=True)
+    up = torch.randn(3, MIN_WEIGHTS)
+    found = {}
+    for impl in ("fused", "plain"):
+        with FlopCounterMode(display=False) as counted:
+            out = compose(share, index, bases, impl)  # type: ignore[arg-type]
+            found[impl] = (out, *torch.autograd.grad(out, (share, bases), up))
+        if impl == "fused":
+            assert "ctrbench.linear" in str(counted.get_flop_counts()["Global"])
+            assert counted.get_total_flops() == 3 * 2 * 3 * 5 * MIN_WEIGHTS
+    for mine, twin in zip(found["fused"], found["plain"], strict=True):
+        torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from tests.reference.slow import Given, compare, drawn, layer_norm, linear, rand
 from torch import Tensor
 
 from ctrbench.datasets.schema import FeatureSchema, Field
-from ctrbench.models.blocks import Embedded, Events
+from ctrbench.models.blocks import Embedded
 from ctrbench.models.bst import BST, BSTConfig
+from ctrbench.models.events import Events
 
 Parameters = dict[str, Tensor]
 

@@ -12,8 +12,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import synthetic_batch
 from ctrbench.kernels.linear import Linear
-from ctrbench.models.blocks import MLP, FeatureEmbedder, left_pad_index, mlp_flops, take_padded
+from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
+from ctrbench.models.events import left_pad_index, take_padded
 
 
 @pytest.mark.parametrize("sequences", ["pooled", "events"])

@@ -140,13 +140,13 @@ def test_both_sides_build_the_same_sizes() -> None:
         body = (BENCH / script).read_text(encoding="utf-8")
         assert "import ctrbench" not in body
         assert "from ctrbench" not in body
-        found: dict[str, Any] = {"Any": Any}
+        found: dict[str, Any] = {}
         for node in ast.parse(body).body:
-            if not isinstance(node, ast.Assign | ast.AnnAssign):
+            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
                 continue
-            target = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            target = ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
             if any(n in target for n in ("DIM", "SIZES", "TOWER")):
-                exec(ast.unparse(node), found)  # constants alone
+                exec(f"{target} = {ast.unparse(node.value)}", found)  # constants alone
         assert found["DIM"] == DIM
         assert (tuple(found["ATTENTION"]), tuple(found["TOWER"])) == (ATTENTION, TOWER)
         for model in of:
