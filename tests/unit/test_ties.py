@@ -101,7 +101,7 @@ def test_the_figure_says_it_without_colour() -> None:
 
 def test_rows_pair_equal_seeds_of_one_kind() -> None:
     def run(seed: int, kind: str = "quality") -> SimpleNamespace:
-        return SimpleNamespace(spec=SimpleNamespace(seed=seed, kind=kind))
+        return SimpleNamespace(spec=SimpleNamespace(seed=seed, kind=kind, dtype="float32", compile="eager"))
 
     trained: dict[Any, Any] = {
         ("din", ""): [run(0), run(1)], ("din", "dim=8"): [run(0)], ("fat", ""): [run(1), run(2)],
