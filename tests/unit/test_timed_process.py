@@ -123,14 +123,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
             at["ranges"].append([] if type(self.ranges) is NoRanges else [type(self.ranges).__name__])
             return super().__call__(batch)
 
-    loss = step_module.binary_cross_entropy_with_logits
+    loss = step_module.bce
 
     def watched_loss(*args: Any) -> Any:
         at["loss"].append(watchers(forward_of["model"]))
         return loss(*args)
 
     monkeypatch.setattr(jobs, "TrainStep", Watched)
-    monkeypatch.setattr(step_module, "binary_cross_entropy_with_logits", watched_loss)
+    monkeypatch.setattr(step_module, "bce", watched_loss)
     return at
 
 
