@@ -69,7 +69,7 @@ class TrainStep:
         narrow = any(p.dtype != torch.float32 for g in groups for p in g["params"])
         made = MasterAdam if narrow else torch.optim.Adam
         on_cpu = all(p.device.type == "cpu" for g in groups for p in g["params"])
-        how = {"fused": True} if foreach and on_cpu else {"foreach": foreach}
+        how: dict[str, Any] = {"fused": True} if foreach and on_cpu else {"foreach": foreach}
         self.optimizer: MasterAdam | torch.optim.Adam = made(groups, lr=lr, **how)
         self.extra_loss: Callable[[], Tensor] | None = getattr(model, "extra_loss", None)
         self.returns_loss: bool = getattr(model, "returns_loss", False)
