@@ -109,7 +109,7 @@ def _narrow_inputs(batch: Batch) -> Batch:
 class MasterAdam:
     """Adam on float32 masters of bfloat16 weights; the weights are the masters, rounded."""
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, **how: bool) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, **how: Any) -> None:
         self._weights: list[Tensor] = [p for g in groups for p in g["params"]]
         mastered = [{**g, "params": [p.detach().float().requires_grad_() for p in g["params"]]} for g in groups]
         self._masters: list[Tensor] = [p for g in mastered for p in g["params"]]
