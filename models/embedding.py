@@ -93,14 +93,10 @@ class EmbeddingTables(nn.Module):
         self.table_of = {f: table_of[f] for f in (features or table_of)}
         names = list(self.rows)
         self._start = dict(zip(names, accumulate(self.rows.values(), initial=0), strict=False))
-        self._starts: dict[tuple[tuple[str, ...], torch.device], Tensor] = {}
-        """First row of each key's table among the stacked ones, by keys as they come."""
         # The operator's Adagrad fails on CPU unless the features of a table stand side by side; a history that
         # shares the table of its target does not. One table over all rows has all features side by side.
         order = [names.index(t) for t in self.table_of.values()]
-        # On CPU one table is also the faster form of several (docs/log.md); on CUDA the operator wants them apart.
-        apart = sum(a != b for a, b in pairwise(order)) >= len(set(order))
-        self.stacked = not self.pooled or apart or (config.impl == "fused" and device == "cpu")
+        self.stacked = not self.pooled or sum(a != b for a, b in pairwise(order)) >= len(set(order))
         self.lookup: Any  # the operator has no types of its own
         if device == "meta":
             self.lookup = MetaTables(sum(self.rows.values()), self.stored)
@@ -230,15 +226,9 @@ class EmbeddingTables(nn.Module):
 
     def _flat(self, ids: KeyedJaggedTensor) -> Tensor:
         """Ids as rows of the stacked tables."""
-        values_N, keys, per_key = ids.values(), tuple(ids.keys()), ids.length_per_key()
-        at = (keys, values_N.device)
-        if at not in self._starts:
-            self._starts[at] = torch.tensor([self._start[self.table_of[k]] for k in keys], device=values_N.device)
-        starts_F = self._starts[at]
-        if len(set(per_key)) == 1:  # one id a bag, as a rule: no table of starts as long as the ids
-            return (values_N.view(len(keys), per_key[0]) + starts_F.unsqueeze(1)).flatten()
-        lengths_F = torch.tensor(per_key, device=values_N.device)
-        return values_N + starts_F.repeat_interleave(lengths_F, output_size=sum(per_key))
+        device, per_key = ids.values().device, ids.length_per_key()
+        starts = torch.tensor([self._start[self.table_of[k]] for k in ids.keys()], device=device)
+        return ids.values() + starts.repeat_interleave(torch.tensor(per_key, device=device), output_size=sum(per_key))
 
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:

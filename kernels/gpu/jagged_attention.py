@@ -17,25 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, takes
+from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, put, takes, tile
 from ctrbench.kernels.jagged_attention import jagged_attention_plain
 
 MOST_WIDTH = 128
-
-
-@triton.jit
-def _tile(x, first, last, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows first .. first + BLOCK of one head, [BLOCK, d]; from `last` on they are zero."""
-    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < last) & (width[None, :] < D)
-    return tl.load(x + rows[:, None].to(tl.int64) * stride + width[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _put(x, value, first, last, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < last) & (width[None, :] < D)
-    tl.store(x + rows[:, None].to(tl.int64) * stride + width[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -51,14 +36,14 @@ def _forward(
         return
     # a query's own key: the last that it sees
     own = first + tl.arange(0, BLOCK_Q) + (k1 - q1)
-    q_tile = _tile(q + head * D, first, q1, q_n, D, BLOCK_Q, BLOCK_D)
+    q_tile = tile(q + head * D, first, q1, q_n, D, BLOCK_Q, BLOCK_D)
     top = tl.full((BLOCK_Q,), -1e30, dtype=tl.float32)
     total = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
     for start in range(k0, tl.minimum(k1, first + BLOCK_Q + k1 - q1), BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        k_tile = _tile(k + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
-        v_tile = _tile(v + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
+        k_tile = tile(k + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
+        v_tile = tile(v + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale
         s = tl.where((keys[None, :] <= own[:, None]) & (keys[None, :] < k1), s, float("-inf"))
         now = tl.maximum(top, tl.max(s, axis=1))
@@ -67,7 +52,7 @@ def _forward(
         total = total * less + tl.sum(p, axis=1)
         acc = tl.dot(p.to(v_tile.dtype), v_tile, acc * less[:, None], input_precision=PRECISION)
         top = now
-    _put(out + head * D, acc / total[:, None], first, q1, o_n, D, BLOCK_Q, BLOCK_D)
+    put(out + head * D, acc / total[:, None], first, q1, o_n, D, BLOCK_Q, BLOCK_D)
     rows = first + tl.arange(0, BLOCK_Q)
     tl.store(lse + rows * H + head, top + tl.log(total), mask=rows < q1)
 
@@ -85,23 +70,23 @@ def _backward_queries(
         return
     rows = first + tl.arange(0, BLOCK_Q)
     own = rows + (k1 - q1)
-    q_tile = _tile(q + head * D, first, q1, q_n, D, BLOCK_Q, BLOCK_D)
-    g_tile = _tile(grad + head * D, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
-    o_tile = _tile(out + head * D, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
+    q_tile = tile(q + head * D, first, q1, q_n, D, BLOCK_Q, BLOCK_D)
+    g_tile = tile(grad + head * D, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
+    o_tile = tile(out + head * D, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
     of_row = tl.sum(g_tile.to(tl.float32) * o_tile.to(tl.float32), axis=1)
     tl.store(delta + rows * H + head, of_row, mask=rows < q1)
     log = tl.load(lse + rows * H + head, mask=rows < q1, other=0.0)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
     for start in range(k0, tl.minimum(k1, first + BLOCK_Q + k1 - q1), BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        k_tile = _tile(k + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
-        v_tile = _tile(v + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
+        k_tile = tile(k + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
+        v_tile = tile(v + head * D, start, k1, kv_n, D, BLOCK_K, BLOCK_D)
         s = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * scale
         seen = (keys[None, :] <= own[:, None]) & (keys[None, :] < k1)
         p = tl.where(seen, tl.exp(s - log[:, None]), 0.0)
         d_s = p * (tl.dot(g_tile, tl.trans(v_tile), input_precision=PRECISION) - of_row[:, None])
         acc = tl.dot(d_s.to(k_tile.dtype), k_tile, acc, input_precision=PRECISION)
-    _put(d_q + head * D, acc * scale, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
+    put(d_q + head * D, acc * scale, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
 
 
 @triton.jit
@@ -116,15 +101,15 @@ def _backward_keys(
     if first >= k1:
         return
     keys = first + tl.arange(0, BLOCK_K)
-    k_tile = _tile(k + head * D, first, k1, kv_n, D, BLOCK_K, BLOCK_D)
-    v_tile = _tile(v + head * D, first, k1, kv_n, D, BLOCK_K, BLOCK_D)
+    k_tile = tile(k + head * D, first, k1, kv_n, D, BLOCK_K, BLOCK_D)
+    v_tile = tile(v + head * D, first, k1, kv_n, D, BLOCK_K, BLOCK_D)
     of_k = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
     of_v = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
     # the first query that sees this block's first key; keys that nobody sees get zeros
     for start in range(tl.maximum(q0, first - (k1 - q1)), q1, BLOCK_Q):
         rows = start + tl.arange(0, BLOCK_Q)
-        q_tile = _tile(q + head * D, start, q1, q_n, D, BLOCK_Q, BLOCK_D)
-        g_tile = _tile(grad + head * D, start, q1, o_n, D, BLOCK_Q, BLOCK_D)
+        q_tile = tile(q + head * D, start, q1, q_n, D, BLOCK_Q, BLOCK_D)
+        g_tile = tile(grad + head * D, start, q1, o_n, D, BLOCK_Q, BLOCK_D)
         log = tl.load(lse + rows * H + head, mask=rows < q1, other=0.0)
         of_row = tl.load(delta + rows * H + head, mask=rows < q1, other=0.0)
         s = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * scale
@@ -133,8 +118,8 @@ def _backward_keys(
         of_v = tl.dot(p.to(g_tile.dtype), g_tile, of_v, input_precision=PRECISION)
         d_s = p * (tl.dot(v_tile, tl.trans(g_tile), input_precision=PRECISION) - of_row[None, :])
         of_k = tl.dot(d_s.to(q_tile.dtype), q_tile, of_k, input_precision=PRECISION)
-    _put(d_k + head * D, of_k * scale, first, k1, o_n, D, BLOCK_K, BLOCK_D)
-    _put(d_v + head * D, of_v, first, k1, o_n, D, BLOCK_K, BLOCK_D)
+    put(d_k + head * D, of_k * scale, first, k1, o_n, D, BLOCK_K, BLOCK_D)
+    put(d_v + head * D, of_v, first, k1, o_n, D, BLOCK_K, BLOCK_D)
 
 
 def _tiles(dtype: str, width: int) -> Tiles:

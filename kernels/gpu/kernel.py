@@ -83,6 +83,22 @@ def product_tiles(dtype: str) -> Tiles:
 
 
 @triton.jit
+def tile(x, first, last, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows first .. first + BLOCK, [BLOCK, d], of which one is `stride` from the next; from `last` on they are zero."""
+    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    inside = (rows[:, None] < last) & (width[None, :] < D)
+    return tl.load(x + rows[:, None].to(tl.int64) * stride + width[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def put(x, value, first, last, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Stores what `tile` would load."""
+    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    inside = (rows[:, None] < last) & (width[None, :] < D)
+    tl.store(x + rows[:, None].to(tl.int64) * stride + width[None, :], value, mask=inside)
+
+
+@triton.jit
 def product(
     a, b, row, col, M, N, K, a_m, a_k, b_k, b_n,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,

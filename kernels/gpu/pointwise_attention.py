@@ -14,25 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, takes
+from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, put, takes, tile
 from ctrbench.kernels.pointwise_attention import pointwise_attention_whole
 
 MOST_WIDTH = 128
-
-
-@triton.jit
-def _tile(x, at, first, last, x_t, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows first .. first + BLOCK of one sample and head; from `last` on they are zero."""
-    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < last) & (width[None, :] < D)
-    return tl.load(x + at + rows[:, None] * x_t + width[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _put(x, value, at, first, last, x_t, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    rows, width = first + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < last) & (width[None, :] < D)
-    tl.store(x + at + rows[:, None] * x_t + width[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -55,16 +40,16 @@ def _forward(
     batch, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     first = tl.program_id(1) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
-    q_tile = _tile(q, batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
+    q_tile = tile(q + batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
     acc = tl.zeros((BLOCK_Q, BLOCK_E), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
-        k_tile = _tile(k, batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
-        v_tile = _tile(v, batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
+        k_tile = tile(k + batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
+        v_tile = tile(v + batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
         products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         s, some = _scores(products, seen, bias, batch * Q * K, rows, start + tl.arange(0, BLOCK_K), Q, K, scale, BIAS)
         weights = s * tl.sigmoid(s) * (some / norm)
         acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, input_precision=PRECISION)
-    _put(out, acc, (batch * Q * H + head) * E, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
+    put(out + (batch * Q * H + head) * E, acc, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
 
 
 @triton.jit
@@ -90,18 +75,18 @@ def _backward_queries(
     batch, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     first = tl.program_id(1) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
-    q_tile = _tile(q, batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
-    g_tile = _tile(grad, (batch * Q * H + head) * E, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
+    q_tile = tile(q + batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
+    g_tile = tile(grad + (batch * Q * H + head) * E, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), dtype=tl.float32)
     for start in range(0, K, BLOCK_K):
-        k_tile = _tile(k, batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
-        v_tile = _tile(v, batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
+        k_tile = tile(k + batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
+        v_tile = tile(v + batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
         _, d_s = _score_grads(
             q_tile, g_tile, k_tile, v_tile, seen, bias, batch * Q * K, rows, start + tl.arange(0, BLOCK_K), Q, K,
             scale, norm, BIAS, PRECISION,
         )  # fmt: skip
         acc = tl.dot(d_s.to(k_tile.dtype), k_tile, acc, input_precision=PRECISION)
-    _put(d_q, acc * scale, (batch * Q * H + head) * D, first, Q, H * D, D, BLOCK_Q, BLOCK_D)
+    put(d_q + (batch * Q * H + head) * D, acc * scale, first, Q, H * D, D, BLOCK_Q, BLOCK_D)
 
 
 @triton.jit
@@ -113,21 +98,21 @@ def _backward_keys(
     batch, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     first = tl.program_id(1) * BLOCK_K
     keys = first + tl.arange(0, BLOCK_K)
-    k_tile = _tile(k, batch * k_b + head * k_h, first, K, k_t, D, BLOCK_K, BLOCK_D)
-    v_tile = _tile(v, batch * v_b + head * v_h, first, K, v_t, E, BLOCK_K, BLOCK_E)
+    k_tile = tile(k + batch * k_b + head * k_h, first, K, k_t, D, BLOCK_K, BLOCK_D)
+    v_tile = tile(v + batch * v_b + head * v_h, first, K, v_t, E, BLOCK_K, BLOCK_E)
     of_k = tl.zeros((BLOCK_K, BLOCK_D), dtype=tl.float32)
     of_v = tl.zeros((BLOCK_K, BLOCK_E), dtype=tl.float32)
     for start in range(0, Q, BLOCK_Q):
-        q_tile = _tile(q, batch * q_b + head * q_h, start, Q, q_t, D, BLOCK_Q, BLOCK_D)
-        g_tile = _tile(grad, (batch * Q * H + head) * E, start, Q, H * E, E, BLOCK_Q, BLOCK_E)
+        q_tile = tile(q + batch * q_b + head * q_h, start, Q, q_t, D, BLOCK_Q, BLOCK_D)
+        g_tile = tile(grad + (batch * Q * H + head) * E, start, Q, H * E, E, BLOCK_Q, BLOCK_E)
         weights, d_s = _score_grads(
             q_tile, g_tile, k_tile, v_tile, seen, bias, batch * Q * K, start + tl.arange(0, BLOCK_Q), keys, Q, K,
             scale, norm, BIAS, PRECISION,
         )  # fmt: skip
         of_v = tl.dot(tl.trans(weights.to(g_tile.dtype)), g_tile, of_v, input_precision=PRECISION)
         of_k = tl.dot(tl.trans(d_s.to(q_tile.dtype)), q_tile, of_k, input_precision=PRECISION)
-    _put(d_k, of_k * scale, (batch * K * H + head) * D, first, K, H * D, D, BLOCK_K, BLOCK_D)
-    _put(d_v, of_v, (batch * K * H + head) * E, first, K, H * E, E, BLOCK_K, BLOCK_E)
+    put(d_k + (batch * K * H + head) * D, of_k * scale, first, K, H * D, D, BLOCK_K, BLOCK_D)
+    put(d_v + (batch * K * H + head) * E, of_v, first, K, H * E, E, BLOCK_K, BLOCK_E)
 
 
 @triton.jit
@@ -140,10 +125,10 @@ def _backward_bias(
     rows, keys = first + tl.arange(0, BLOCK_Q), start + tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_Q, BLOCK_K), dtype=tl.float32)
     for head in range(0, H):
-        q_tile = _tile(q, batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
-        g_tile = _tile(grad, (batch * Q * H + head) * E, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
-        k_tile = _tile(k, batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
-        v_tile = _tile(v, batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
+        q_tile = tile(q + batch * q_b + head * q_h, first, Q, q_t, D, BLOCK_Q, BLOCK_D)
+        g_tile = tile(grad + (batch * Q * H + head) * E, first, Q, H * E, E, BLOCK_Q, BLOCK_E)
+        k_tile = tile(k + batch * k_b + head * k_h, start, K, k_t, D, BLOCK_K, BLOCK_D)
+        v_tile = tile(v + batch * v_b + head * v_h, start, K, v_t, E, BLOCK_K, BLOCK_E)
         _, d_s = _score_grads(
             q_tile, g_tile, k_tile, v_tile, seen, bias, batch * Q * K, rows, keys, Q, K, scale, norm, BIAS, PRECISION
         )
