@@ -1,14 +1,17 @@
 """`make peers`: DeepFM, DCN-v2 and DIN here against deepctr-torch 0.3.0 and FuxiCTR 2.3.9: same rows, model and batch.
 
-A peer trains in the epoch loop that it ships, with Adam and with Adagrad at the learning rates of their defaults; ours
-runs its loader and `TrainStep` from rows in memory. Every run is a fresh process and runs take turns; each trains two
-batches before its clock starts, then one epoch over the same rows. Round one runs everything, later rounds ours and
-the faster optimizer of each peer. A pair has as many weights on both sides, or the race stops.
+A peer trains in the epoch loop that it ships, with Adam and with Adagrad; ours runs its loader and `TrainStep` from
+rows in memory. Every run is a fresh process and runs take turns; each trains two batches before its clock starts, then
+one epoch over the same rows. A pair has as many weights on both sides, or the race stops.
 
-Learning rates: nobody is searched. A peer's optimizers keep the rates that it gives them; our tables keep that of
-`TableConfig`, our dense weights take `LR`, above the default of `TrainStep` because an epoch is short: a choice in our
-favour that the peers have not had. Where the better peer stays within `LEAST` of an AUC of one half, nobody is judged
-to be as good.
+Learning rates: the same search for everybody. Each side starts from the rates of its defaults and trains with all of
+them times each of `SCALES`; the AUC on validation rows picks one. That is the search round. Later rounds run ours and,
+of each peer, the faster optimizer, whose time counts, and the better one on validation rows, whose test AUC counts.
+Ours with the peer's optimizer on the tables runs once, at the scale that the peer's search picked, for context. Where
+the better peer stays within `LEAST` of an AUC of one half, nobody is judged to be as good.
+
+Memory: our processes tell glibc to keep what is freed (`keep_freed_memory`), a peer's run as they ship. Beside the
+verdict stands the peer's time with glibc told the same, in the first round after the search.
 
 Floor: both sides multiply the same matrices. The products of one of our steps over the rate of the fastest product of
 this machine, measured in our process right after its clock stops, are seconds that no side can leave out, so the
@@ -19,12 +22,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, cast, get_args
@@ -45,28 +49,47 @@ MODELS: Mapping[str, tuple[Rows, tuple[Peer, ...]]] = {
     "din": ("sequence", ("deepctr-torch", "fuxictr")),
 }
 OPTIMIZERS = ("adam", "adagrad")
-LR = 4e-3
-"""Of our dense weights' Adam: the epoch is 25 to 50 batches long, and at 1e-3 they hardly move."""
+START: Mapping[str, float] = {"din": 0.3}
+"""Standard deviation of the start of everybody's tables, where it is not everybody's own (.01 here, 1e-4 there): from
+there the unit's products of target and event are nothing, and an epoch of twenty batches teaches nobody: AUC .50 to .53
+on test rows, and .62 from .3 (ours, one seed)."""
+OURS = "fused"
+"""Optimizer of our tables."""
+LR = 1e-3
+"""Of our dense weights' Adam: the default of `TrainStep`."""
+SCALES = (1.0, 4.0)
+"""What all learning rates of a side are multiplied by in the search. A quarter and 16 times were tried with DeepFM at
+1.48 million table rows: worse on validation rows for every side and optimizer (AUC .580 to .745 and .471 to .744 where
+one of these two gave .756 to .772)."""
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""glibc's environment that does to a peer what `keep_freed_memory` does to us."""
 LEAST = 0.02
 """AUC above one half from which a training counts as one that learns."""
 REQUIRED: Mapping[Size, float] = {"1.48m": 2.5, "5.2m": 8.0}
-TRAIN_ROWS: Mapping[Size, int] = {"1.48m": 50 * BATCH, "5.2m": 25 * BATCH}
-TEST_ROWS = 60_000
+TRAIN_ROWS: Mapping[Rows, Mapping[Size, int]] = {
+    "tabular": {"1.48m": 50 * BATCH, "5.2m": 25 * BATCH}, "sequence": {"1.48m": 20 * BATCH, "5.2m": 20 * BATCH},
+}  # fmt: skip
+TEST_ROWS, VALID_ROWS = 60_000, 30_000
 SAME_WEIGHTS = 1e-4
 """Share by which the weights of a pair may differ: deepctr-torch's Dice has an affine map that the paper's has not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who trains, against whom, with which optimizer of the tables."""
+    """Who trains, against whom, with which optimizer of the tables, at which learning rates."""
 
     who: str
     """`ctrbench` or the peer."""
     peer: Peer
     optimizer: str
+    scale: float = 1.0
+    """Of its default learning rates."""
+    kept: bool = False
+    """A peer whose glibc keeps freed memory."""
 
     def __str__(self) -> str:
-        return f"{self.who} {self.optimizer}" + (f" (as {self.peer})" if self.who == "ctrbench" else "")
+        notes = [f"as {self.peer}"] * (self.who == "ctrbench") + ["freed memory kept"] * self.kept
+        return f"{self.who} {self.optimizer} x{self.scale:g}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +98,16 @@ class Run:
 
     seconds: float
     rows: int
+    valid_auc: float
     auc: float
+    """On test rows."""
     weights: int
     floor_s: float = 0.0
     """Of ours: the products of the epoch at the rate of the fastest one; 0 where it was not measured."""
+
+
+Runs = Mapping[Side, Sequence[Run]]
+"""Of a side: its run in the search, then its rounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,61 +121,94 @@ class Verdict:
     """Our AUC less the peer's better one, means over rounds."""
     standard_error: float
     met: bool
-    best: float = 1.0
-    """The peer's better AUC."""
+    scale: float
+    """Of our learning rates."""
+    better: Side
+    """The peer's side whose AUC counts."""
+    best: float
+    """Its AUC."""
+    kept: float = 0.0
+    """The peer's time over ours where it keeps freed memory as we do; 0 where that was not run."""
     reachable: float = 0.0
     """Largest ratio that the products of the step allow; 0 where the floor was not measured."""
 
 
-def sides(model: str) -> list[Side]:
-    """All sides of a model's race; both peers' DIN is one model, so ours runs once."""
+def sides(model: str, scales: Sequence[float] = SCALES) -> list[Side]:
+    """All sides of a model's search; both peers' DIN is one model, so ours runs once."""
     _, peers = MODELS[model]
     pairs = peers[:1] if model == "din" else peers
-    ours = [Side("ctrbench", p, o) for p in pairs for o in TABLES]
-    return ours + [Side(p, p, o) for p in peers for o in OPTIMIZERS]
+    ours = [Side("ctrbench", p, OURS, s) for p in pairs for s in scales]
+    return ours + [Side(p, p, o, s) for p in peers for o in OPTIMIZERS for s in scales]
 
 
-def our_side(model: str, peer: Peer) -> Side:
+def searched(runs: Runs, who: str, peer: Peer, optimizer: str) -> Side:
+    """The learning rate that validation rows pick."""
+    of = [s for s in runs if (s.who, s.peer, s.optimizer, s.kept) == (who, peer, optimizer, False)]
+    return max(of, key=lambda s: runs[s][0].valid_auc)
+
+
+def ours_as(model: str, peer: Peer) -> Peer:
+    """The peer under whose name our side of a pair runs."""
+    return MODELS[model][1][0] if model == "din" else peer
+
+
+def our_side(model: str, peer: Peer, runs: Runs) -> Side:
     """What is set against a peer."""
-    return Side("ctrbench", MODELS[model][1][0] if model == "din" else peer, "fused")
+    return searched(runs, "ctrbench", ours_as(model, peer), OURS)
 
 
-def faster(runs: Mapping[Side, Sequence[Run]], peer: Peer) -> Side:
-    """The peer's side that takes the fewest seconds."""
-    return min((s for s in runs if s.who == peer), key=lambda s: median(r.seconds for r in runs[s]))
+def matched_side(model: str, peer: Peer, runs: Runs, optimizer: str) -> Side:
+    """Ours with the peer's optimizer on the tables, at the scale that the peer's search picked."""
+    return Side("ctrbench", ours_as(model, peer), optimizer, searched(runs, peer, peer, optimizer).scale)
 
 
-def verdict(
-    model: str, peer: Peer, runs: Mapping[Side, Sequence[Run]], required: float, positives: int, negatives: int
-) -> Verdict:
+def faster(runs: Runs, peer: Peer) -> Side:
+    """The peer's side that takes the fewest seconds, in the search."""
+    return min((searched(runs, peer, peer, o) for o in OPTIMIZERS), key=lambda s: runs[s][0].seconds)
+
+
+def better(runs: Runs, peer: Peer) -> Side:
+    """The peer's side of the highest AUC on validation rows, in the search."""
+    return max((searched(runs, peer, peer, o) for o in OPTIMIZERS), key=lambda s: runs[s][0].valid_auc)
+
+
+def finalists(model: str, runs: Runs, peers: Sequence[Peer]) -> list[Side]:
+    """Ours, the faster and the better side of each peer, in the order of the search."""
+    kept = {our_side(model, p, runs) for p in peers} | {of(runs, p) for p in peers for of in (faster, better)}
+    return [s for s in runs if s in kept]
+
+
+def verdict(model: str, peer: Peer, runs: Runs, required: float, positives: int, negatives: int) -> Verdict:
     """Met if ours is `required` times as fast, by the median over rounds, both learn, our AUC not below by two s.e.
 
     Args:
-        runs: of every side, in the order of rounds.
+        runs: of every side, the search first, then the rounds in order.
         positives: test rows by label, as `negatives`.
 
     Raises:
         ValueError: the two sides do not have as many weights or rows.
     """
-    ours, theirs = our_side(model, peer), faster(runs, peer)
-    for mine, other in zip(runs[ours], runs[theirs], strict=True):
-        if mine.rows != other.rows or abs(mine.weights - other.weights) > SAME_WEIGHTS * other.weights:
-            raise ValueError(f"{model} is not the same on both sides: {ours} {mine}, {theirs} {other}")
-    speed = ratio([r.seconds for r in runs[theirs]], [r.seconds for r in runs[ours]])
-    best = max(fmean(r.auc for r in each) for s, each in runs.items() if s.who == peer)
-    gap = fmean(r.auc for r in runs[ours]) - best
+    ours, theirs, good = our_side(model, peer, runs), faster(runs, peer), better(runs, peer)
+    mine, others = runs[ours][1:], runs[theirs][1:]
+    for one, other in zip(mine, others, strict=True):
+        if one.rows != other.rows or abs(one.weights - other.weights) > SAME_WEIGHTS * other.weights:
+            raise ValueError(f"{model} is not the same on both sides: {ours} {one}, {theirs} {other}")
+    speed = ratio([r.seconds for r in others], [r.seconds for r in mine])
+    best = fmean(r.auc for r in runs[good][1:])
+    gap = fmean(r.auc for r in mine) - best
     error = auc_standard_error(best, positives, negatives)
     met = speed.value >= required and gap >= -2 * error and best >= 0.5 + LEAST
-    floor = median(r.floor_s for r in runs[ours])
-    reachable = median(r.seconds for r in runs[theirs]) / floor if floor else 0.0
+    floor = median(r.floor_s for r in mine)
+    kept = [r.seconds for s, each in runs.items() if s == replace(theirs, kept=True) for r in each]
     return Verdict(
-        peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, best=best,
-        reachable=reachable,
+        peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, scale=ours.scale,
+        better=good, best=best, reachable=median(r.seconds for r in others) / floor if floor else 0.0,
+        kept=median(kept) / median(r.seconds for r in mine) if kept else 0.0,
     )  # fmt: skip
 
 
 def train_ours(
-    prepared: Prepared, rows: int, model_name: str, peer: Peer, width: Width, optimizer: str, seed: int
+    prepared: Prepared, rows: int, model_name: str, peer: Peer, width: Width, optimizer: str, scale: float, seed: int
 ) -> Run:
     """One epoch of our model over the most recent rows; seconds include the loader, from rows in memory."""
     from ctrbench.bench.proc import keep_freed_memory
@@ -158,8 +220,10 @@ def train_ours(
 
     keep_freed_memory()  # as every process of a suite
     seed_everything(seed)
-    model = our_model(model_name, peer, TABLES[optimizer], prepared.schema, width)
-    step = TrainStep(model, lr=LR)
+    tables = TABLES[optimizer]
+    tables = replace(tables, lr=tables.lr * scale, init_std=START.get(model_name, tables.init_std))
+    model = our_model(model_name, peer, tables, prepared.schema, width)
+    step = TrainStep(model, lr=LR * scale)
     loader = Loader(prepared, "train", BATCH, rows=rows, shuffle_seed=seed)
     first = iter(loader)
     for _ in range(WARMUP // BATCH):
@@ -175,9 +239,12 @@ def train_ours(
         train_rows=rows, valid_rows=1, epochs=1, evaluations=1, patience=1, batch=BATCH, eval_batch=8192, lr=LR,
         history_length=history,
     )  # fmt: skip
-    score, label, _ = scores(model, prepared, "test", budget, min(TEST_ROWS, prepared.rows("test")))
+    found = []
+    for split, most in (("valid", VALID_ROWS), ("test", TEST_ROWS)):
+        score, label, _ = scores(model, prepared, split, budget, min(most, prepared.rows(split)))
+        found.append(auc(label, score))
     return Run(
-        seconds=seconds, rows=rows, auc=auc(label, score), weights=count_parameters(model),
+        seconds=seconds, rows=rows, valid_auc=found[0], auc=found[1], weights=count_parameters(model),
         floor_s=rows / batch.size * products(step, batch) / rate,  # the step that it makes comes after the score
     )  # fmt: skip
 
@@ -215,37 +282,46 @@ class Race:
     threads: int = 2
     rows: int | None = None
     """Train rows, None for `TRAIN_ROWS`."""
+    scales: Sequence[float] = SCALES
 
     def runs(self, say: Console) -> tuple[dict[Side, list[Run]], Prepared]:
-        """Trains all sides in turn."""
+        """Searches, then trains the finalists in turn."""
         prepared = prepared_rows(MODELS[self.model][0], self.size)
-        rows = min(self.rows or TRAIN_ROWS[self.size], prepared.rows("train"))
-        order = [s for s in sides(self.model) if s.who == "ctrbench" or s.peer in self.pythons]
-        done: dict[Side, list[Run]] = {s: [] for s in order}
+        rows = min(self.rows or TRAIN_ROWS[MODELS[self.model][0]][self.size], prepared.rows("train"))
+        done: dict[Side, list[Run]] = {}
         with tempfile.TemporaryDirectory() as folder:
             arrays = Path(folder) / "arrays.npz"
-            write_arrays(prepared, rows, min(TEST_ROWS, prepared.rows("test")), arrays)
-            for number in range(self.rounds):
-                for side in order if number % 2 == 0 else order[::-1]:
-                    body = _process(self._command(side, number, prepared, arrays, rows))
-                    run = Run(**{k: body[k] for k in Run.__dataclass_fields__ if k in body})
-                    done[side].append(run)
-                    rate = run.rows / run.seconds
-                    say.print(
-                        f"{self.model} {self.width} {self.size} {number} {side}: {rate:,.0f} rows/s, AUC {run.auc:.4f}"
-                    )
-                if number == 0:
-                    order = list(self.finalists(done))
+            most = {"train": rows, "valid": VALID_ROWS, "test": TEST_ROWS}
+            write_arrays(prepared, {s: min(n, prepared.rows(s)) for s, n in most.items()}, arrays)
+
+            def run(side: Side, number: int) -> None:
+                body = _process(self._command(side, number, prepared, arrays, rows), KEPT if side.kept else {})
+                found = Run(**{k: body[k] for k in Run.__dataclass_fields__ if k in body})
+                done.setdefault(side, []).append(found)
+                say.print(
+                    f"{self.model} {self.width} {self.size} {number or 'search'} {side}: "
+                    f"{found.rows / found.seconds:,.0f} rows/s, AUC {found.valid_auc:.4f} {found.auc:.4f}"
+                )
+
+            for side in sides(self.model, self.scales):
+                if side.who == "ctrbench" or side.peer in self.pythons:
+                    run(side, 0)
+            peers = self.peers()
+            for side in dict.fromkeys(matched_side(self.model, p, done, o) for p in peers for o in OPTIMIZERS):
+                run(side, 0)
+            order = finalists(self.model, done, peers)
+            kept = [replace(faster(done, p), kept=True) for p in peers]
+            for number in range(1, self.rounds + 1):
+                for side in (order if number % 2 else order[::-1]) + kept * (number == 1):
+                    run(side, number)
         return done, prepared
 
-    def finalists(self, done: Mapping[Side, Sequence[Run]]) -> Iterator[Side]:
-        """Ours and the faster side of each peer, in the order of round one."""
-        peers = [p for p in MODELS[self.model][1] if p in self.pythons]
-        kept = {our_side(self.model, p) for p in peers} | {faster(done, p) for p in peers}
-        return (s for s in done if s in kept)
+    def peers(self) -> list[Peer]:
+        """Those that have the model and an environment."""
+        return [p for p in MODELS[self.model][1] if p in self.pythons]
 
     def _command(self, side: Side, number: int, prepared: Prepared, arrays: Path, rows: int) -> list[str]:
-        common = ["--threads", str(self.threads), "--seed", str(number)]
+        common = ["--threads", str(self.threads), "--seed", str(number), "--scale", str(side.scale)]
         if side.who == "ctrbench":
             what = [str(prepared.path), str(rows), self.model, side.peer, self.width, side.optimizer]
             return [sys.executable, "-m", "ctrbench.bench.peers", "--ours", *what, *common]
@@ -253,29 +329,28 @@ class Race:
         # -P: the script's folder must not hide the standard library (bench/statistics.py)
         return [
             self.pythons[side.peer], "-P", str(Path(__file__).with_name(script)), str(arrays), "--model", self.model,
+            *(["--start", str(START[self.model])] if self.model in START else []),
             "--width", self.width, "--optimizer", side.optimizer, "--batch", str(BATCH), "--warmup", str(WARMUP),
             *common,
         ]  # fmt: skip
 
-    def judged(self, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) -> list[Verdict]:
+    def judged(self, runs: Runs, prepared: Prepared) -> list[Verdict]:
         """A verdict for every peer that raced."""
         last = prepared.frame("test", last=min(TEST_ROWS, prepared.rows("test")), columns=["label"])["label"]
         positives = int(last.sum())
-        peers = [p for p in MODELS[self.model][1] if p in self.pythons]
-        return [
-            verdict(self.model, p, runs, REQUIRED[self.size], positives, len(last) - positives) for p in peers
-        ]  # fmt: skip
+        negatives = len(last) - positives
+        return [verdict(self.model, p, runs, REQUIRED[self.size], positives, negatives) for p in self.peers()]
 
 
-def _process(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True)
+def _process(command: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} ... failed:\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
-def shown(race: Race, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) -> Table:
+def shown(race: Race, runs: Runs, prepared: Prepared) -> Table:
     """Every side of a race."""
     tables = sum(prepared.schema.tables.values())
     rows = next(iter(runs.values()))[0].rows
@@ -293,14 +368,16 @@ def shown(race: Race, runs: Mapping[Side, Sequence[Run]], prepared: Prepared) ->
 def sentence(v: Verdict) -> str:
     """A verdict in words."""
     return (
-        f"{v.speed}x as fast as {v.peer} with {v.optimizer}, its faster; AUC {v.gap:+.4f} against its better one "
-        f"of {v.best:.4f} (s.e. {v.standard_error:.4f})"
+        f"{v.speed}x as fast as {v.peer} with {v.optimizer}, its faster; AUC {v.gap:+.4f} against {v.best:.4f} of its "
+        f"better one ({v.better.optimizer} at {v.better.scale:g}x its learning rate, ours at {v.scale:g}x; "
+        f"s.e. {v.standard_error:.4f})"
         + ("" if v.best >= 0.5 + LEAST else "; the peer does not learn")
+        + (f"; {v.kept:.2g}x where it keeps freed memory as we do" if v.kept else "")
         + (f"; the products of the step alone allow at most {v.reachable:.2g}x" if v.reachable else "")
     )
 
 
-def as_json(race: Race, runs: Mapping[Side, Sequence[Run]], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def as_json(race: Race, runs: Runs, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """All that was measured."""
     return {
         "model": race.model, "width": race.width, "size": race.size, "threads": race.threads,
@@ -323,6 +400,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/peers/race.json"))
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--scale", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--ours", nargs=6, metavar=("DIR", "ROWS", "MODEL", "PEER", "WIDTH", "TABLES"), help=argparse.SUPPRESS
     )
@@ -333,7 +411,7 @@ def main() -> int:
         torch.set_num_threads(options.threads)
         folder, rows, model, peer, width, tables = options.ours
         pair = model, cast(Peer, peer), cast(Width, width)
-        run = train_ours(Prepared.open(folder), int(rows), *pair, tables, options.seed)
+        run = train_ours(Prepared.open(folder), int(rows), *pair, tables, options.scale, options.seed)
         print(json.dumps(asdict(run)))
         return 0
     say, results = Console(), []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,8 +125,8 @@ def _spread(base: Prepared, total: int) -> tuple[FeatureSchema, Change]:
     return replace(base.schema, fields=fields), change
 
 
-def write_arrays(prepared: Prepared, train_rows: int, test_rows: int, path: Path) -> None:
-    """The most recent rows of train and test as a `.npz` that a peer reads without ctrbench.
+def write_arrays(prepared: Prepared, rows: Mapping[str, int], path: Path) -> None:
+    """The most recent rows of each split as a `.npz` that a peer reads without ctrbench.
 
     `cardinality` [C], and of each split: `<split>_ids` [N, C], `<split>_dense` [N, I] (missing = 0), `<split>_label`
     [N]; with a history also `<split>_begin` and `<split>_end` [N], its slice of `log` [M, fields], and `max_length`.
@@ -134,14 +134,14 @@ def write_arrays(prepared: Prepared, train_rows: int, test_rows: int, path: Path
     schema = prepared.schema
     arrays: dict[str, Any] = {"cardinality": np.array([f.cardinality for f in schema.categorical])}
     names, dense = [f.name for f in schema.categorical], [f.name for f in schema.dense]
-    for split, rows in (("train", train_rows), ("test", test_rows)):
-        frame = prepared.frame(split, last=rows, columns=["label", *names, *dense])
+    for split, last in rows.items():
+        frame = prepared.frame(split, last=last, columns=["label", *names, *dense])
         arrays[f"{split}_ids"] = frame.select(names).to_numpy().astype(np.int32)
         values = frame.select(dense).fill_null(0.0).to_numpy() if dense else np.zeros((frame.height, 0))
         arrays[f"{split}_dense"] = values.astype(np.float32)
         arrays[f"{split}_label"] = frame["label"].to_numpy().astype(np.float32)
         if schema.histories:
-            spans = pl.scan_parquet([f for f, _ in prepared.shards(split)]).tail(rows)
+            spans = pl.scan_parquet([f for f, _ in prepared.shards(split)]).tail(last)
             ends = spans.select("hist_begin", "hist_end").collect()
             arrays[f"{split}_begin"], arrays[f"{split}_end"] = (ends[c].to_numpy() for c in ends.columns)
     for history, fields in schema.histories.items():

@@ -1,7 +1,7 @@
 """DeepFM, DCN-v2 and DIN as deepctr-torch 0.3.0 ships them, in its own `fit`, on arrays that `bench.peers` wrote.
 
 Runs in the peer's own environment and imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, rows,
-AUC on the test rows, weights, versions.
+AUC on validation and test rows, weights, versions.
 """
 
 import argparse
@@ -25,6 +25,8 @@ SIZES: dict[str, dict[str, Any]] = {
 """MLP and cross layers; `default` is what it builds when told nothing."""
 ATTENTION, TOWER = (64, 16), (256, 128)
 EVENT = ("item", "category")
+OPTIMIZERS: dict[str, Any] = {"adam": (torch.optim.Adam, 1e-3), "adagrad": (torch.optim.Adagrad, 1e-2)}
+"""What it makes of these names: torch's defaults."""
 
 
 def columns(arrays: dict[str, np.ndarray]) -> list[Any]:
@@ -64,9 +66,9 @@ def inputs(arrays: dict[str, np.ndarray], split: str, found: list[Any]) -> dict[
     return out
 
 
-def build(name: str, width: str, found: list[Any], seed: int) -> Any:
+def build(name: str, width: str, found: list[Any], start: float, seed: int) -> Any:
     hidden, cross = SIZES[width].get(name, (TOWER, 0))
-    plain: dict[str, Any] = {"l2_reg_embedding": 0, "seed": seed, "device": "cpu"}
+    plain: dict[str, Any] = {"l2_reg_embedding": 0, "init_std": start, "seed": seed, "device": "cpu"}
     if name == "deepfm":
         return DeepFM(found, found, dnn_hidden_units=hidden, l2_reg_linear=0, **plain)
     if name == "dcn_v2":  # without the linear model that it adds, which the paper's network has not
@@ -80,7 +82,9 @@ def main() -> None:
     parser.add_argument("arrays")
     parser.add_argument("--model", choices=["deepfm", "dcn_v2", "din"], required=True)
     parser.add_argument("--width", choices=list(SIZES), default="default")
-    parser.add_argument("--optimizer", choices=["adam", "adagrad"], required=True)
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), required=True)
+    parser.add_argument("--start", type=float, default=1e-4, help="standard deviation of the start of its tables")
+    parser.add_argument("--scale", type=float, required=True, help="of its default learning rate")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True, help="rows trained before the clock starts")
     parser.add_argument("--threads", type=int, required=True)
@@ -90,8 +94,9 @@ def main() -> None:
     with np.load(options.arrays) as file:
         arrays = {k: file[k] for k in file.files}
     found = columns(arrays)
-    model = build(options.model, options.width, found, options.seed)
-    model.compile(options.optimizer, "binary_crossentropy", metrics=[])
+    model = build(options.model, options.width, found, options.start, options.seed)
+    kind, lr = OPTIMIZERS[options.optimizer]
+    model.compile(kind(model.parameters(), lr=lr * options.scale), "binary_crossentropy", metrics=[])
     train, label = inputs(arrays, "train", found), arrays["train_label"]
 
     def fit(rows: slice) -> float:
@@ -104,9 +109,13 @@ def main() -> None:
 
     fit(slice(options.warmup))
     seconds = fit(slice(None))
-    score = model.predict(inputs(arrays, "test", found), batch_size=16384)
+
+    def auc(split: str) -> float:
+        score = model.predict(inputs(arrays, split, found), batch_size=16384)
+        return float(roc_auc_score(arrays[f"{split}_label"], score))
+
     print(json.dumps({
-        "seconds": seconds, "rows": len(label), "auc": float(roc_auc_score(arrays["test_label"], score)),
+        "seconds": seconds, "rows": len(label), "valid_auc": auc("valid"), "auc": auc("test"),
         "weights": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
     }))  # fmt: skip
 

@@ -1,9 +1,9 @@
 """DCN-v2 and DIN of FuxiCTR 2.3.9 in its own epoch loop and loaders, on arrays that `bench.peers` wrote.
 
 Runs in the peer's own environment and imports nothing of ctrbench. Prints one JSON line: seconds of one epoch, rows,
-AUC on the test rows, weights, versions. The wheel's DCNv2 reads histories: its forward for rows without one is that
-of the repository's DCNv2 over the same layers. `fit` adds a look at validation rows and a
-checkpoint, so the clock is on the `train_epoch` that it calls.
+AUC on validation and test rows, weights, versions. The wheel's DCNv2 reads histories: its forward for rows without
+one is that of the repository's DCNv2 over the same layers. `fit` adds a look at validation rows and a checkpoint, so
+the clock is on the `train_epoch` that it calls.
 """
 
 # ruff: noqa: E402, B010
@@ -33,6 +33,7 @@ from model_zoo.LongCTR.DIN.DIN import DIN
 from sklearn.metrics import roc_auc_score
 
 DIM = 16
+SPLITS = ("train", "valid", "test")
 SIZES = {"default": ([128, 128], 2), "wide": ([400, 400, 400], 3)}
 """MLP and cross layers of DCN-v2."""
 ATTENTION, TOWER = [64, 16], [256, 128]
@@ -77,18 +78,18 @@ def write_flat(arrays: dict[str, np.ndarray], split: str, file: Path) -> None:
 def write_histories(arrays: dict[str, np.ndarray], folder: Path) -> dict[str, str]:
     """Its LongCTR form: rows, the item sequence of every user, item and category of every item index (0 = padding)."""
     log = arrays["log"]
-    pairs = np.concatenate([log, *(arrays[f"{s}_ids"][:, 1:] for s in ("train", "test"))])
+    pairs = np.concatenate([log, *(arrays[f"{s}_ids"][:, 1:] for s in SPLITS)])
     known, code = np.unique(pairs, axis=0, return_inverse=True)
     known, code = np.concatenate([np.zeros((1, 2), known.dtype), known]), code.reshape(-1) + 1
     items = pd.DataFrame({"item_index": np.arange(len(known)), "item": known[:, 0], "category": known[:, 1]})
     items.to_parquet(folder / "item_info.parquet")
-    begins = np.unique(np.concatenate([arrays["train_begin"], arrays["test_begin"]]))
+    begins = np.unique(np.concatenate([arrays[f"{s}_begin"] for s in SPLITS]))
     ends = np.append(begins[1:], len(log))
     user_of = np.searchsorted(begins, np.arange(len(log)), side="right") - 1
     sequences = [code[a:b] for a, b in zip(begins, ends, strict=True)]
     pd.DataFrame({"full_item_seq": sequences}).to_parquet(folder / "user_info.parquet")
     at = len(log)
-    for split in ("train", "test"):
+    for split in SPLITS:
         begin, n = arrays[f"{split}_begin"], len(arrays[f"{split}_label"])
         pd.DataFrame({
             "user": arrays[f"{split}_ids"][:, 0], "user_index": user_of[begin], "item_index": code[at : at + n],
@@ -98,9 +99,9 @@ def write_histories(arrays: dict[str, np.ndarray], folder: Path) -> dict[str, st
     return {"user_info": str(folder / "user_info.parquet"), "item_info": str(folder / "item_info.parquet")}
 
 
-def build(name: str, width: str, found: FeatureMap, optimizer: str, folder: Path) -> Any:
+def build(name: str, width: str, found: FeatureMap, optimizer: str, scale: float, folder: Path) -> Any:
     common: dict[str, Any] = {
-        "optimizer": {"adam": "adam", "adagrad": "Adagrad"}[optimizer], "learning_rate": LR[optimizer],
+        "optimizer": {"adam": "adam", "adagrad": "Adagrad"}[optimizer], "learning_rate": scale * LR[optimizer],
         "loss": "binary_crossentropy", "metrics": ["AUC"], "verbose": 0, "model_root": str(folder),
         "embedding_dim": DIM,
     }  # fmt: skip
@@ -126,6 +127,8 @@ def main() -> None:
     parser.add_argument("--model", choices=["dcn_v2", "din"], required=True)
     parser.add_argument("--width", choices=list(SIZES), default="default")
     parser.add_argument("--optimizer", choices=list(LR), required=True)
+    parser.add_argument("--start", type=float, help="standard deviation of the start of its tables, if not its own")
+    parser.add_argument("--scale", type=float, required=True, help="of its default learning rate")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True, help="rows trained before the clock starts")
     parser.add_argument("--threads", type=int, required=True)
@@ -142,7 +145,7 @@ def main() -> None:
             extra |= write_histories(arrays, folder)
             extra |= {"data_loader": longctr_dataloader.LongCTRDataLoader, "max_len": int(arrays["max_length"])}
         else:
-            for split in ("train", "test"):
+            for split in SPLITS:
                 write_flat(arrays, split, folder / f"{split}.parquet")
         pd.read_parquet(folder / "train.parquet").head(options.warmup).to_parquet(folder / "first.parquet")
 
@@ -151,13 +154,20 @@ def main() -> None:
             made = RankDataLoader(found, stage=stage, batch_size=batch, data_format="parquet", **kind, **extra)
             return made.make_iterator()
 
-        model = build(options.model, options.width, found, options.optimizer, folder)
+        model = build(options.model, options.width, found, options.optimizer, options.scale, folder)
+        if options.start is not None:
+            for table in (m for m in model.modules() if isinstance(m, torch.nn.Embedding)):
+                torch.nn.init.normal_(table.weight, std=options.start)
         epoch(model, rows("first", "train")[0])
         seconds = epoch(model, rows("train", "train")[0])
-        score = model.predict(rows("test", "test", 8192))
+        scores = {split: model.predict(rows(split, "test", 8192)) for split in SPLITS[1:]}
+
+    def auc(split: str) -> float:
+        return float(roc_auc_score(arrays[f"{split}_label"], scores[split]))
+
     print(json.dumps({
         "seconds": seconds, "rows": len(arrays["train_label"]),
-        "auc": float(roc_auc_score(arrays["test_label"], score)),
+        "valid_auc": auc("valid"), "auc": auc("test"),
         "weights": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
     }))  # fmt: skip
 

@@ -133,20 +133,20 @@ class BlockAct:
         torch.addcmul(self.shift_O, x_EO, self.scale_O, out=into_EO).sigmoid_()
         return torch.addcmul(self.alpha_O, self.rest_O, into_EO, out=into_EO).mul_(x_EO)
 
-    def back(self, x_EO: Tensor, dy_EO: Tensor, sums_3O: Tensor, work: Sequence[Tensor]) -> Tensor:
-        """Activations of a block; `dy_EO` becomes the gradient of x, but for what flows through mean and variance.
+    def back(self, x_EO: Tensor, dy_EO: Tensor, sums_3O: Tensor, work: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Activations of a block, in a buffer, and the gradient of x, but for what flows through mean and variance.
 
         `sums_3O` gathers the gradient of alpha, s and s z, where s is the gradient of z less its factor 1 - alpha.
         """
         if self.alpha_O is None:
-            torch.ops.aten.threshold_backward.grad_input(dy_EO, x_EO, 0, grad_input=dy_EO)
-            return x_EO
+            return x_EO, torch.ops.aten.threshold_backward(dy_EO, x_EO, 0)
         if self.native:
             y_EO, parts = work[0][: x_EO.numel()].view_as(x_EO), -(-len(x_EO) // din_blocks.CHUNK)
             sums_K3O = x_EO.new_empty(parts, *sums_3O.shape)
-            torch.ops.ctrbench.dice_back(x_EO, self.scale_O, self.shift_O, self.alpha_O, dy_EO, y_EO, sums_K3O)
+            dx_EO = torch.empty_like(x_EO)
+            torch.ops.ctrbench.dice_back(x_EO, self.scale_O, self.shift_O, self.alpha_O, dy_EO, y_EO, dx_EO, sums_K3O)
             sums_3O += sums_K3O.sum(0)
-            return y_EO
+            return y_EO, dx_EO
         z_EO, p_EO, s_EO = (w[: x_EO.numel()].view_as(x_EO) for w in work)
         torch.addcmul(self.shift_O, x_EO, self.scale_O, out=z_EO)
         torch.sigmoid(z_EO, out=p_EO)
@@ -158,8 +158,8 @@ class BlockAct:
             sums_3O[1] += s_EO.sum(0)
             sums_3O[2] += z_EO.mul_(s_EO).sum(0)
         torch.addcmul(self.alpha_O, self.rest_O, p_EO, out=p_EO)
-        dy_EO.mul_(p_EO).addcmul_(s_EO, self.rest_O * self.scale_O)
-        return p_EO.mul_(x_EO)
+        dx_EO = torch.mul(dy_EO, p_EO).addcmul_(s_EO, self.rest_O * self.scale_O)
+        return p_EO.mul_(x_EO), dx_EO
 
     def finish(self, x_EO: Tensor, dx_EO: Tensor, sums_3O: Tensor, count: int) -> Tensor:
         """Adds what flows through mean and variance, which is linear in x, once the sums are whole."""

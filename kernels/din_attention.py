@@ -33,8 +33,8 @@ from ctrbench.kernels.operator import Operator, Shape, on_gpu
 
 Tensors = tuple[Tensor, ...]
 Moments = tuple[tuple[Tensor, Tensor] | None, ...]
-BLOCK = 1 << 19
-"""Numbers [E, O] of the widest layer in a block: 2 MiB of float32."""
+BLOCK = 1 << 20
+"""Numbers [E, O] of the widest layer in a block: 4 MiB of float32."""
 
 
 # ------------------------------------------------------------------ plain forms
@@ -187,23 +187,22 @@ class _Unit(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, du_BC: Tensor) -> tuple[Tensor | None, ...]:
         sweeps, acts, outs, (a_N, *weights) = ctx.sweeps, ctx.acts, ctx.outs, ctx.saved_tensors
-        work, events = sweeps.buffers(3), len(sweeps.h_NC)
+        (dy, *work), events = sweeps.buffers(4), len(sweeps.h_NC)
         du_BC = du_BC.contiguous()
         grads = _scores_grads(sweeps, du_BC, a_N, ctx.softmax)
         dws, dbs = [torch.zeros_like(w) for w in weights], [w.new_zeros(len(w)) for w in weights]
         sums = [w.new_zeros(3, len(w)) for w in weights[:-1]]
         for i in range(len(acts), 0, -1):
             for k, x_EI in enumerate(outs[i - 1]):
-                dx_EO = grads[k]
+                dx_EO, dy_EI = grads[k], dy[: x_EI.numel()].view_as(x_EI)
                 if i < len(acts):
                     dx_EO = acts[i].finish(outs[i][k], dx_EO, sums[i], events)
-                    dy_EI = dx_EO @ weights[i]
+                    torch.mm(dx_EO, weights[i], out=dy_EI)
                 else:
-                    dy_EI = dx_EO * weights[i]
-                y_EI = acts[i - 1].back(x_EI, dy_EI, sums[i - 1], work)
+                    torch.mul(dx_EO, weights[i], out=dy_EI)
+                y_EI, grads[k] = acts[i - 1].back(x_EI, dy_EI, sums[i - 1], work)
                 _add_product(dws[i], dx_EO.t(), y_EI)
                 dbs[i] += dx_EO.sum(0)
-                grads[k] = dy_EI
         finished = (acts[0].finish(x_EO, grads[k], sums[0], events) for k, x_EO in enumerate(outs[0]))
         dq_BC, dh_NC, dws[0], dbs[0] = _first_grads(sweeps, finished, a_N, du_BC, work)
         dalphas = [None if a.alpha_O is None else s[0] for a, s in zip(acts, sums, strict=True)]

@@ -40,9 +40,9 @@ void dice_out(long rows, long width, int threads, In x, In scale, In shift, In a
     }
 }
 
-/* y as above; dy becomes dx but for what flows through mean and variance; sums [chunks, 3, O] of d alpha, s, s z. */
+/* y as above; dx but for what flows through mean and variance; sums [chunks, 3, O] of d alpha, s, s z. */
 void dice_back(
-    long rows, long width, int threads, In x, In scale, In shift, In alpha, Out dy, Out y, Out sums
+    long rows, long width, int threads, In x, In scale, In shift, In alpha, In dy, Out y, Out dx, Out sums
 ) {
     const long chunks = (rows + CHUNK - 1) / CHUNK;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -51,8 +51,8 @@ void dice_back(
         for (long o = 0; o < 3 * width; o++) dalpha[o] = 0.0f;
         const long end = (c + 1) * CHUNK < rows ? (c + 1) * CHUNK : rows;
         for (long e = c * CHUNK; e < end; e++) {
-            const float *restrict xe = x + e * width;
-            float *restrict de = dy + e * width, *restrict ye = y + e * width;
+            const float *restrict xe = x + e * width, *restrict de = dy + e * width;
+            float *restrict dxe = dx + e * width, *restrict ye = y + e * width;
 #pragma omp simd
             for (long o = 0; o < width; o++) {
                 float rest = 1.0f - alpha[o], z = xe[o] * scale[o] + shift[o];
@@ -62,7 +62,7 @@ void dice_back(
                 s1[o] += s;
                 sz[o] += s * z;
                 ye[o] = g * xe[o];
-                de[o] = de[o] * g + s * (rest * scale[o]);
+                dxe[o] = de[o] * g + s * (rest * scale[o]);
             }
         }
     }

@@ -19,7 +19,8 @@ CHUNK = 256
 _ops = torch.library.Library("ctrbench", "FRAGMENT")
 _ops.define("dice_out(Tensor x, Tensor scale, Tensor shift, Tensor alpha, Tensor(a!) y) -> ()")
 _ops.define(
-    "dice_back(Tensor x, Tensor scale, Tensor shift, Tensor alpha, Tensor(a!) dy, Tensor(b!) y, Tensor(c!) sums) -> ()"
+    "dice_back(Tensor x, Tensor scale, Tensor shift, Tensor alpha, Tensor dy, "
+    "Tensor(a!) y, Tensor(b!) dx, Tensor(c!) sums) -> ()"
 )
 _ops.define("dice_finish(Tensor x, Tensor slope, Tensor base, Tensor(a!) dx) -> ()")
 _ops.define("din_pairs(Tensor q, Tensor h, Tensor row, Tensor(a!) pair) -> ()")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ctrbench.bench import peers
-from ctrbench.bench.peers import Run, Side, faster, our_side, sides, verdict
+from ctrbench.bench.peers import Run, Side, faster, finalists, our_side, sides, verdict
 from ctrbench.bench.peers_data import any_place, hashed, write_arrays
 from ctrbench.bench.peers_models import ATTENTION, DIM, SIZES, TABLES, TOWER, our_model
 from ctrbench.bench.targets.peers import matched, outcome, outcomes
@@ -25,13 +25,15 @@ BENCH = Path(peers.__file__).parent
 
 
 def runs(ours: float, adam: float, adagrad: float, auc: Sequence[float] = (0.75, 0.75, 0.74)) -> dict[Side, list[Run]]:
-    """Three rounds of the finalists, one of the others."""
+    """The search and three rounds of everybody; the default learning rates win the search."""
     found = {}
-    for side in sides("deepfm"):
+    same = [Side("ctrbench", "deepctr-torch", o) for o in peers.OPTIMIZERS]
+    for side in [*sides("deepfm"), *same]:
         seconds = {"fused": ours, "adam": adam, "adagrad": adagrad}[side.optimizer]
         seconds *= 1.0 if side.who != "ctrbench" or side.optimizer == "fused" else 2.0
         score = auc[0] if side.who == "ctrbench" else auc[1 if side.optimizer == "adam" else 2]
-        found[side] = [Run(seconds=seconds, rows=100, auc=score, weights=1_000_000)] * 3
+        seen = score - 0.01 * (side.scale - 1.0)
+        found[side] = [Run(seconds=seconds, rows=100, valid_auc=seen, auc=score, weights=1_000_000)] * 4
     return found
 
 
@@ -57,7 +59,7 @@ def test_a_pair_is_met_by_speed_and_quality(
 
 def test_what_the_products_allow_is_said_in_the_row() -> None:
     given = runs(1.5, 4.0, 3.0)
-    ours = our_side("deepfm", "deepctr-torch")
+    ours = our_side("deepfm", "deepctr-torch", given)
     for floor, reachable, said in ((1.4, 3.0 / 1.4, True), (1.0, 3.0, False), (0.0, 0.0, False)):
         held = given | {ours: [replace(r, floor_s=floor) for r in given[ours]]}
         judged = verdict("deepfm", "deepctr-torch", held, 2.5, 15_000, 45_000)
@@ -78,9 +80,9 @@ def test_a_pair_of_other_weights_or_rows_is_no_pair() -> None:
     given = runs(1.0, 4.0, 3.0)
     peer = faster(given, "deepctr-torch")
     for change in ({"weights": 900_000}, {"rows": 99}):
-        body = {"seconds": 3.0, "rows": 100, "auc": 0.74, "weights": 1_000_000, **change}
+        body = {"seconds": 3.0, "rows": 100, "valid_auc": 0.74, "auc": 0.74, "weights": 1_000_000, **change}
         with pytest.raises(ValueError, match="not the same on both sides"):
-            verdict("deepfm", "deepctr-torch", given | {peer: [Run(**body)] * 3}, 2.5, 15_000, 45_000)
+            verdict("deepfm", "deepctr-torch", given | {peer: [Run(**body)] * 4}, 2.5, 15_000, 45_000)
 
 
 def test_matched_rows_set_equal_optimizers_side_by_side() -> None:
@@ -96,10 +98,26 @@ def test_without_environments_every_row_says_so(monkeypatch: pytest.MonkeyPatch,
     assert all(o.verdict == "not testable here" and "make peers-setup" in o.how for o in found)
 
 
-def test_later_rounds_keep_ours_and_the_faster_of_each_peer() -> None:
-    race = peers.Race(model="deepfm", size="1.48m", pythons={"deepctr-torch": "python"})
-    kept = list(race.finalists(runs(1.0, 4.0, 3.0)))
-    assert kept == [our_side("deepfm", "deepctr-torch"), Side("deepctr-torch", "deepctr-torch", "adagrad")]
+def test_later_rounds_keep_ours_and_of_each_peer_the_faster_and_the_better() -> None:
+    """The default learning rate of everybody wins the search but Adagrad's of the peer: 4 times it is better."""
+    given = runs(1.0, 4.0, 3.0)
+    adagrad, fourfold = (Side("deepctr-torch", "deepctr-torch", "adagrad", s) for s in (1.0, 4.0))
+    given[fourfold] = [replace(r, valid_auc=0.745) for r in given[adagrad]]
+    kept = finalists("deepfm", given, ["deepctr-torch"])
+    assert kept == [
+        Side("ctrbench", "deepctr-torch", "fused"),
+        Side("deepctr-torch", "deepctr-torch", "adam"),
+        fourfold,
+    ]
+
+
+def test_the_peer_with_kept_memory_stands_beside_the_verdict() -> None:
+    given = runs(1.0, 4.0, 3.0)
+    theirs = replace(faster(given, "deepctr-torch"), kept=True)
+    given[theirs] = [replace(given[our_side("deepfm", "deepctr-torch", given)][0], seconds=2.5)]
+    judged = verdict("deepfm", "deepctr-torch", given, 2.5, 15_000, 45_000)
+    assert (judged.kept, judged.speed.value) == (2.5, 3.0)
+    assert "2.5x where it keeps freed memory as we do" in outcome("deepfm", "1.48m", judged).how
 
 
 def test_arrays_hold_the_rows_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +128,7 @@ def test_arrays_hold_the_rows_of_the_data(tmp_path: Path, monkeypatch: pytest.Mo
     raw.write_text("".join("\t".join(str(int(v) if j == 0 else v) for j, v in enumerate(r)) + "\n" for r in lines))
     prepared = prepare("criteo", raw)
     file = tmp_path / "arrays.npz"
-    write_arrays(prepared, 300, 100, file)
+    write_arrays(prepared, {"train": 300, "test": 100}, file)
     frame = prepared.frame("train", last=300)
     with np.load(file) as arrays:
         names = [f.name for f in prepared.schema.categorical]
