@@ -4,11 +4,12 @@ A peer trains in the epoch loop that it ships, with Adam and with Adagrad; ours 
 rows in memory. Every run is a fresh process and runs take turns; each trains two batches before its clock starts, then
 one epoch over the same rows. A pair has as many weights on both sides, or the race stops.
 
-Learning rates: the same search for everybody. Each side starts from the rates of its defaults and trains with all of
-them times each of `SCALES`; the AUC on validation rows picks one. That is the search round. Later rounds run ours and,
-of each peer, the faster optimizer, whose time counts, and the better one on validation rows, whose test AUC counts.
-Ours with the peer's optimizer on the tables runs once, at the scale that the peer's search picked, for context. Where
-the better peer stays within `LEAST` of an AUC of one half, nobody is judged to be as good.
+Learning rates: every side has four candidates, and the AUC on validation rows picks one: a peer two optimizers, each at
+its default rate and at 4 times that; ours one optimizer of tables at two rates, times two rates of its dense weights.
+That is the search round. Later rounds run ours and, of each peer, the faster optimizer, whose time counts, and the
+better one on validation rows, whose test AUC counts. Ours with the peer's optimizer on the tables runs once, at the
+rate that the peer's search picked, for context. Where the better peer stays within `LEAST` of an AUC of one half,
+nobody is judged to be as good.
 
 Memory: our processes tell glibc to keep what is freed (`keep_freed_memory`), a peer's run as they ship. Beside the
 verdict stands the peer's time with glibc told the same, in the first round after the search.
@@ -58,9 +59,11 @@ OURS = "fused"
 LR = 1e-3
 """Of our dense weights' Adam: the default of `TrainStep`."""
 SCALES = (1.0, 4.0)
-"""What all learning rates of a side are multiplied by in the search. A quarter and 16 times were tried with DeepFM at
-1.48 million table rows: worse on validation rows for every side and optimizer (AUC .580 to .745 and .471 to .744 where
-one of these two gave .756 to .772)."""
+"""What a peer's rate is multiplied by. A quarter and 16 times were tried with DeepFM at 1.48 million table rows and are
+worse with either optimizer (test AUC .47 to .74, where one of these two gave .76)."""
+OUR_SCALES = tuple((t, d) for t in (0.5, 4.0) for d in (4.0, 16.0))
+"""What our rates of tables and of dense weights are multiplied by, placed after a look at DeepFM at 5.2 million table
+rows (three rates of each) and at DIN: few steps need high rates."""
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """glibc's environment that does to a peer what `keep_freed_memory` does to us."""
 LEAST = 0.02
@@ -83,13 +86,16 @@ class Side:
     peer: Peer
     optimizer: str
     scale: float = 1.0
-    """Of its default learning rates."""
+    """Of the default learning rate; of ours, that of the tables."""
+    dense: float = 1.0
+    """Of our dense weights' default learning rate."""
     kept: bool = False
     """A peer whose glibc keeps freed memory."""
 
     def __str__(self) -> str:
+        rates = f"x{self.scale:g}" + (f" x{self.dense:g}" if self.who == "ctrbench" else "")
         notes = [f"as {self.peer}"] * (self.who == "ctrbench") + ["freed memory kept"] * self.kept
-        return f"{self.who} {self.optimizer} x{self.scale:g}" + (f" ({', '.join(notes)})" if notes else "")
+        return f"{self.who} {self.optimizer} {rates}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +127,7 @@ class Verdict:
     """Our AUC less the peer's better one, means over rounds."""
     standard_error: float
     met: bool
-    scale: float
-    """Of our learning rates."""
+    ours: Side
     better: Side
     """The peer's side whose AUC counts."""
     best: float
@@ -133,11 +138,12 @@ class Verdict:
     """Largest ratio that the products of the step allow; 0 where the floor was not measured."""
 
 
-def sides(model: str, scales: Sequence[float] = SCALES) -> list[Side]:
-    """All sides of a model's search; both peers' DIN is one model, so ours runs once."""
+def sides(model: str, searching: bool = True) -> list[Side]:
+    """All sides of a model's search, or one of each optimizer; both peers' DIN is one model, so ours runs once."""
     _, peers = MODELS[model]
     pairs = peers[:1] if model == "din" else peers
-    ours = [Side("ctrbench", p, OURS, s) for p in pairs for s in scales]
+    scales, our_scales = (SCALES, OUR_SCALES) if searching else (SCALES[:1], OUR_SCALES[:1])
+    ours = [Side("ctrbench", p, OURS, t, d) for p in pairs for t, d in our_scales]
     return ours + [Side(p, p, o, s) for p in peers for o in OPTIMIZERS for s in scales]
 
 
@@ -159,7 +165,8 @@ def our_side(model: str, peer: Peer, runs: Runs) -> Side:
 
 def matched_side(model: str, peer: Peer, runs: Runs, optimizer: str) -> Side:
     """Ours with the peer's optimizer on the tables, at the scale that the peer's search picked."""
-    return Side("ctrbench", ours_as(model, peer), optimizer, searched(runs, peer, peer, optimizer).scale)
+    scale = searched(runs, peer, peer, optimizer).scale
+    return replace(our_side(model, peer, runs), optimizer=optimizer, scale=scale)
 
 
 def faster(runs: Runs, peer: Peer) -> Side:
@@ -201,14 +208,22 @@ def verdict(model: str, peer: Peer, runs: Runs, required: float, positives: int,
     floor = median(r.floor_s for r in mine)
     kept = [r.seconds for s, each in runs.items() if s == replace(theirs, kept=True) for r in each]
     return Verdict(
-        peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, scale=ours.scale,
+        peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, ours=ours,
         better=good, best=best, reachable=median(r.seconds for r in others) / floor if floor else 0.0,
         kept=median(kept) / median(r.seconds for r in mine) if kept else 0.0,
     )  # fmt: skip
 
 
 def train_ours(
-    prepared: Prepared, rows: int, model_name: str, peer: Peer, width: Width, optimizer: str, scale: float, seed: int
+    prepared: Prepared,
+    rows: int,
+    model_name: str,
+    peer: Peer,
+    width: Width,
+    optimizer: str,
+    scale: float,
+    dense: float,
+    seed: int,
 ) -> Run:
     """One epoch of our model over the most recent rows; seconds include the loader, from rows in memory."""
     from ctrbench.bench.proc import keep_freed_memory
@@ -223,7 +238,7 @@ def train_ours(
     tables = TABLES[optimizer]
     tables = replace(tables, lr=tables.lr * scale, init_std=START.get(model_name, tables.init_std))
     model = our_model(model_name, peer, tables, prepared.schema, width)
-    step = TrainStep(model, lr=LR * scale)
+    step = TrainStep(model, lr=LR * dense)
     loader = Loader(prepared, "train", BATCH, rows=rows, shuffle_seed=seed)
     first = iter(loader)
     for _ in range(WARMUP // BATCH):
@@ -282,7 +297,8 @@ class Race:
     threads: int = 2
     rows: int | None = None
     """Train rows, None for `TRAIN_ROWS`."""
-    scales: Sequence[float] = SCALES
+    searching: bool = True
+    """Not: each side at its first candidate."""
 
     def runs(self, say: Console) -> tuple[dict[Side, list[Run]], Prepared]:
         """Searches, then trains the finalists in turn."""
@@ -303,7 +319,7 @@ class Race:
                     f"{found.rows / found.seconds:,.0f} rows/s, AUC {found.valid_auc:.4f} {found.auc:.4f}"
                 )
 
-            for side in sides(self.model, self.scales):
+            for side in sides(self.model, self.searching):
                 if side.who == "ctrbench" or side.peer in self.pythons:
                     run(side, 0)
             peers = self.peers()
@@ -324,7 +340,8 @@ class Race:
         common = ["--threads", str(self.threads), "--seed", str(number), "--scale", str(side.scale)]
         if side.who == "ctrbench":
             what = [str(prepared.path), str(rows), self.model, side.peer, self.width, side.optimizer]
-            return [sys.executable, "-m", "ctrbench.bench.peers", "--ours", *what, *common]
+            dense = ["--dense", str(side.dense)]
+            return [sys.executable, "-m", "ctrbench.bench.peers", "--ours", *what, *dense, *common]
         script = {"deepctr-torch": "peers_deepctr.py", "fuxictr": "peers_fuxictr.py"}[side.peer]
         # -P: the script's folder must not hide the standard library (bench/statistics.py)
         return [
@@ -369,7 +386,8 @@ def sentence(v: Verdict) -> str:
     """A verdict in words."""
     return (
         f"{v.speed}x as fast as {v.peer} with {v.optimizer}, its faster; AUC {v.gap:+.4f} against {v.best:.4f} of its "
-        f"better one ({v.better.optimizer} at {v.better.scale:g}x its learning rate, ours at {v.scale:g}x; "
+        f"better one ({v.better.optimizer} at {v.better.scale:g}x its learning rate, ours at {v.ours.scale:g}x of the "
+        f"tables' and {v.ours.dense:g}x of the dense weights'; "
         f"s.e. {v.standard_error:.4f})"
         + ("" if v.best >= 0.5 + LEAST else "; the peer does not learn")
         + (f"; {v.kept:.2g}x where it keeps freed memory as we do" if v.kept else "")
@@ -401,6 +419,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/peers/race.json"))
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--scale", type=float, default=1.0, help=argparse.SUPPRESS)
+    parser.add_argument("--dense", type=float, default=1.0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--ours", nargs=6, metavar=("DIR", "ROWS", "MODEL", "PEER", "WIDTH", "TABLES"), help=argparse.SUPPRESS
     )
@@ -411,7 +430,7 @@ def main() -> int:
         torch.set_num_threads(options.threads)
         folder, rows, model, peer, width, tables = options.ours
         pair = model, cast(Peer, peer), cast(Width, width)
-        run = train_ours(Prepared.open(folder), int(rows), *pair, tables, options.scale, options.seed)
+        run = train_ours(Prepared.open(folder), int(rows), *pair, tables, options.scale, options.dense, options.seed)
         print(json.dumps(asdict(run)))
         return 0
     say, results = Console(), []

@@ -32,7 +32,7 @@ def test_race(benchmark: BenchmarkFixture, model: str, peer: Peer) -> None:
         pytest.skip(f"PEER NOT TIMED: {reason}")
     benchmark.group, benchmark.name = f"training against peers: {model}", f"race[{model}-{peer}]"
     pythons = {peer: str(PYTHONS[peer])}
-    race = Race(model=model, size="1.48m", pythons=pythons, rounds=1, rows=BATCHES * BATCH, scales=(1.0,))
+    race = Race(model=model, size="1.48m", pythons=pythons, rounds=1, rows=BATCHES * BATCH, searching=False)
     runs, _ = benchmark.pedantic(race.runs, args=(Console(),), rounds=1)
     for side, each in runs.items():
         rate = median(r.rows / r.seconds for r in each)

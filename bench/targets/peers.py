@@ -18,7 +18,6 @@ from ctrbench.bench.peers import (
     MODELS,
     OPTIMIZERS,
     REQUIRED,
-    SCALES,
     TRAIN_ROWS,
     Race,
     Runs,
@@ -62,8 +61,8 @@ def outcome(model: str, size: Size, v: Verdict) -> Outcome:
         measured=f"{v.speed.value:.3g}x [{v.speed.low:.3g}, {v.speed.high:.3g}], AUC {v.gap:+.4f}",
         verdict="met" if v.met else "missed",
         how=f"{v.speed.rounds} rounds of fresh processes by turns, batch {BATCH}, "
-        f"{TRAIN_ROWS[MODELS[model][0]][size]:,} rows after two batches of warm-up, 2 threads, every side's learning "
-        f"rates searched over {len(SCALES)} values; {sentence(v)}{low}",
+        f"{TRAIN_ROWS[MODELS[model][0]][size]:,} rows after two batches of warm-up, 2 threads, four candidates "
+        f"of learning rates for every side; {sentence(v)}{low}",
     )  # fmt: skip
 
 
@@ -75,8 +74,8 @@ def matched(model: str, size: Size, peer: Peer, runs: Runs) -> Iterator[Outcome]
         yield Outcome(
             group="peers", target=f"{target(model, size, peer)}, both {optimizer}", wanted="",
             measured=f"{other.seconds / one.seconds:.3g}x, AUC {one.auc - other.auc:+.4f}", verdict="context",
-            how=f"one run of each, at {theirs.scale:g}x the learning rates of their defaults, which the peer's search "
-            "picked; the tables' optimizer is the peer's, our dense weights take Adam as always",
+            how=f"one run of each at {theirs.scale:g}x the default learning rate, which the peer's search picked; the "
+            f"tables' optimizer is the peer's, our dense weights take Adam as always, at {ours.dense:g}x",
         )  # fmt: skip
 
 
