@@ -170,8 +170,16 @@ def matched_side(model: str, peer: Peer, runs: Runs, optimizer: str) -> Side:
 
 
 def faster(runs: Runs, peer: Peer) -> Side:
-    """The peer's side that takes the fewest seconds, in the search."""
-    return min((searched(runs, peer, peer, o) for o in OPTIMIZERS), key=lambda s: runs[s][0].seconds)
+    """The peer's side that takes the fewest seconds, by its rounds; before them by the search, at any learning rate."""
+    ran = [s for s in runs if s.who == peer and not s.kept and len(runs[s]) > 1]
+    if ran:
+        return min(ran, key=lambda s: median(r.seconds for r in runs[s][1:]))
+
+    def seconds(optimizer: str) -> float:
+        of = [s for s in runs if (s.who, s.optimizer, s.kept) == (peer, optimizer, False)]
+        return median(r.seconds for s in of for r in runs[s])
+
+    return searched(runs, peer, peer, min(OPTIMIZERS, key=seconds))
 
 
 def better(runs: Runs, peer: Peer) -> Side:
@@ -206,11 +214,11 @@ def verdict(model: str, peer: Peer, runs: Runs, required: float, positives: int,
     error = auc_standard_error(best, positives, negatives)
     met = speed.value >= required and gap >= -2 * error and best >= 0.5 + LEAST
     floor = median(r.floor_s for r in mine)
-    kept = [r.seconds for s, each in runs.items() if s == replace(theirs, kept=True) for r in each]
+    kept = [r.seconds for s, each in runs.items() if s.who == peer and s.kept for r in each]
     return Verdict(
         peer=peer, optimizer=theirs.optimizer, speed=speed, gap=gap, standard_error=error, met=met, ours=ours,
         better=good, best=best, reachable=median(r.seconds for r in others) / floor if floor else 0.0,
-        kept=median(kept) / median(r.seconds for r in mine) if kept else 0.0,
+        kept=min(kept) / median(r.seconds for r in mine) if kept else 0.0,
     )  # fmt: skip
 
 
@@ -326,7 +334,7 @@ class Race:
             for side in dict.fromkeys(matched_side(self.model, p, done, o) for p in peers for o in OPTIMIZERS):
                 run(side, 0)
             order = finalists(self.model, done, peers)
-            kept = [replace(faster(done, p), kept=True) for p in peers]
+            kept = [replace(s, kept=True) for s in order if s.who != "ctrbench"]
             for number in range(1, self.rounds + 1):
                 for side in (order if number % 2 else order[::-1]) + kept * (number == 1):
                     run(side, number)

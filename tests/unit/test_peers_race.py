@@ -103,12 +103,22 @@ def test_later_rounds_keep_ours_and_of_each_peer_the_faster_and_the_better() -> 
     given = runs(1.0, 4.0, 3.0)
     adagrad, fourfold = (Side("deepctr-torch", "deepctr-torch", "adagrad", s) for s in (1.0, 4.0))
     given[fourfold] = [replace(r, valid_auc=0.725) for r in given[adagrad]]
-    kept = finalists("deepfm", given, ["deepctr-torch"])
+    kept = finalists("deepfm", {s: each[:1] for s, each in given.items()}, ["deepctr-torch"])
     assert kept == [
         Side("ctrbench", "deepctr-torch", "fused", 0.5, 4.0),
         Side("deepctr-torch", "deepctr-torch", "adam"),
         fourfold,
     ]
+
+
+def test_the_rounds_say_which_optimizer_is_the_faster() -> None:
+    """In the search Adagrad was; by the rounds that both finalists ran it is Adam."""
+    given = runs(1.0, 4.0, 3.0)
+    adam, adagrad = (Side("deepctr-torch", "deepctr-torch", o) for o in ("adam", "adagrad"))
+    search = {s: each[:1] for s, each in given.items()}
+    assert faster(search, "deepctr-torch") == adagrad
+    rounds = search | {adam: [given[adam][0], replace(given[adam][0], seconds=2.0)], adagrad: given[adagrad]}
+    assert faster(rounds, "deepctr-torch") == adam
 
 
 def test_the_peer_with_kept_memory_stands_beside_the_verdict() -> None:
