@@ -41,6 +41,8 @@ class Operator:
     """Benchmarked shapes by a label that reads well, e.g. `B4096 T50 C32`."""
     paths: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Fast paths by name, same arguments as the twin; `run` is one of them or picks among them."""
+    served: bool = False
+    """Serving alone calls it: it is timed without its backward pass."""
     gpu: str = ""
     """File of `kernels/gpu` with its Triton kernels."""
     no_gpu: str = ""

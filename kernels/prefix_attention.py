@@ -99,5 +99,6 @@ OPERATOR = Operator(
         {"candidates": 1, "heads": 1, "own": 1, "prefix": 1, "width": 2},
     ),
     shapes={"C512 P1024 d16": {"candidates": 512, "heads": 4, "own": 4, "prefix": 1024, "width": 16}},
+    served=True,
     no_gpu="torch's flash operator takes the prefix there as well; what joins both parts is a softmax of Q + 1 values",
 )

@@ -132,5 +132,6 @@ OPERATOR = Operator(
         f"C{c} U9 J4 H4 d8": {"requests": 1, "candidates": c, "heads": 4, "user": 9, "own": 4, "width": 8}
         for c in (16, 128, 512)
     },
+    served=True,
     no_gpu="a few batched products over one request's candidates; between them only what a library softmax does",
 )

@@ -21,7 +21,7 @@ import torch
 
 from ctrbench.bench.alternate import Ratio, alternate, ratio
 from ctrbench.bench.ceilings import gemm_runs, thread_count
-from ctrbench.bench.operator_calls import TWIN, arguments, call_of, count_call, operators
+from ctrbench.bench.operator_calls import TWIN, Pass, arguments, call_of, count_call, operators
 from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.targets.outcome import Outcome, at_least
 from ctrbench.kernels.attention import attention_fused, lower_right
@@ -130,14 +130,15 @@ def padded_sides(args: tuple[Any, ...], length: int) -> dict[str, Callable[[], o
 
 def beside(name: str, op: Operator) -> Iterator[Outcome]:
     """Twin / run of an operator without a target."""
+    passes: Pass = "fwd" if op.served else "fwd+bwd"
     for label, shape in op.shapes.items():
         args = arguments(op, shape)
-        sides = {TWIN: call_of(op.twin, args, "fwd+bwd"), "run": call_of(op.run, args, "fwd+bwd")}
+        sides = {TWIN: call_of(op.twin, args, passes), "run": call_of(op.run, args, passes)}
         times = by_turns(sides, CONTEXT_S)
         found = ratio(times[TWIN], times["run"])
-        work = {"run": count_call(op, op.run, shape, "fwd+bwd").flops()}
+        work = {"run": count_call(op, op.run, shape, passes).flops()}
         yield _context(
-            f"{op.title}, {label}, forward + backward: twin / run", found,
+            f"{op.title}, {label}, {'forward' if op.served else 'forward + backward'}: twin / run", found,
             f"{name}: {_rounds(found)}; {_shares(times, work)}",
         )  # fmt: skip
 

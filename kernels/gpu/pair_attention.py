@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, takes
-from ctrbench.kernels.pair_attention import pair_attention_whole
+from ctrbench.kernels.pair_attention import pair_attention_fused
 
 MOST_FIELDS, MOST_WIDTH = 128, 128
 """What a program can hold."""
@@ -174,7 +174,7 @@ def pair_attention(q_BHFd: Tensor, k_BHFd: Tensor, v_BHFd: Tensor, pair_FF: Tens
     given = cast(q_BHFd, k_BHFd, v_BHFd, pair_FF)
     # offsets inside a sample are 32 bits, and fields may lie a whole batch of Q, K and V apart
     small = q_BHFd.shape[2] <= MOST_FIELDS and q_BHFd.shape[3] <= MOST_WIDTH and q_BHFd.numel() < 1 << 29
-    return _PairAttention.apply(*given) if small and takes(*given) else pair_attention_whole(*given)
+    return _PairAttention.apply(*given) if small and takes(*given) else pair_attention_fused(*given)
 
 
 _INTS = " ".join(["I32"] * 7)

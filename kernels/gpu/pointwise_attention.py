@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ctrbench.kernels.gpu.kernel import TYPES, Kernel, Tiles, by_type, cast, padded, precision, put, takes, tile
-from ctrbench.kernels.pointwise_attention import pointwise_attention_whole
+from ctrbench.kernels.pointwise_attention import pointwise_attention_fused
 
 MOST_WIDTH = 128
 
@@ -203,7 +203,7 @@ def pointwise_attention(
     k, v = (t.expand(batch, -1, -1, -1) for t in (k, v))
     bias = None if bias_BQK is None else bias_BQK.expand(batch, queries, keys)
     if not takes(q, k, v) or max(q.shape[3], v.shape[3]) > MOST_WIDTH:
-        return pointwise_attention_whole(q, k, v, seen_BQK, bias, scale, norm)
+        return pointwise_attention_fused(q, k, v, seen_BQK, bias, scale, norm)
     return _Pointwise.apply(q, k, v, seen_BQK, bias, scale, norm)
 
 
