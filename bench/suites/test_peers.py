@@ -16,8 +16,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
 from ctrbench.bench.hardware import this_machine
-from ctrbench.bench.peers import BATCH, MODELS, Race
+from ctrbench.bench.peers import Race
 from ctrbench.bench.peers_models import Peer
+from ctrbench.bench.peers_ours import BATCH
+from ctrbench.bench.peers_verdict import MODELS
 from ctrbench.bench.suites.kernel_counts import entry
 from ctrbench.bench.targets.peers import PYTHONS, why_not
 

@@ -171,12 +171,8 @@ def steps(native: bool) -> Callable[[], object]:
     act.native = native
     q_BC, du_BC, h_EC, dh_EC = torch.randn(rows, width), torch.randn(rows, width), *torch.randn(2, events, width)
     at_B1 = torch.arange(0, events + 1, each)
-    row_E, a_E, by_row_BO, x_EO = (
-        rows_of(at_B1, events),
-        torch.randn(events),
-        torch.randn(rows, out),
-        torch.randn(events, out),
-    )
+    row_E, a_E, by_row_BO = rows_of(at_B1, events), torch.randn(events), torch.randn(rows, out)
+    x_EO, into_EO = torch.randn(2, events, out)
     dx_EO, dpair_E2C, sums_3O = torch.randn(events, out), torch.randn(events, 2 * width), torch.zeros(3, out)
     work = [torch.empty(events * max(out, 2 * width)) for _ in range(3)]
     act.see(x_EO)
@@ -184,11 +180,11 @@ def steps(native: bool) -> Callable[[], object]:
 
     def run() -> None:
         first.pairs(q_BC, h_EC, row_E, work[0])
-        first.add_rows(by_row_BO, row_E, x_EO)
+        first.add_rows(by_row_BO, row_E, into_EO)
         act.out(x_EO, work[0])
         first.scores_back(du_BC, h_EC, row_E, a_E)
         act.back(x_EO, dx_EO, sums_3O, work)
-        act.finish(x_EO, dx_EO, sums_3O, events)
+        act.finish(x_EO, into_EO, sums_3O, events)
         first.first_back(
             dpair_E2C, dx_EO, q_BC, h_EC, at_B1, a_E, du_BC, dh_EC, torch.empty_like(q_BC), torch.empty_like(by_row_BO)
         )

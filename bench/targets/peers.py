@@ -13,21 +13,20 @@ from typing import get_args
 
 from rich.console import Console
 
-from ctrbench.bench.peers import (
-    BATCH,
+from ctrbench.bench.peers import TRAIN_ROWS, Race
+from ctrbench.bench.peers_data import Size
+from ctrbench.bench.peers_models import Peer
+from ctrbench.bench.peers_ours import BATCH
+from ctrbench.bench.peers_verdict import (
     MODELS,
     OPTIMIZERS,
     REQUIRED,
-    TRAIN_ROWS,
-    Race,
     Runs,
     Verdict,
     matched_side,
     searched,
     sentence,
 )
-from ctrbench.bench.peers_data import Size
-from ctrbench.bench.peers_models import Peer
 from ctrbench.bench.targets.outcome import Outcome
 
 PYTHONS: Mapping[Peer, Path] = {

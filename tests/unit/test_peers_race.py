@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from ctrbench.bench import peers
-from ctrbench.bench.peers import Run, Side, faster, finalists, our_side, sides, verdict
+from ctrbench.bench import peers_ours, peers_verdict
 from ctrbench.bench.peers_data import any_place, hashed, write_arrays
 from ctrbench.bench.peers_models import ATTENTION, DIM, SIZES, TABLES, TOWER, our_model
+from ctrbench.bench.peers_verdict import Run, Side, faster, finalists, our_side, sides, verdict
 from ctrbench.bench.targets.peers import matched, outcome, outcomes
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
 from ctrbench.models.embedding import count_parameters
 
-BENCH = Path(peers.__file__).parent
+BENCH = Path(peers_ours.__file__).parent
 
 
 def runs(ours: float, adam: float, adagrad: float, auc: Sequence[float] = (0.75, 0.75, 0.74)) -> dict[Side, list[Run]]:
     """The search and three rounds of everybody; the first candidate of every side wins the search."""
     found = {}
-    same = [Side("ctrbench", "deepctr-torch", o, 1.0, 4.0) for o in peers.OPTIMIZERS]
+    same = [Side("ctrbench", "deepctr-torch", o, 1.0, 4.0) for o in peers_verdict.OPTIMIZERS]
     for side in [*sides("deepfm"), *same]:
         seconds = {"fused": ours, "adam": adam, "adagrad": adagrad}[side.optimizer]
         seconds *= 1.0 if side.who != "ctrbench" or side.optimizer == "fused" else 2.0
@@ -73,7 +73,7 @@ def test_products_of_a_step_are_those_of_its_layers() -> None:
     """By hand: forward, gradient of the input, gradient of the weight of 8 x 6 x 4 and 8 x 4 x 1; none for the data."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 1))
     x_BN = torch.randn(8, 6)
-    assert peers.products(lambda x: model(x).sum().backward(), x_BN) == 2 * (2 * 8 * 6 * 4) + 3 * (2 * 8 * 4)
+    assert peers_ours.products(lambda x: model(x).sum().backward(), x_BN) == 2 * (2 * 8 * 6 * 4) + 3 * (2 * 8 * 4)
 
 
 def test_a_pair_of_other_weights_or_rows_is_no_pair() -> None:
@@ -94,7 +94,7 @@ def test_matched_rows_set_equal_optimizers_side_by_side() -> None:
 def test_without_environments_every_row_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     found = list(outcomes())
-    assert len(found) == 2 * sum(len(p) for _, p in peers.MODELS.values())
+    assert len(found) == 2 * sum(len(p) for _, p in peers_verdict.MODELS.values())
     assert all(o.verdict == "not testable here" and "make peers-setup" in o.how for o in found)
 
 
