@@ -191,6 +191,8 @@ def this_machine() -> dict[str, Any]:
     """Manifest of this machine and its software; no user, host or path names."""
     import torch  # the catalogue is read without it
 
+    from ctrbench.kernels.cpu.build import library
+
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "cpu": _first_line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -207,6 +209,7 @@ def this_machine() -> dict[str, Any]:
         "fbgemm": _version("fbgemm-gpu-cpu", "fbgemm-gpu"),
         "torch_threads": torch.get_num_threads(),
         "allocator": allocator(),
+        "in_c": [name for name in ("din_blocks", "table_rows") if library(name) is not None],
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -1,6 +1,7 @@
 """Embedding tables: TorchRec configs and jagged tensors at the face, FBGEMM's table-batched operator inside.
 
-`fused` runs one operator for all tables, forward and backward, with the optimizer inside the backward.
+`fused` runs one operator for all tables, forward and backward, with the optimizer inside the backward; on a CPU and
+under row-wise Adagrad it is one in C on FBGEMM's storage (kernels/cpu/table_rows.py), where a compiler builds it.
 `per_table` is the strawman that many published baselines are: one eager lookup and one sparse gradient a table.
 
 Dims: B batch, F features, N ids of all features, D width of a row
@@ -20,13 +21,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from ctrbench.models.row_penalty import RowPenalty
-from ctrbench.models.table_lookups import (
-    MetaTables,
-    Optimizer,
-    fused_tables,
-    padded_width,
-    table_optimizer,
-)  # fmt: skip
+from ctrbench.models.table_lookups import MetaTables, Optimizer, fused_tables, padded_width, rows_in_c, table_optimizer
 
 Impl = Literal["fused", "per_table"]
 
@@ -112,6 +107,9 @@ class EmbeddingTables(nn.Module):
             spec = [sum(self.rows.values())] if self.stacked else list(self.rows.values())
             of_feature = ([0] * len(self.table_of) if self.stacked else order) if self.pooled else None
             self.lookup = fused_tables(spec, self.stored, of_feature, config.optimizer, config.lr, config.eps, device)
+        first, count = ([of[t] for t in self.table_of.values()] for of in (self._start, self.rows))
+        self.in_c = rows_in_c(self.lookup, config.optimizer, first, count, config.eps)
+        """The operator in C on the same storage, where there is one."""
         self.penalty = (
             RowPenalty(sum(self.rows.values()), config.l2, config.l2_by_count, device)
             if config.l2 and config.l2_rows == "batch_rows"
@@ -195,6 +193,8 @@ class EmbeddingTables(nn.Module):
         return torch.nn.functional.embedding(self._flat(ids), whole)[:, : self.width]
 
     def _pooled(self, ids: KeyedJaggedTensor) -> Tensor:
+        if self.in_c is not None:
+            return self.in_c(ids, ids.offsets())
         if isinstance(self.lookup, SplitTableBatchedEmbeddingBagsCodegen):
             return self.lookup(self._flat(ids) if self.stacked else ids.values(), ids.offsets())
         if isinstance(self.lookup, MetaTables):
@@ -214,6 +214,8 @@ class EmbeddingTables(nn.Module):
             return self.lookup(ids.values())
         if isinstance(self.lookup, nn.ModuleDict):
             return torch.cat([self.lookup[self.table_of[k]](ids[k].values()) for k in ids.keys()])
+        if self.in_c is not None:
+            return self.in_c(ids, None)
         flat = self._flat(ids)
         return self.lookup(flat, torch.arange(flat.numel() + 1, device=flat.device))
 

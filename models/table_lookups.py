@@ -19,6 +19,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from ctrbench.kernels.cpu.table_rows import MOST, Tables, available, table_rows
+
 Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 
 _FUSED = {
@@ -61,6 +63,42 @@ def fused_tables(
         pooling_mode=PoolingMode.SUM,
         device=torch.device(device),
     )
+
+
+class RowsInC:
+    """FBGEMM's tables under the operator in C: sums of rows, and row-wise Adagrad in their backward.
+
+    Args:
+        lookup: holds rows and states.
+        starts: first row of each feature's table among all rows.
+        rows: of each feature's table.
+        eps: of Adagrad.
+    """
+
+    def __init__(
+        self, lookup: SplitTableBatchedEmbeddingBagsCodegen, starts: Sequence[int], rows: Sequence[int], eps: float
+    ) -> None:
+        self._lookup, self._eps = lookup, eps
+        self._starts_F, self._rows_F = (torch.tensor(of, device="cpu") for of in (starts, rows))
+
+    def __call__(self, ids: KeyedJaggedTensor, bags: Tensor | None) -> Tensor:
+        """As `kernels.cpu.table_rows`: [B, F * D] with the offsets of bags, [N, D] without."""
+        state_R = self._lookup.momentum1_host
+        weight_RD = self._lookup.weights_host.view(len(state_R), -1)
+        tables = Tables(weight_RD, state_R, self._starts_F, self._rows_F, self._eps)
+        return table_rows(tables, ids.values(), ids.length_per_key(), bags, float(self._lookup.get_learning_rate()))
+
+
+def rows_in_c(
+    lookup: nn.Module, optimizer: Optimizer, starts: Sequence[int], rows: Sequence[int], eps: float
+) -> RowsInC | None:
+    """Arguments as of `RowsInC`; None where another operator works on the tables: on a GPU, under another optimizer,
+    without a compiler.
+    """
+    if not isinstance(lookup, SplitTableBatchedEmbeddingBagsCodegen) or not lookup.use_cpu:
+        return None
+    numbered = max(s + r for s, r in zip(starts, rows, strict=True)) <= MOST
+    return RowsInC(lookup, starts, rows, eps) if numbered and optimizer == "rowwise_adagrad" and available() else None
 
 
 def table_optimizer(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ctrbench.reports.measures import MEASURES, Style
 
+Array = npt.NDArray[Any]
 KNOWN = ("ok", "unstable")
 BANDED = (
     "auc", "auc_delta", "auc_shuffled", "joint_gain", "probe_gain", "pair_stability", "recall_at_k", "ndcg_at_k",
@@ -188,13 +191,54 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     return body.assign(trained=~aside.to_numpy(dtype=bool))
 
 
+class _Columns:
+    """Columns of a frame as arrays, and where the rows of each measure lie: a page asks tens of thousands of times."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.rows = len(frame)
+        self._arrays: dict[str, Array] = {}
+        self._by_metric: dict[str, Array] | None = None
+
+    def array(self, frame: pd.DataFrame, name: str) -> Array:
+        if name not in self._arrays:
+            self._arrays[name] = frame[name].to_numpy()
+        return self._arrays[name]
+
+    def find(self, frame: pd.DataFrame, wanted: Mapping[str, Any]) -> Array:
+        """Numbers of the rows whose columns equal the wanted values; None asks for nothing."""
+        asked = {name: value for name, value in wanted.items() if value is not None}
+        metric = asked.pop("metric", None)
+        at = np.arange(self.rows) if metric is None else self._of(frame, metric)
+        for name, value in asked.items():
+            if not len(at):
+                break
+            at = at[np.asarray(self.array(frame, name)[at] == value, dtype=bool)]
+        return at
+
+    def _of(self, frame: pd.DataFrame, metric: str) -> Array:
+        if self._by_metric is None:
+            found: dict[str, list[int]] = {}
+            for i, name in enumerate(self.array(frame, "metric").tolist()):
+                found.setdefault(name, []).append(i)
+            self._by_metric = {name: np.asarray(rows) for name, rows in found.items()}
+        return self._by_metric.get(metric, _NONE)
+
+
+_NONE = np.empty(0, dtype=np.int64)
+_known: dict[int, tuple[weakref.ref[pd.DataFrame], _Columns]] = {}
+"""Frames that live, by identity: they cannot be hashed. Nobody changes the rows of a tidy frame in place."""
+
+
+def _columns(frame: pd.DataFrame) -> _Columns:
+    key = id(frame)
+    if key not in _known:
+        _known[key] = weakref.ref(frame, lambda _: _known.pop(key, None)), _Columns(frame)
+    return _known[key][1]
+
+
 def where(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """Rows whose columns equal the wanted values; None asks for nothing."""
-    keep = np.ones(len(frame), dtype=bool)
-    for name, value in wanted.items():
-        if value is not None:
-            keep &= np.asarray(frame[name].to_numpy() == value, dtype=bool)
-    return frame[keep]
+    return frame.take(_columns(frame).find(frame, wanted))
 
 
 def pick(frame: pd.DataFrame, metric: str, *, scope: str | None = "", signed: bool = False, **wanted: Any) -> Cell:
@@ -210,39 +254,43 @@ def pick(frame: pd.DataFrame, metric: str, *, scope: str | None = "", signed: bo
         signed: print a plus sign.
         **wanted: values of other columns.
     """
-    rows = where(frame, metric=metric, scope=scope, **wanted)
-    if rows.empty:
+    columns = _columns(frame)
+    rows = columns.find(frame, {"metric": metric, "scope": scope, **wanted})
+    if not len(rows):
         return absent(metric, "no row")
-    known = rows[rows["status"].isin(KNOWN) & rows["value"].notna()]
-    if known.empty:
-        first = rows.iloc[0]
-        reason = str(first["reason"]) or str(first["status"])
-        return Cell(None, metric, "abstained", status=str(first["status"]), reason=reason)
-    repeats = rows[rows["seed"].notna()] if rows["seed"].notna().any() else rows
-    lost = int((~repeats["status"].isin(KNOWN)).sum())
+
+    def of(name: str, at: Array) -> Array:
+        return columns.array(frame, name)[at]
+
+    sound = np.isin(of("status", rows), KNOWN)
+    known = rows[sound & ~np.isnan(of("value", rows))]
+    if not len(known):
+        status = str(of("status", rows)[0])
+        return Cell(None, metric, "abstained", status=status, reason=str(of("reason", rows)[0]) or status)
+    seeded = ~np.isnan(of("seed", rows))
+    repeats = sound[seeded] if seeded.any() else sound
+    lost = int((~repeats).sum())
     notes = [f"{lost} of {len(repeats)} withheld"] if lost else []
-    over_seeds = known[known["seed"].isna()]
-    known = known if over_seeds.empty else over_seeds
-    if known["batch"].nunique() > 1:
-        known = known[known["batch"] == known["batch"].max()]
-        notes.append(f"batch {known['batch'].max():,.0f}")
-    return replace(_merge(known, metric), note=", ".join(notes), signed=signed)
+    over_seeds = known[np.isnan(of("seed", known))]
+    known = over_seeds if len(over_seeds) else known
+    batches = of("batch", known)
+    batches = batches[~np.isnan(batches)]
+    if len(batches) and batches.min() < batches.max():
+        known = known[of("batch", known) == batches.max()]
+        notes.append(f"batch {batches.max():,.0f}")
+    return replace(_merge(of, known, metric), note=", ".join(notes), signed=signed)
 
 
-def _merge(known: pd.DataFrame, metric: str) -> Cell:
-    first = known.iloc[0]
-    shaky = known[known["status"] == "unstable"]
-    status, reason = ("unstable", str(shaky.iloc[0]["reason"])) if len(shaky) else ("ok", "")
+def _merge(of: Callable[[str, Array], Array], known: Array, metric: str) -> Cell:
+    origin, values = str(of("origin", known)[0]), of("value", known)
+    shaky = known[of("status", known) == "unstable"]
+    status, reason = ("unstable", str(of("reason", shaky)[0])) if len(shaky) else ("ok", "")
     if len(known) == 1:
-        low, high, n = (_maybe(first[c]) for c in ("ci_low", "ci_high", "n"))
-        return Cell(
-            float(first["value"]), metric, str(first["origin"]), low, high, int(n) if n else None, status, reason
-        )
-    values = known["value"]
+        low, high, n = (_maybe(of(c, known)[0]) for c in ("ci_low", "ci_high", "n"))
+        return Cell(float(values[0]), metric, origin, low, high, int(n) if n else None, status, reason)
     return Cell(
-        float(values.median()), metric, str(first["origin"]), float(values.min()), float(values.max()),
-        len(known), status, reason,
-    )  # fmt: skip
+        float(np.median(values)), metric, origin, float(values.min()), float(values.max()), len(known), status, reason
+    )
 
 
 def _maybe(value: Any) -> float | None:

@@ -6,7 +6,7 @@ Never used in a timed process: dispatch through Python costs 6-55 us an operator
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,19 +243,30 @@ def count_step(model: nn.Module, batch: Batch, *, train: bool) -> StepCounts:
         train: forward, loss, backward and optimizer after one uncounted step; else one `predict`, also after an
             uncounted one, which fills what a model keeps between calls.
     """
+    (counts,) = count_steps(model, [batch], train=train)
+    return counts
+
+
+def count_steps(model: nn.Module, batches: Iterable[Batch], *, train: bool) -> Iterator[StepCounts]:
+    """`count_step` of every batch in turn; one uncounted step, of the first batch, goes before them all."""
     was_training = model.training
     model.train(train)
-    recorder = Recorder(model, batch, batch.size)
+    step: TrainStep | None = None
     try:
-        if train:
-            step = TrainStep(model, ranges=recorder)
-            _warm_up(step, batch, recorder.device)
-            with recorder.active():
-                step(batch)
-        else:
-            predict(model, batch)
-            with recorder.active():
-                predict(model, batch)
+        for number, batch in enumerate(batches):
+            recorder = Recorder(model, batch, batch.size)
+            if train:
+                step = step or TrainStep(model)
+                if number == 0:
+                    _warm_up(step, batch, recorder.device)
+                step.ranges = recorder
+                with recorder.active():
+                    step(batch)
+            else:
+                if number == 0:
+                    predict(model, batch)
+                with recorder.active():
+                    predict(model, batch)
+            yield recorder.result(train=train, blocks=phase_blocks(model))
     finally:
         model.train(was_training)
-    return recorder.result(train=train, blocks=phase_blocks(model))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ctrbench.bench.counting.bound import Bound, mfu_bound
-from ctrbench.bench.counting.counter import count_step
+from ctrbench.bench.counting.counter import count_steps
 from ctrbench.bench.counting.projection import Projection, projections
 from ctrbench.bench.counting.rows import (
     KernelCount,
@@ -125,27 +125,24 @@ def _preset_points(
     with torch.device("meta"):
         model = spec.build(preset.config, preset.schema)
     if spec.own_batches is not None:  # what they cost is not affine in their rows: every one is traced
-        for size in batches:
-            batch = random_batch(spec, preset.config, preset.schema, size, device="meta")
-            form, waste = (
-                spec.own_batches.flops(preset.config, preset.schema, batch),
-                padding_share(preset.schema, batch),
-            )
-            for phase in PHASES:
-                counts = count_step(model, batch, train=phase == "train")
+        own = [random_batch(spec, preset.config, preset.schema, size, device="meta") for size in batches]
+        for phase in PHASES:
+            for batch, counts in zip(own, count_steps(model, own, train=phase == "train"), strict=True):
+                form = spec.own_batches.flops(preset.config, preset.schema, batch)
+                waste = padding_share(preset.schema, batch)
                 yield _point(spec, preset, model, counts, form, phase, gpus, dtype, mode, waste)
         return
     form = spec.flops(preset.config, preset.schema, None)
-    traces = {phase: [_trace(model, preset, b, phase) for b in TRACED] for phase in PHASES}
-    for size in batches:
-        for phase in PHASES:
-            low, high = traces[phase]
-            counts = at_batch(low, high, size) or _trace(model, preset, size, phase)
+    for phase in PHASES:
+        low, high = _traced(model, preset, TRACED, phase)
+        for size in batches:
+            counts = at_batch(low, high, size) or _traced(model, preset, [size], phase)[0]
             yield _point(spec, preset, model, counts, form * size, phase, gpus, dtype, mode)
 
 
-def _trace(model: nn.Module, preset: Preset, size: int, phase: Phase) -> StepCounts:
-    return count_step(model, synthetic_batch(preset.schema, size, device="meta"), train=phase == "train")
+def _traced(model: nn.Module, preset: Preset, batches: Sequence[int], phase: Phase) -> list[StepCounts]:
+    made = [synthetic_batch(preset.schema, size, device="meta") for size in batches]
+    return list(count_steps(model, made, train=phase == "train"))
 
 
 def _point(

@@ -24,13 +24,17 @@ from ctrbench.bench.targets.outcome import Results, load, save
 from ctrbench.bench.targets.page import markdown, provenance, table
 from ctrbench.datasets.errors import BadInput, nearest
 
-GROUPS = {g: f"ctrbench.bench.targets.{g}" for g in ("kernels", "mfu", "precision", "stall", "prepare", "peers")}
-"""Group -> its module, cheap ones first."""
+GROUPS = {
+    **{g: f"ctrbench.bench.targets.{g}" for g in ("kernels", "mfu", "precision", "stall", "prepare")},
+    **{f"peers-{m}": f"ctrbench.bench.targets.peers:{m}" for m in ("deepfm", "dcn_v2", "din")},
+}
+"""Group -> its module and what its `outcomes` takes, cheap ones first."""
 
 
 def measure(module: str, file: Path) -> None:
-    """In this process: `outcomes()` of a group's module."""
-    save(list(importlib.import_module(module).outcomes()), file)
+    """In this process: `outcomes` of a group's module."""
+    name, _, argument = module.partition(":")
+    save(list(importlib.import_module(name).outcomes(*filter(None, [argument]))), file)
 
 
 def measure_apart(groups: Mapping[str, str], out: Path) -> list[str]:

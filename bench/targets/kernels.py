@@ -3,7 +3,7 @@
     DIN's activation unit           >= 3x its twin at batch 4096, history 50, 32 wide
     FAT's projections and FFN       >= 1.5x the einsum twin
     jagged causal attention         >= 0.8 / fill times as fast as padded attention, at fills of 20, 50 and 80 %
-    steps that are written in C     >= 1.5x the operators of ATen that they replace
+    what is written in C            >= 1.5x the operators of ATen and FBGEMM that it replaces (targets/in_c.py)
 
 Every other operator stands beside them without a target. The share of the GEMM ceiling, measured in the same turns,
 says how much of the machine was left: products alone would take that share of the time.
@@ -23,11 +23,9 @@ from ctrbench.bench.alternate import Ratio, alternate, ratio
 from ctrbench.bench.ceilings import gemm_runs, thread_count
 from ctrbench.bench.operator_calls import TWIN, Pass, arguments, call_of, count_call, operators
 from ctrbench.bench.proc import keep_freed_memory
+from ctrbench.bench.targets.in_c import written_in_c
 from ctrbench.bench.targets.outcome import Outcome, at_least
 from ctrbench.kernels.attention import attention_fused, lower_right
-from ctrbench.kernels.cpu import din_blocks
-from ctrbench.kernels.cpu.first_layer import FirstLayer, NativeFirstLayer, rows_of
-from ctrbench.kernels.dice import BlockAct
 from ctrbench.kernels.operator import Operator
 
 GROUP, THREADS, GEMM_M = "kernels", 2, 1024
@@ -39,9 +37,6 @@ OF_PADDED = 0.8
 FILLS = (0.2, 0.5, 0.8)
 ROUNDS, LIMIT_S = 15, 8.0
 CONTEXT_S = 2.0
-C_TITLE, C_WANTED = "steps of DIN's unit between its products, 64 wide, forward + backward: ATen / C", 1.5
-C_ROWS, C_EVENTS, C_WIDTH, C_OUT = 328, 50, 32, 64
-"""A block of `din_attention` at these widths."""
 PADDED = {
     "masked": "at the left under a mask made once, as the models pad", "bare": "at the right, hidden by the triangle",
 }  # fmt: skip
@@ -57,7 +52,7 @@ def outcomes() -> Iterator[Outcome]:
         for name, wanted in WANTED.items():
             yield from against_twin(name, found[name], wanted)
         yield from jagged(found[JAGGED])
-        yield from written_in_c()
+        yield from written_in_c(ROUNDS, CONTEXT_S)
         for name, op in found.items():
             if name not in (*WANTED, JAGGED):
                 yield from beside(name, op)
@@ -141,55 +136,6 @@ def beside(name: str, op: Operator) -> Iterator[Outcome]:
             f"{op.title}, {label}, {'forward' if op.served else 'forward + backward'}: twin / run", found,
             f"{name}: {_rounds(found)}; {_shares(times, work)}",
         )  # fmt: skip
-
-
-def written_in_c() -> Iterator[Outcome]:
-    """The steps of DIN's unit between its products, on one block of events, forward and backward, without the products.
-
-    Dims: B rows, E events, C width of an event, O width of the layer
-    """
-    if not din_blocks.available():
-        yield Outcome(
-            group=GROUP, target=C_TITLE, wanted=f">= {C_WANTED:g}x", measured="", verdict="not testable here",
-            how="no C compiler here: ATen does these steps",
-        )  # fmt: skip
-        return
-    times = by_turns({"aten": steps(native=False), "c": steps(native=True)}, CONTEXT_S)
-    found = ratio(times["aten"], times["c"])
-    how = (
-        f"{_rounds(found)}; one block of {C_ROWS * C_EVENTS} events, rows of {C_EVENTS}; the products around not timed"
-    )
-    yield at_least(GROUP, C_TITLE, C_WANTED, found.value, how, interval=(found.low, found.high))
-
-
-def steps(native: bool) -> Callable[[], object]:
-    """All of them once, as `din_attention` calls them with Dice."""
-    rows, each, width, out = C_ROWS, C_EVENTS, C_WIDTH, C_OUT
-    events = rows * each
-    first = NativeFirstLayer() if native else FirstLayer()
-    act = BlockAct(torch.randn(out), None)
-    act.native = native
-    q_BC, du_BC, h_EC, dh_EC = torch.randn(rows, width), torch.randn(rows, width), *torch.randn(2, events, width)
-    at_B1 = torch.arange(0, events + 1, each)
-    row_E, a_E, by_row_BO = rows_of(at_B1, events), torch.randn(events), torch.randn(rows, out)
-    x_EO, into_EO = torch.randn(2, events, out)
-    dx_EO, dpair_E2C, sums_3O = torch.randn(events, out), torch.randn(events, 2 * width), torch.zeros(3, out)
-    work = [torch.empty(events * max(out, 2 * width)) for _ in range(3)]
-    act.see(x_EO)
-    act.close(1e-9)
-
-    def run() -> None:
-        first.pairs(q_BC, h_EC, row_E, work[0])
-        first.add_rows(by_row_BO, row_E, into_EO)
-        act.out(x_EO, work[0])
-        first.scores_back(du_BC, h_EC, row_E, a_E)
-        act.back(x_EO, dx_EO, sums_3O, work)
-        act.finish(x_EO, into_EO, sums_3O, events)
-        first.first_back(
-            dpair_E2C, dx_EO, q_BC, h_EC, at_B1, a_E, du_BC, dh_EC, torch.empty_like(q_BC), torch.empty_like(by_row_BO)
-        )
-
-    return run
 
 
 def by_turns(sides: Sides, limit_s: float) -> dict[str, list[float]]:

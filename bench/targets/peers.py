@@ -1,4 +1,4 @@
-"""Training throughput against deepctr-torch and FuxiCTR (bench/peers.py), every model, table size and peer.
+"""Training throughput against deepctr-torch and FuxiCTR (bench/peers.py): every table size and peer, a group a model.
 
 The peers live in environments of their own, which `make peers-setup` makes; without one its rows are not testable.
 Beside each verdict: ours with the peer's optimizer on the tables.
@@ -49,6 +49,11 @@ def target(model: str, size: Size, peer: Peer) -> str:
     return f"training throughput, {model}, {size} table rows: ctrbench / {peer}"
 
 
+def wanted(size: Size) -> str:
+    """What a row asks."""
+    return f">= {REQUIRED[size]:g}x, AUC not worse"
+
+
 def outcome(model: str, size: Size, v: Verdict) -> Outcome:
     """A judged pair as a row."""
     fast = v.speed.value >= REQUIRED[size]
@@ -56,7 +61,7 @@ def outcome(model: str, size: Size, v: Verdict) -> Outcome:
     if 0 < v.reachable < REQUIRED[size]:
         low += f"; {REQUIRED[size]:g}x is out of reach: both sides make the same products"
     return Outcome(
-        group="peers", target=target(model, size, v.peer), wanted=f">= {REQUIRED[size]:g}x, AUC not worse",
+        group=f"peers-{model}", target=target(model, size, v.peer), wanted=wanted(size),
         measured=f"{v.speed.value:.3g}x [{v.speed.low:.3g}, {v.speed.high:.3g}], AUC {v.gap:+.4f}",
         verdict="met" if v.met else "missed",
         how=f"{v.speed.rounds} rounds of fresh processes by turns, batch {BATCH}, "
@@ -71,28 +76,28 @@ def matched(model: str, size: Size, peer: Peer, runs: Runs) -> Iterator[Outcome]
         theirs, ours = searched(runs, peer, peer, optimizer), matched_side(model, peer, runs, optimizer)
         one, other = runs[ours][0], runs[theirs][0]
         yield Outcome(
-            group="peers", target=f"{target(model, size, peer)}, both {optimizer}", wanted="",
+            group=f"peers-{model}", target=f"{target(model, size, peer)}, both {optimizer}", wanted="",
             measured=f"{other.seconds / one.seconds:.3g}x, AUC {one.auc - other.auc:+.4f}", verdict="context",
             how=f"one run of each at {theirs.scale:g}x the default learning rate, which the peer's search picked; the "
             f"tables' optimizer is the peer's, our dense weights take Adam as always, at {ours.dense:g}x",
         )  # fmt: skip
 
 
-def outcomes() -> Iterator[Outcome]:
-    """Every pair that can be run here, the others with the reason."""
-    reasons = {p: why_not(p) for p in PYTHONS}
-    pythons = {p: str(path) for p, path in PYTHONS.items() if not reasons[p]}
-    for model, (_, peers) in MODELS.items():
-        for size in get_args(Size):
-            for peer in (p for p in peers if reasons[p]):
-                yield Outcome(
-                    group="peers", target=target(model, size, peer), wanted=f">= {REQUIRED[size]:g}x, AUC not worse",
-                    measured="", verdict="not testable here", how=reasons[peer],
-                )  # fmt: skip
-            if not any(p in pythons for p in peers):
-                continue
-            race = Race(model=model, size=size, pythons=pythons)
-            runs, prepared = race.runs(Console())
-            for v in race.judged(runs, prepared):
-                yield outcome(model, size, v)
-                yield from matched(model, size, v.peer, runs)
+def outcomes(model: str) -> Iterator[Outcome]:
+    """Every pair of a model that can be run here, the others with the reason."""
+    peers = MODELS[model][1]
+    reasons = {p: why_not(p) for p in peers}
+    pythons = {p: str(PYTHONS[p]) for p in peers if not reasons[p]}
+    for size in get_args(Size):
+        for peer in (p for p in peers if reasons[p]):
+            yield Outcome(
+                group=f"peers-{model}", target=target(model, size, peer), wanted=wanted(size), measured="",
+                verdict="not testable here", how=reasons[peer],
+            )  # fmt: skip
+        if not pythons:
+            continue
+        race = Race(model=model, size=size, pythons=pythons)
+        runs, prepared = race.runs(Console())
+        for v in race.judged(runs, prepared):
+            yield outcome(model, size, v)
+            yield from matched(model, size, v.peer, runs)

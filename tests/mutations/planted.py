@@ -42,6 +42,8 @@ _DCN, _LAYER, _MIXTURE = "legacy_baselines/dcn_v2.py", "kernels/cross.py", "kern
 SESSIONS = ("tests/property/test_onetrans_sessions.py",)
 LOAD = ("tests/unit/test_load.py",)
 COST = ("tests/unit/test_cost.py",)
+TABLES = ("tests/reference/test_embedding_tables.py",)
+_ROWS = "kernels/cpu/table_rows.c"
 
 PLANTED = (
     # ------------------------------------------------------------------ FAT
@@ -201,4 +203,16 @@ PLANTED = (
     Mistake("dcn_v2", "gates after the product of all experts", _MIXTURE,
             "z_KBR.transpose(0, 1) * gate_BK.unsqueeze(-1)",
             "z_KBR.transpose(0, 1) * gate_BK.mean(dim=1)[:, None, None]", CROSS),
+    # --------------------------------------------------------------- tables
+    Mistake("tables", "gradients of a repeated id: the last one alone", _ROWS, "sum[j] += more[j]", "sum[j] = more[j]",
+            TABLES),
+    Mistake("tables", "sum of squares for their mean", _ROWS, "square / width", "square", TABLES),
+    Mistake("tables", "step by the state before it", _ROWS, "state[row] += square / width;\n", "", TABLES),
+    Mistake("tables", "bag by bag for feature by feature", _ROWS, "place[n] = (uint32_t)(b * features + f)",
+            "place[n] = (uint32_t)(f * batch + b)", TABLES),
+    Mistake("tables", "every row moved by every thread", _ROWS, "if (owner(row, all) == me) items[count++]",
+            "if (count < own) items[count++]", TABLES),
+    Mistake("tables", "sorted by the low bits alone", _ROWS, "shift < 32 && (highest >> shift)",
+            "shift < DIGIT && (highest >> shift)", TABLES),
+    Mistake("tables", "an id outside its table is read", _ROWS, "(uint64_t)ids[n] >= (uint64_t)rows[f]", "0", TABLES),
 )  # fmt: skip

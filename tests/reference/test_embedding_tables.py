@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from ctrbench.bench.step import TrainStep
 from ctrbench.datasets.schema import synthetic_batch
+from ctrbench.kernels.cpu import table_rows
 from ctrbench.legacy_baselines.deepfm import DeepFM, DeepFMConfig
 from ctrbench.legacy_baselines.din import DIN, DINConfig
 from ctrbench.models.blocks import FeatureEmbedder
@@ -219,3 +222,89 @@ def test_tables_of_unequal_width_are_refused():
     ]
     with pytest.raises(ValueError, match=r"one width, found \[4, 8\]"):
         EmbeddingTables(configs, TableConfig())
+
+
+needs_compiler = pytest.mark.skipif(not table_rows.available(), reason="no C compiler: FBGEMM looks up and moves rows")
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("sequences", MODES)
+@pytest.mark.parametrize("track", ["tabular", "sequence"])
+def test_rows_in_c_move_as_fbgemms_do_whatever_the_threads(track, sequences, threads, schema_of):
+    """Six steps of row-wise Adagrad on one storage layout: rows and states of both operators."""
+    schema = schema_of[track]
+    made = [
+        FeatureEmbedder(schema, 6, TableConfig(lr=0.1, init_std=0.3), sequences=sequences, linear=True)
+        for _ in range(2)
+    ]
+    _copy(*made)
+    ours, theirs = (m.tables for m in made)
+    assert ours.in_c is not None
+    theirs.in_c = None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for seed in range(6):
+            batch = synthetic_batch(schema, 50, seed=seed, full=False)
+            (a, loss_a), (b, loss_b) = (_loss(m, batch) for m in made)
+            torch.testing.assert_close(a.fields_BFD, b.fields_BFD)
+            loss_a.backward()
+            loss_b.backward()
+    finally:
+        torch.set_num_threads(before)
+    for table, weight in ours.weights().items():
+        torch.testing.assert_close(weight, theirs.weights()[table])
+    torch.testing.assert_close(ours.lookup.momentum1_host, theirs.lookup.momentum1_host)
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), width=st.sampled_from([4, 8, 20]), threads=st.sampled_from([1, 2, 5]), bagged=st.booleans())
+def test_rows_in_c_are_sums_and_adagrad_by_their_definition(data, width, threads, bagged):
+    """Any bags, features that share a table, ids that repeat; the plain twin in float64."""
+    rows = data.draw(st.lists(st.integers(1, 5000), min_size=1, max_size=4), "rows of each table")
+    of = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=5), "table of each feature")
+    batch = data.draw(st.integers(0, 7), "batch")
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, 4), min_size=len(of) * batch, max_size=len(of) * batch)))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 99), "seed"))
+    per_feature = lengths.view(len(of), batch).sum(1).long().tolist()
+    # few ids, so that they repeat, and some alike in their low bits, so that one pass of the sort does not part them
+    few = [torch.randint(0, 3, (2, n), generator=g) for n in per_feature]
+    ids = torch.cat([(far * 2048 + near) % rows[t] for t, (far, near) in zip(of, few, strict=True)])
+    starts = torch.tensor([0, *rows]).cumsum(0)[:-1][of]
+    weight, state = torch.randn(sum(rows), width, generator=g), torch.rand(sum(rows), generator=g)
+    flat = ids + starts.repeat_interleave(torch.tensor(per_feature))
+    bag = torch.arange(len(of) * batch).repeat_interleave(lengths.long())
+    place = (bag % batch * len(of) + bag // batch if batch else bag) if bagged else torch.arange(len(ids))
+    shape = (batch * len(of), width) if bagged else (len(ids), width)
+    expected = torch.zeros(shape, dtype=torch.float64).index_add_(0, place, weight.double()[flat])
+    up = torch.randn(shape, generator=g)
+    gradient = torch.zeros(sum(rows), width, dtype=torch.float64).index_add_(0, flat, up.double()[place])
+    state_after = state.double() + gradient.square().mean(1)
+    moved = weight.double() - 0.1 * gradient / (state_after.sqrt() + 1e-8)[:, None]
+
+    leaf = weight.clone().requires_grad_()
+    tables = table_rows.Tables(leaf, state.clone(), starts, torch.tensor(rows)[of], 1e-8)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.long().cumsum(0)]) if bagged else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = table_rows.table_rows(tables, ids, per_feature, offsets, 0.1)
+        torch.testing.assert_close(out.detach().view(shape).double(), expected, rtol=1e-5, atol=1e-5)
+        out.backward(up.view(out.shape))
+    finally:
+        torch.set_num_threads(before)
+    assert leaf.grad is None
+    torch.testing.assert_close(tables.state_R.double(), state_after, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.detach().double(), moved, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
+@pytest.mark.parametrize("bagged", [True, False])
+def test_an_id_outside_its_table_is_named_and_nothing_is_read(wrong, bagged):
+    tables = table_rows.Tables(torch.zeros(8, 4), torch.zeros(8), torch.tensor([0, 3]), torch.tensor([3, 5]), 1e-8)
+    ids = torch.tensor([0, 2, 4, wrong])
+    with pytest.raises(IndexError, match=f"id {wrong} of feature 1 is outside its table of 5"):
+        table_rows.table_rows(tables, ids, [2, 2], torch.arange(5) if bagged else None, 0.1)

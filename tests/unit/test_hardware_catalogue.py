@@ -134,3 +134,8 @@ def test_manifest_names_the_machine_and_nobody() -> None:
     assert socket.gethostname() not in words
     assert f"/{getpass.getuser()}" not in text
     assert "/home" not in text
+
+
+def test_manifest_says_what_runs_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctrbench.kernels.cpu.build.library", lambda name: object() if name == "table_rows" else None)
+    assert this_machine()["in_c"] == ["table_rows"]

@@ -6,10 +6,9 @@ and runs the command on some.
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from ctrbench.bench import registry
+from ctrbench.bench.cli import main
 from ctrbench.bench.config import build_plan
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepare import prepare
@@ -32,11 +32,29 @@ OF_SEQUENCES = ("din", "composite", "onetrans", "gpt_block")
 NUMBERS = ("auc", "logloss", "step_time", "flops_fwd_per_sample", "kernels_per_step")
 
 
-def _run(folder: Path, files: tuple[Path, Path], *more: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("ctrbench")), "run", "data=table"]
-    command += [f"data.path={files[0]}", f"data.schema={files[1]}", f"run.out={folder / 'runs'}", *SMALL, *more]
-    env = {**os.environ, "CTRBENCH_CACHE": str(folder / "cache"), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`ctrbench run` on a table and its schema, in an empty folder; in this process, which has torch loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CTRBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run_(files: tuple[Path, Path], *more: str) -> Ended:
+        data = ["data=table", f"data.path={files[0]}", f"data.schema={files[1]}", f"run.out={tmp_path / 'runs'}"]
+        capfd.readouterr()
+        return Ended(main(["run", *data, *SMALL, *more]), *capfd.readouterr())
+
+    return run_
 
 
 def _table(folder: Path) -> pd.DataFrame:
@@ -79,10 +97,10 @@ def test_every_model_of_the_quick_suite_learns_from_the_table(tmp_path: Path, tr
 
 
 @pytest.mark.parametrize(("track", "model"), [("sequence", "din"), ("tabular", "deepfm")])
-def test_one_model_by_command(tmp_path: Path, track: str, model: str) -> None:
+def test_one_model_by_command(tmp_path: Path, run: Run, track: str, model: str) -> None:
     files = shop(tmp_path) if track == "sequence" else loans(tmp_path)
-    done = _run(tmp_path, files, "suite=ci", f"model={model}")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run(files, "suite=ci", f"model={model}")
+    assert done.code == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = _table(tmp_path)
     assert set(table["track"]) == {track}
     assert set(_numbers(table, model)) == set(NUMBERS)
@@ -90,9 +108,9 @@ def test_one_model_by_command(tmp_path: Path, track: str, model: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_sequence_track(tmp_path: Path) -> None:
-    done = _run(tmp_path, shop(tmp_path), "suite=quick")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_sequence_track(tmp_path: Path, run: Run) -> None:
+    done = run(shop(tmp_path), "suite=quick")
+    assert done.code == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "note: history hist: items not earlier than their row, cut (" in done.stdout
     table = _table(tmp_path)
     assert set(table["track"]) == {"sequence"}
@@ -107,9 +125,9 @@ def test_sequence_track(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_tabular_track(tmp_path: Path) -> None:
-    done = _run(tmp_path, loans(tmp_path), "suite=quick")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_tabular_track(tmp_path: Path, run: Run) -> None:
+    done = run(loans(tmp_path), "suite=quick")
+    assert done.code == 0, done.stdout[-3000:] + done.stderr[-3000:]
     table = _table(tmp_path)
     assert set(table["track"]) == {"tabular"}
     assert not set(table["status"]) & {"failed", "timeout", "oom"}
@@ -121,25 +139,25 @@ def test_tabular_track(tmp_path: Path) -> None:
         assert rows["reason"].str.len().min() > 10
 
 
-def test_a_model_that_the_schema_does_not_suit_is_skipped_with_the_remedy(tmp_path: Path) -> None:
+def test_a_model_that_the_schema_does_not_suit_is_skipped_with_the_remedy(tmp_path: Path, run: Run) -> None:
     """The composite ranker wants to tell liked from disliked; this history does not say."""
     lines = [line for line in SEQUENCE.splitlines() if "hist_action" not in line]
     files = shop(tmp_path, schema="\n".join(lines))
-    done = _run(tmp_path, files, "suite=ci", "model=composite", "floors=false")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = run(files, "suite=ci", "model=composite", "floors=false")
+    assert done.code == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = _table(tmp_path)
     rows = rows[rows["model"] == "composite"]
     assert set(rows["status"]) == {"skipped"}
     assert set(rows["metric"]) >= {"auc", "step_time"}
     assert rows["reason"].str.contains("needs event field 'hist_action'").all()
     assert rows["reason"].str.contains("composite.histories to all,recent").all()
-    done = _run(tmp_path, files, "suite=ci", "model=composite", "floors=false", "composite.histories=[liked]")
-    assert done.returncode == 2
+    done = run(files, "suite=ci", "model=composite", "floors=false", "composite.histories=[liked]")
+    assert done.code == 2
     assert "needs event field 'hist_action'" in done.stderr
 
 
-def test_longer_histories_than_prepared_are_exit_2_before_any_run(tmp_path: Path) -> None:
-    done = _run(tmp_path, shop(tmp_path), "suite=ci", "model=din", "run.history_length=7")
-    assert done.returncode == 2
+def test_longer_histories_than_prepared_are_exit_2_before_any_run(tmp_path: Path, run: Run) -> None:
+    done = run(shop(tmp_path), "suite=ci", "model=din", "run.history_length=7")
+    assert done.code == 2
     assert "history_length=7: shop was prepared with 1..6; use run.history_length within that" in done.stderr
     assert not (tmp_path / "runs").exists()

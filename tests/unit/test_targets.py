@@ -1,12 +1,14 @@
 """`make bench-targets`: verdicts, results on disk, the command line with groups made for the test."""
 
 import importlib
+import inspect
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from ctrbench.bench.peers_verdict import MODELS
 from ctrbench.bench.targets.__main__ import GROUPS, main
 from ctrbench.bench.targets.outcome import Outcome, at_least, load, save
 from ctrbench.bench.targets.page import markdown
@@ -145,9 +147,14 @@ def test_an_unknown_group_is_refused_with_the_nearest(fakes, capsys):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_has_a_module_that_measures(group):
-    assert callable(importlib.import_module(GROUPS[group]).outcomes)
+    module, _, argument = GROUPS[group].partition(":")
+    inspect.signature(importlib.import_module(module).outcomes).bind(*filter(None, [argument]))
 
 
 def test_every_module_that_measures_is_a_group():
     folder = Path(importlib.import_module("ctrbench.bench.targets.outcome").__file__).parent
-    assert {p.stem for p in folder.glob("*.py") if "def outcomes(" in p.read_text()} <= set(GROUPS)
+    modules = {module.rpartition(".")[2] for module in GROUPS.values()}
+    assert {p.stem for p in folder.glob("*.py") if "def outcomes(" in p.read_text()} == {
+        m.partition(":")[0] for m in modules
+    }
+    assert {m.partition(":")[2] for m in modules if ":" in m} == set(MODELS)
