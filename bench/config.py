@@ -64,7 +64,15 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
         counted=() if only else _counted(suite_values.get("counted", ())),
+        published=_switch("published", base, typed),
     )  # fmt: skip
+
+
+def _switch(name: str, base: DictConfig, given: Mapping[str, Any]) -> bool:
+    value = given.get(name, base[name])
+    if not isinstance(value, bool):
+        raise UnknownName(f"{name}={value}: must be true or false")
+    return value
 
 
 def _counted(listed: Any) -> tuple[str, ...]:
@@ -134,7 +142,7 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
-    known = ["suite", "model", "model_path", "floors", "timed"]
+    known = ["suite", "model", "model_path", "floors", "timed", "published"]
     known += [f"{group}.{k}" for group in ("run", "data", "serve", "cost") for k in base[group]]
     for key in given:
         if key not in known and not key.startswith("data.options."):
@@ -254,10 +262,7 @@ def _jobs(
     options = {k[13:]: v for k, v in given.items() if k.startswith("data.options.")}
     if given.get("data.schema") is not None:
         options["schema"] = given["data.schema"]
-    with_floors, timed = given.get("floors", base.floors), given.get("timed", base.timed)
-    for name, value in (("floors", with_floors), ("timed", timed)):
-        if not isinstance(value, bool):
-            raise UnknownName(f"{name}={value}: must be true or false")
+    with_floors, timed = (_switch(name, base, given) for name in ("floors", "timed"))
     listed = suite["jobs"]
     if any(_POINTED & set(j) for j in listed):
         listed = _swept(listed, only, data, given)

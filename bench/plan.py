@@ -190,6 +190,8 @@ class Plan:
     """Run the controls of every model, and nothing else of it."""
     counted: tuple[str, ...] = ()
     """Models whose published sizes are counted although nothing of them is trained."""
+    published: bool = True
+    """Count published sizes at all."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -199,6 +201,8 @@ class Plan:
     @property
     def sized(self) -> tuple[str, ...]:
         """Models whose published sizes are counted: all but those of brief entries and of the data path alone, and
-        `counted`."""
+        `counted`; none where the plan leaves them out."""
+        if not self.published:
+            return ()
         listed = (e.model for j in self.jobs for e in j.models if not (e.brief or j.datapath))
         return tuple(dict.fromkeys((*listed, *self.counted)))

@@ -1,7 +1,7 @@
 """Embedding tables: TorchRec configs and jagged tensors at the face, FBGEMM's table-batched operator inside.
 
 `fused` runs one operator for all tables, forward and backward, with the optimizer inside the backward; on a CPU and
-under row-wise Adagrad it is one in C on FBGEMM's storage (kernels/cpu/table_rows.py), where a compiler builds it.
+under Adagrad it is one in C on FBGEMM's storage (kernels/cpu/table_rows.py), where a compiler builds it.
 `per_table` is the strawman that many published baselines are: one eager lookup and one sparse gradient a table.
 
 Dims: B batch, F features, N ids of all features, D width of a row

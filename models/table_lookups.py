@@ -66,7 +66,7 @@ def fused_tables(
 
 
 class RowsInC:
-    """FBGEMM's tables under the operator in C: sums of rows, and row-wise Adagrad in their backward.
+    """FBGEMM's tables under the operator in C: sums of rows, and Adagrad, by row or by element, in their backward.
 
     Args:
         lookup: holds rows and states.
@@ -83,9 +83,10 @@ class RowsInC:
 
     def __call__(self, ids: KeyedJaggedTensor, bags: Tensor | None) -> Tensor:
         """As `kernels.cpu.table_rows`: [B, F * D] with the offsets of bags, [N, D] without."""
-        state_R = self._lookup.momentum1_host
-        weight_RD = self._lookup.weights_host.view(len(state_R), -1)
-        tables = Tables(weight_RD, state_R, self._starts_F, self._rows_F, self._eps)
+        weight_RD = self._lookup.weights_host.view(-1, self._lookup.max_D)
+        state = self._lookup.momentum1_host
+        state = state if len(state) == len(weight_RD) else state.view_as(weight_RD)
+        tables = Tables(weight_RD, state, self._starts_F, self._rows_F, self._eps)
         return table_rows(tables, ids.values(), ids.length_per_key(), bags, float(self._lookup.get_learning_rate()))
 
 
@@ -98,7 +99,8 @@ def rows_in_c(
     if not isinstance(lookup, SplitTableBatchedEmbeddingBagsCodegen) or not lookup.use_cpu:
         return None
     numbered = max(s + r for s, r in zip(starts, rows, strict=True)) <= MOST
-    return RowsInC(lookup, starts, rows, eps) if numbered and optimizer == "rowwise_adagrad" and available() else None
+    fits = numbered and optimizer in ("rowwise_adagrad", "adagrad")
+    return RowsInC(lookup, starts, rows, eps) if fits and available() else None
 
 
 def table_optimizer(

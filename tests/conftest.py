@@ -18,6 +18,14 @@ settings.register_profile("no_shrink", phases=(Phase.explicit, Phase.reuse, Phas
 """For who asks whether a test fails, not how simply (tests/mutations/run.py)."""
 
 
+LONG = ("test_serving_suite", "test_readme", "test_suite_ci", "test_report_access", "test_step_one")
+"""Files of minutes: they start first, so that no process is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -6,6 +6,7 @@ Dims: B rows, E events, C width of an event, O width of the layer, F features, D
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -18,12 +19,14 @@ from ctrbench.kernels.cpu import din_blocks, table_rows
 from ctrbench.kernels.cpu.first_layer import FirstLayer, NativeFirstLayer, rows_of
 from ctrbench.kernels.dice import BlockAct
 from ctrbench.models.embedding import EmbeddingTables, TableConfig
+from ctrbench.models.table_lookups import Optimizer
 
 WANTED = 1.5
 STEPS = "steps of DIN's unit between its products, 64 wide, forward + backward: ATen / C"
 ROWS, EVENTS, WIDTH, OUT = 328, 50, 32, 64
 """A block of `din_attention` at these widths."""
-TABLES = "lookup and row-wise Adagrad, 26 tables, B4096 D16: FBGEMM / C"
+TABLES = "lookup and Adagrad, 26 tables, B4096 D16: FBGEMM / C"
+OPTIMIZERS: tuple[Optimizer, ...] = ("rowwise_adagrad", "adagrad")
 FEATURES, BATCH, DIM = 26, 4096, 16
 SIZES = (57_000, 200_000)
 """Rows of a table: 1.48 M and 5.2 M in all, as in the race against the peers."""
@@ -34,8 +37,9 @@ def written_in_c(rounds: int, limit_s: float) -> Iterator[Outcome]:
     """Each in turn with what it replaces, at the caller's number of threads."""
     sides = {STEPS: (din_blocks.available(), lambda: {"theirs": steps(native=False), "c": steps(native=True)})}
     for size in SIZES:
-        title = f"{TABLES}, {size:,} rows a table"
-        sides[title] = table_rows.available(), lambda size=size: lookups(size)  # type: ignore[misc]
+        for optimizer in OPTIMIZERS:
+            title = f"{TABLES}, {size:,} rows a table, {optimizer}"
+            sides[title] = table_rows.available(), partial(lookups, size, optimizer)
     for title, (built, made) in sides.items():
         if not built:
             yield Outcome(
@@ -49,7 +53,7 @@ def written_in_c(rounds: int, limit_s: float) -> Iterator[Outcome]:
         yield at_least("kernels", title, WANTED, found.value, how, interval=(found.low, found.high))
 
 
-def lookups(size: int) -> dict[str, Callable[[], object]]:
+def lookups(size: int, optimizer: Optimizer) -> dict[str, Callable[[], object]]:
     """One lookup and its backward in tables of `size` rows, ids skewed to the first of them, a batch after another."""
     names = [f"f{i}" for i in range(FEATURES)]
     configs = [
@@ -64,7 +68,7 @@ def lookups(size: int) -> dict[str, Callable[[], object]]:
         for _ in range(HELD)
     ]  # fmt: skip
     gradient_BFD = torch.randn(BATCH, FEATURES * DIM)
-    return {side: _looked_up(EmbeddingTables(configs, TableConfig()), side, batches, gradient_BFD)
+    return {side: _looked_up(EmbeddingTables(configs, TableConfig(optimizer=optimizer)), side, batches, gradient_BFD)
             for side in ("theirs", "c")}  # fmt: skip
 
 

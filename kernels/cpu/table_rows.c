@@ -78,11 +78,12 @@ static Item *by_row(Item *items, Item *spare, long count, uint32_t highest) {
     return items;
 }
 
-/* The gradients of a row's places are summed in the order of its ids; state += mean g^2, w -= lr g / (sqrt(state) + eps).
+/* The gradients of a row's places are summed in the order of its ids; w -= lr g / (sqrt(state) + eps), where state [R]
+ * has grown by mean g^2, or, `by_element`, state [R, width] by g^2.
  * Ids were checked by `rows_sum`. Returns 1 where memory ends: then nothing or a part of the rows has moved. */
 int rows_adagrad(
     long batch, long features, long width, int threads, Ids ids, Ids bags, Ids segments, Ids starts, Ids rows,
-    const float *restrict grad, float *restrict w, float *restrict state, float lr, float eps
+    const float *restrict grad, float *restrict w, float *restrict state, float lr, float eps, int by_element
 ) {
     const long total = segments[features];
     uint32_t *place = malloc((total + 1) * sizeof(uint32_t)), highest = 0;
@@ -135,16 +136,25 @@ int rows_adagrad(
                 }
                 for (long k = i + AHEAD; k < next + AHEAD && k < own; k++) {
                     ask_to_write(w + (long)sorted[k].row * width, width);
-                    __builtin_prefetch(state + sorted[k].row, 1);
+                    if (by_element) ask_to_write(state + (long)sorted[k].row * width, width);
+                    else __builtin_prefetch(state + sorted[k].row, 1);
                     ask(grad + (long)place[sorted[k].at] * width, width);
                 }
                 float square = 0.0f, *moved = w + (long)row * width;
+                i = next;
+                if (by_element) {
+                    float *own_state = state + (long)row * width;
+                    for (long j = 0; j < width; j++) {
+                        own_state[j] += g[j] * g[j];
+                        moved[j] -= lr * g[j] / (sqrtf(own_state[j]) + eps);
+                    }
+                    continue;
+                }
 #pragma omp simd reduction(+ : square)
                 for (long j = 0; j < width; j++) square += g[j] * g[j];
                 state[row] += square / width;
                 const float rate = lr / (sqrtf(state[row]) + eps);
                 for (long j = 0; j < width; j++) moved[j] -= rate * g[j];
-                i = next;
             }
         }
         free(items);

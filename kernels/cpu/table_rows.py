@@ -1,4 +1,4 @@
-"""Sums of embedding rows with row-wise Adagrad in their backward, in C (table_rows.c), for tables that a CPU holds.
+"""Sums of embedding rows in C (table_rows.c), Adagrad by row or by element in their backward, for tables on a CPU.
 
 What FBGEMM's table-batched operator does, on its storage; its CPU form reads each row when it comes to it, this one
 asks for rows early. Operators `ctrbench::tbe_rows` and `ctrbench::tbe_rows_backward`, so that counters and traces see
@@ -44,8 +44,8 @@ class Tables:
     """Tables that lie one after another, and which of them each feature reads."""
 
     weight_RD: Tensor
-    state_R: Tensor
-    """Of Adagrad: sum over steps of the mean square of a row's gradient."""
+    state: Tensor
+    """Of Adagrad: sum over steps of the squares of a gradient [R, D], or of their mean over a row [R]."""
     starts_F: Tensor
     """First row of each feature's table."""
     rows_F: Tensor
@@ -93,7 +93,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         t: Tables = ctx.tables
         torch.ops.ctrbench.tbe_rows_backward(
-            grad.contiguous(), t.weight_RD.detach(), t.state_R.detach(), *ctx.ids, t.starts_F, t.rows_F, ctx.batch,
+            grad.contiguous(), t.weight_RD.detach(), t.state.detach(), *ctx.ids, t.starts_F, t.rows_F, ctx.batch,
             ctx.lr, t.eps,
         )  # fmt: skip
         return (None,) * 6
@@ -133,7 +133,7 @@ def _adagrad(
     c: Any = library("table_rows")
     failed = c.rows_adagrad(
         *_sizes(weight, starts, batch), *map(_pointer, (values_N, bags, segments, starts, rows)),
-        *map(_pointer, (grad, weight, state)), ctypes.c_float(lr), ctypes.c_float(eps),
+        *map(_pointer, (grad, weight, state)), ctypes.c_float(lr), ctypes.c_float(eps), ctypes.c_int(state.dim() == 2),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory to sort {len(values_N):,} ids")

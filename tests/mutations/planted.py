@@ -208,6 +208,8 @@ PLANTED = (
             TABLES),
     Mistake("tables", "sum of squares for their mean", _ROWS, "square / width", "square", TABLES),
     Mistake("tables", "step by the state before it", _ROWS, "state[row] += square / width;\n", "", TABLES),
+    Mistake("tables", "by element: the first column's state for all", _ROWS, "(sqrtf(own_state[j]) + eps)",
+            "(sqrtf(own_state[0]) + eps)", TABLES),
     Mistake("tables", "bag by bag for feature by feature", _ROWS, "place[n] = (uint32_t)(b * features + f)",
             "place[n] = (uint32_t)(f * batch + b)", TABLES),
     Mistake("tables", "every row moved by every thread", _ROWS, "if (owner(row, all) == me) items[count++]",

@@ -155,7 +155,7 @@ def test_a_corrupt_entry_is_run_again_and_mended(
 
 
 def test_other_suites_show_them_and_run_none(work: Path, done: pd.DataFrame, capfd: pytest.CaptureFixture[str]) -> None:
-    argv = [*arguments(work, "ci", "ci", "deepfm"), "run.steps=4", "run.warmup=1", "floors=false"]
+    argv = [*arguments(work, "ci", "ci", "deepfm"), "run.steps=4", "run.warmup=1", "floors=false", "published=false"]
     assert main(argv) == 0
     printed = capfd.readouterr().out
     assert "controls: 6 are taken from earlier runs" in printed

@@ -59,6 +59,7 @@ def test_quick_counts_the_published_sizes_of_every_model() -> None:
         (["run.embedding=per_tabel"], "per_table"),
         (["run.embedding=per_table"], "table_optimizer=adagrad"),
         (["floors=perhaps"], "true or false"),
+        (["published=perhaps"], "true or false"),
         (["run.lr=[1"], "run.lr"),
         (["deepfm.mlp=${x}"], "deepfm.mlp"),
         (["seeds"], "key=value"),
@@ -93,14 +94,17 @@ def test_cli_exits_with_2_and_does_no_work(
 
 def test_options_of_suite_and_command_line_reach_the_plan() -> None:
     plan = build_plan(
-        ["suite=ci", "model=fat", "fat.pair_scope=head", "run.steps=7", "data.options.rows=123", "floors=false"]
-    )
+        ["suite=ci", "model=fat", "fat.pair_scope=head", "run.steps=7", "data.options.rows=123", "floors=false",
+         "published=false"]
+    )  # fmt: skip
     assert plan.models == ("fat",)
     assert plan.run.steps == 7
     assert plan.run.processes == 1
     assert plan.model_options == {"fat": {"pair_scope": "head"}}
     assert plan.jobs[0].options == {"rows": 123, "cap": 1000}
     assert plan.jobs[0].floors == ()
+    assert plan.sized == ()
+    assert build_plan(["suite=ci", "model=fat"]).sized == ("fat",)
 
 
 def test_suite_ci_trains_every_ranking_model_on_a_track_it_has() -> None:

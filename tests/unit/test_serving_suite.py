@@ -47,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
         "run", "suite=serving", "data=movielens_1m", f"data.path={raw}", f"run.out={tmp / 'out'}",
         "model=deepfm,lum,onetrans", "data.options.history=8", "run.history_length=8", "run.batch=16", "run.seeds=1",
         "run.processes=1", "run.steps=4", "run.warmup=1", "run.epochs=1", "run.valid_rows=50",
-        "serve.candidates=[2,6]", "serve.requests=30", "serve.compile=[]",
+        "published=false", "serve.candidates=[2,6]", "serve.requests=30", "serve.compile=[]",
         "serve.qps_seconds=1", "serve.rounds_seconds=0.2", "serve.overload_seconds=0.5",
     ]  # fmt: skip
     assert main(command) == 0

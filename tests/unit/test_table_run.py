@@ -25,7 +25,7 @@ _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_table.py")
 shop, loans, SEQUENCE = _tiny["shop"], _tiny["loans"], _tiny["SEQUENCE"]
 SMALL = [
     "run.train_rows=256", "run.valid_rows=48", "run.batch=64", "run.steps=3", "run.warmup=1", "run.processes=1",
-    "run.seeds=1", "run.threads=1", "run.history_length=5",
+    "run.seeds=1", "run.threads=1", "run.history_length=5", "published=false",
 ]  # fmt: skip
 EVERYWHERE = ("deepfm", "dcn_v2", "fat", "shared_fields")
 OF_SEQUENCES = ("din", "composite", "onetrans", "gpt_block")

@@ -23,7 +23,7 @@ from ctrbench.datasets.taobao_synthetic import Parameters, write
 SEQUENCE_MODELS = [m for m in registry.model_names() if "sequence" in registry.model_spec(m).tracks]
 SMALL = [
     "run.train_rows=4000", "run.valid_rows=500", "run.steps=4", "run.warmup=1", "run.threads=1", "run.batch=64",
-    "run.history_length=8",
+    "run.history_length=8", "published=false",
 ]  # fmt: skip
 
 

@@ -70,7 +70,9 @@ def test_labels_keep_two_entries_of_one_model_apart() -> None:
 @pytest.fixture(scope="module")
 def tuned_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned")
-    plan = build_plan(["suite=ci", *CRITEO, "model=deepfm", "run.trials=3", f"run.out={out}", "floors=false"])
+    plan = build_plan(
+        ["suite=ci", *CRITEO, "model=deepfm", "run.trials=3", f"run.out={out}", "floors=false", "published=false"]
+    )
     assert run_suite(plan, Console(quiet=True)) == 0
     return out / "latest"
 
