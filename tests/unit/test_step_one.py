@@ -112,8 +112,8 @@ def test_hosts_trials_and_variants_share_one_step_one(tmp_path: Path) -> None:
     plan = build_plan([
         "suite=standard", "data=movielens_1m", "data.split=global_time", f"data.path={raw}", "model=din,composite,lum",
         "floors=false", "published=false", "run.trials=2", "run.seeds=1", "run.processes=1", "run.steps=2",
-        "run.warmup=1", "run.train_rows=400", "run.trial_rows=128", "run.valid_rows=60", "run.batch=32", "run.history_length=8",
-        "run.threads=1", f"run.out={tmp_path / 'runs'}",
+        "run.warmup=1", "run.train_rows=400", "run.trial_rows=128", "run.valid_rows=60", "run.batch=32",
+        "run.history_length=8", "run.threads=1", f"run.out={tmp_path / 'runs'}",
     ])  # fmt: skip
     assert run_suite(plan, QUIET) == 0
     latest = tmp_path / "runs" / "latest"
