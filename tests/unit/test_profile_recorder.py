@@ -22,11 +22,11 @@ from ctrbench.bench.trace.recorder import convert
 from ctrbench.bench.trace.time_split import COVERAGE, split_of
 from ctrbench.reports import records
 
-WARMUP, STEPS, BATCH = 2, 6, 64
+WARMUP, STEPS, BATCH = 2, 6, 128
 PROFILE = [
     sys.executable, "-m", "ctrbench.bench.cli", "profile", "model=din", "data=taobao_synthetic",
     "data.options.users=40", "data.options.pool_users=80", "run.threads=1", f"run.warmup={WARMUP}",
-    f"run.batch={BATCH}", "run.train_rows=512",
+    f"run.batch={BATCH}", "run.train_rows=1024",
 ]  # fmt: skip
 STAGES_OF_DIN = ["data", "h2d", "embedding", "interaction", "dense", "loss", "backward", "optimizer"]
 
