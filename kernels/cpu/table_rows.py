@@ -68,6 +68,7 @@ def table_rows(tables: Tables, values_N: Tensor, per_feature: Sequence[int], bag
 
     Raises:
         IndexError: an id outside its table.
+        ValueError: `per_feature` and `bags` do not share out the ids in the same way.
     """
     # TorchRec keeps lengths, and so offsets, in 32 bits where they fit
     ids, offsets = (t if t is None else t.long().contiguous() for t in (values_N, bags))
@@ -83,6 +84,10 @@ class _Rows(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         segments = torch.tensor([*accumulate(per_feature, initial=0)])
         batch = (len(bags) - 1) // len(per_feature) if bags is not None else 0
+        # C reads what it is told to: a wrong share would be foreign memory
+        shares = bags is None or not batch or torch.equal(bags[::batch], segments)
+        if int(segments[-1]) != len(values_N) or not shares:
+            raise ValueError(f"{len(values_N)} ids, {list(per_feature)} by feature: bags or ids do not add up to that")
         ctx.tables, ctx.lr, ctx.batch = tables, lr, batch
         ctx.ids = values_N, bags, segments
         return torch.ops.ctrbench.tbe_rows(

@@ -319,3 +319,13 @@ def test_an_id_outside_its_table_is_named_and_nothing_is_read(wrong, bagged):
     ids = torch.tensor([0, 2, 4, wrong])
     with pytest.raises(IndexError, match=f"id {wrong} of feature 1 is outside its table of 5"):
         table_rows.table_rows(tables, ids, [2, 2], torch.arange(5) if bagged else None, 0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("per_feature", "bags"), [([2, 3], None), ([2, 1], None), ([1, 3], [0, 1, 2, 3, 4])])
+def test_ids_that_are_shared_out_wrongly_are_refused(per_feature, bags):
+    tables = table_rows.Tables(torch.zeros(8, 4), torch.zeros(8), torch.tensor([0, 3]), torch.tensor([3, 5]), 1e-8)
+    with pytest.raises(ValueError, match="4 ids"):
+        table_rows.table_rows(
+            tables, torch.tensor([0, 2, 1, 0]), per_feature, torch.tensor(bags) if bags else None, 0.1
+        )
