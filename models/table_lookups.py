@@ -143,10 +143,10 @@ class MetaTables(nn.Module):
         return torch.ops.ctrbench.tbe(self.weight, values_N, batch, features * self.weight.shape[1])
 
 
-@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="meta")
+@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="cpu")
 def _tbe(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
     """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
-    return weight.new_empty(rows, columns)
+    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
 
 
 @_tbe.register_fake
@@ -154,10 +154,10 @@ def _(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
     return weight.new_empty(rows, columns)
 
 
-@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="meta")
+@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="cpu")
 def _tbe_backward(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
     """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
-    return weight.new_empty(0)
+    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
 
 
 @_tbe_backward.register_fake

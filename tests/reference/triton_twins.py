@@ -1,10 +1,11 @@
-"""Every public function of kernels/gpu against its plain twin in Triton's interpreter, on CPU tensors of float32.
-
-Run by test_triton_interpreter.py in a process of its own: TRITON_INTERPRET must be set before Triton is imported.
+"""Every public function of kernels/gpu against its plain twin: in Triton's interpreter, or on a CUDA device.
 
     TRITON_INTERPRET=1 python -m tests.reference.triton_twins [FILE ...]   # prints JSON: case -> what differs
+    python -m tests.reference.triton_twins --device bfloat16 [FILE ...]    # prints JSON: case -> largest distance
 
-Float32 alone: the interpreter's products of bfloat16 are wrong in Triton 3.7.1.
+Run by test_triton_interpreter.py and test_triton_gpu.py in processes of their own: TRITON_INTERPRET must be set before
+Triton is imported. The interpreter takes float32 alone: its products of bfloat16 are wrong in Triton 3.7.1. On a device
+the twin computes in float64 on the same rounded inputs, and the shapes that are benchmarked are compared too.
 """
 
 from __future__ import annotations
@@ -230,8 +231,84 @@ def watched(module: Any, launched: set[str]) -> None:
         setattr(module, name, Watching())
 
 
+def moved(given: Any, dtype: torch.dtype) -> Any:
+    """The arguments on the device, numbers with a fraction in that type; what takes a gradient still does."""
+    if isinstance(given, Tensor):
+        there = given.detach().to("cuda", dtype if given.is_floating_point() else None)
+        return there.requires_grad_(given.requires_grad)
+    return type(given)(moved(g, dtype) for g in given) if isinstance(given, tuple | list) else given
+
+
+def called_there(run: Call, args: tuple[Any, ...]) -> list[Tensor]:
+    """Outputs and gradients of one call on the device, in float64, for the same gradient of the outputs."""
+    out = tensors(run(*args))
+    differentiable = [t for t in out if t.requires_grad]
+    generator = torch.Generator("cuda").manual_seed(1)
+    grads = [torch.randn(t.shape, generator=generator, device="cuda").bfloat16().to(t.dtype) for t in differentiable]
+    found = torch.autograd.grad(differentiable, leaves(args), grads, allow_unused=True)
+    gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(leaves(args), found, strict=True)]
+    return [t.detach().double() for t in (*out, *gradients)]
+
+
+def distance(case: Case, run: Call, dtype: torch.dtype) -> dict[str, float]:
+    """Largest |got - wanted| / |wanted|, by norms, of outputs and gradients: `twin` in float64, `again` the same call.
+
+    A thousandth a value is added below: gradients that cancel have no size of their own.
+    """
+    args = moved(case.args, dtype)
+    got, again, wanted = (
+        called_there(r, a) for r, a in ((run, args), (run, args), (case.twin, moved(args, torch.float64)))
+    )
+
+    def furthest(of: list[Tensor], to: list[Tensor]) -> float:
+        if any(a.shape != b.shape for a, b in zip(of, to, strict=True)):
+            return float("inf")
+        each = [
+            float((a - b).norm() / (b.norm() + 1e-3 * max(1, b.numel()) ** 0.5)) for a, b in zip(of, to, strict=True)
+        ]
+        return max((e if e == e else float("inf") for e in each), default=0.0)
+
+    return {"twin": furthest(got, wanted), "again": furthest(again, got)}
+
+
+def benchmarked(name: str) -> Iterator[Case]:
+    """The shapes that suites time."""
+    operator = importlib.import_module(f"ctrbench.kernels.{name}").OPERATOR
+    for label, shape in operator.shapes.items():
+        args = operator.inputs(shape, torch.float32, torch.device("cpu"))
+        yield Case(file=name, label=label, twin=operator.twin, args=args, run=operator.run)
+
+
+def on_device(names: list[str], dtype: torch.dtype) -> dict[str, Any]:
+    """Case -> how far it is from its twin, and from itself called again, and which of its kernels did not run."""
+    from ctrbench.kernels.gpu.offline import files
+
+    torch.set_float32_matmul_precision("highest")
+    found: dict[str, Any] = {}
+    for name in names or files():
+        module = importlib.import_module(f"ctrbench.kernels.gpu.{name}")
+        launched: set[str] = set()
+        watched(module, launched)
+        torch.manual_seed(0)
+        for case in (*cases(name), *benchmarked(name)):
+            launched.clear()
+            try:
+                of = distance(case, case.run or getattr(module, name), dtype)
+                found[f"{name} {case.label}"] = {**of, "idle": sorted(case.kernels - launched), "error": ""}
+            except Exception as error:  # a kernel that fails is a finding; the others are still wanted
+                found[f"{name} {case.label}"] = {"error": f"{type(error).__name__}: {error}"[:500]}
+    import ctrbench.kernels.fm as fm_module
+
+    *_, planted = fm_cases()
+    found["planted"] = distance(planted, lambda x: 1.05 * fm_module.fm_sum(x), dtype)
+    return found
+
+
 def main(names: list[str]) -> None:
     """Prints what differs; a planted mistake must differ, or nothing here can."""
+    if names[:1] == ["--device"]:
+        print(json.dumps(on_device(names[2:], getattr(torch, names[1])), indent=1))
+        return
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise SystemExit("set TRITON_INTERPRET=1: without it kernels need a GPU")
     from ctrbench.kernels.gpu.offline import files
