@@ -12,6 +12,7 @@ null with the reason where a way asks the device for a number and cannot be capt
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +102,18 @@ def told(error: Exception) -> str:
 
 
 def captured(call: Call) -> Call:
-    """Replays of one call."""
+    """Replays of one call.
+
+    Raises:
+        RuntimeError: it waits for the device. That is found out before a capture, which would lose its memory by it.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -109,14 +121,9 @@ def captured(call: Call) -> Call:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    kept: list[object] = []
     with torch.cuda.graph(graph):
-        kept.append(call())
-
-    def replay(kept: list[object] = kept) -> None:
-        graph.replay()
-
-    return replay
+        call()
+    return graph.replay
 
 
 def compare(row: dict[str, Any], how: str, calls: dict[str, Call], clock: EventClock) -> None:
