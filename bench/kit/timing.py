@@ -3,7 +3,7 @@
 A window is one step, or as many as fill `WINDOW_S`: what starting and waiting cost, tens of microseconds, would
 otherwise set the clocks of short steps apart.
 
-`unproven` on a GPU: no record of one covers it yet.
+On an H100 both clocks agreed within 5 % in all ten timings of the first record (docs/records).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ctrbench.kernels.gpu.kernel import TYPES, Kernel, by_type, cast, precision, product, product_tiles, takes
+from ctrbench.kernels.gpu.kernel import Kernel, by_product, cast, element_type, precision, product, product_tiles, takes
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def _product(
 def multiply(a_FMK: Tensor, b_FKN: Tensor) -> Tensor:
     """Batched product of any strided views, [F, M, N]."""
     (fields, m, k), n = a_FMK.shape, b_FKN.shape[2]
-    tiles, out_FMN = product_tiles(TYPES[a_FMK.dtype]), a_FMK.new_empty(fields, m, n)
+    tiles, out_FMN = product_tiles(element_type(a_FMK)), a_FMK.new_empty(fields, m, n)
     grid = (triton.cdiv(m, tiles["BLOCK_M"]), triton.cdiv(n, tiles["BLOCK_N"]), fields)
     _product[grid](a_FMK, b_FKN, out_FMN, m, n, k, *a_FMK.stride(), *b_FKN.stride(), PRECISION=precision(), **tiles)
     return out_FMN
@@ -65,6 +65,6 @@ def field_linear(x_FBD: Tensor, weight_FDE: Tensor) -> Tensor:
 
 _ARGS = "*T *T *T I32 I32 I32 I32 I32 I32 I32"
 KERNELS = tuple(
-    Kernel(fn=_product, variant=of, args=_ARGS, ones=ones, dot=True, tiles=by_type(product_tiles, PRECISION="ieee"))
+    Kernel(fn=_product, variant=of, args=_ARGS, ones=ones, dot=True, tiles=by_product())
     for of, ones in (("y", ("a_k", "b_n")), ("dx", ("a_k", "b_k")), ("dw", ("a_m", "b_n")))
 )

@@ -32,7 +32,7 @@ class Kernel:
     """Types of its arguments that are not constexpr, in order: `T` is the element type, `*` a pointer, `I32` an integer
     that is a multiple of 16 at the models' sizes, which Triton's launcher finds out and compiles in."""
     tiles: Mapping[str, Mapping[str, Any]]
-    """Constexprs, num_warps and num_stages by element type (`fp32`, `bf16`)."""
+    """Constexprs, num_warps and num_stages by element type (`fp32`, `bf16`, of some `tf32`)."""
     dot: bool = False
     """Multiplies matrices: of halves with tensor-core instructions."""
     variant: str = ""
@@ -46,9 +46,22 @@ def by_type(tiles: Any, *args: Any, **fixed: Any) -> dict[str, Tiles]:
     return {name: {**tiles(name, *args), **fixed} for name in ("fp32", "bf16")}
 
 
+def element_type(x: Tensor) -> str:
+    """What its products are made of: a name of `TYPES`, or `tf32` for float32 where torch allows it."""
+    return "tf32" if x.dtype == torch.float32 and precision() == "tf32" else TYPES[x.dtype]
+
+
 def precision() -> str:
     """How float32 products are made: `ieee` unless torch allows TF32."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def by_product(**fixed: Any) -> dict[str, Tiles]:
+    """`product_tiles` for the types that are compiled offline: TF32 has its own."""
+    return {
+        **by_type(product_tiles, PRECISION="ieee", **fixed),
+        "tf32": {**product_tiles("tf32"), "PRECISION": "tf32", **fixed},
+    }  # fmt: skip
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -76,7 +89,12 @@ def rows_per_program(width: int, most: int = 64, values: int = 4096) -> int:
 
 
 def product_tiles(dtype: str) -> Tiles:
-    """Tiles of `product`: a small fixed choice, nothing is tuned at the first call."""
+    """Tiles of `product`: a small fixed choice, nothing is tuned at the first call.
+
+    That of `tf32` was the best of eight in most products of this room on an H100 (docs/performance/triton.md).
+    """
+    if dtype == "tf32":
+        return {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
     if dtype == "fp32":
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
     return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}

@@ -69,7 +69,7 @@ def source(kernel: Kernel, dtype: str) -> tuple[ASTSource, dict[str, int]]:
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
     fixed.update(dict.fromkeys(kernel.ones, 1))
     open_names = [name for name in kernel.fn.arg_names if name not in fixed]
-    types = [re.sub(r"\bT$", dtype, kind).lower() for kind in kernel.args.split()]
+    types = [re.sub(r"\bT$", "fp32" if dtype == "tf32" else dtype, kind).lower() for kind in kernel.args.split()]
     if len(types) != len(open_names):
         raise ValueError(f"{label(kernel)}: {len(types)} types for the arguments {', '.join(open_names)}")
     given = dict(zip(open_names, types, strict=True))

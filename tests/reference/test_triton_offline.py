@@ -1,6 +1,6 @@
 """Every Triton kernel compiled for A100 and H100 without either: nothing spilled, tensor cores where halves multiply.
 
-Bfloat16 runs by default; float32, whose products are `ieee` and never meet a tensor core, is `slow`.
+Bfloat16 runs by default; float32 is `slow`: as `ieee`, which never meets a tensor core, and as TF32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if importlib.util.find_spec("triton") is None:
 from ctrbench.kernels.gpu.offline import ARCHITECTURES, compiled, files, kernels, label
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-HALVES, SINGLES = "bf16", "fp32"
+HALVES, SINGLES, TF32 = "bf16", "fp32", "tf32"
 
 
 @pytest.fixture
@@ -31,11 +31,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(name: str, dtype: str, architecture: int) -> None:
-    for kernel in kernels(name):
+    for kernel in (k for k in kernels(name) if dtype in k.tiles):
         found = compiled(kernel, dtype, architecture)
         where = f"{name} {label(kernel)} {dtype} sm_{architecture}"
         assert found.spilled == 0, f"{where}: {found.spilled} bytes spilled with {found.registers} registers a thread"
-        assert bool(found.tensor_cores) == (kernel.dot and dtype == HALVES), f"{where}: {found.tensor_cores!r}"
+        assert bool(found.tensor_cores) == (kernel.dot and dtype != SINGLES), f"{where}: {found.tensor_cores!r}"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -49,6 +49,7 @@ def test_halves_spill_nothing_and_use_tensor_cores(name: str, architecture: int)
 @pytest.mark.parametrize("name", files())
 def test_float32_spills_nothing(name: str, architecture: int) -> None:
     check(name, SINGLES, architecture)
+    check(name, TF32, architecture)
 
 
 def test_a_kernel_that_spills_is_seen() -> None:

@@ -258,8 +258,8 @@ def distance(case: Case, run: Call, dtype: torch.dtype) -> dict[str, float]:
     """How far outputs and gradients are from the twin's in float64, by norms of each tensor, the worst of them.
 
     Returns:
-        `twin`: |got - wanted| / |wanted|; 0 where the plain twin in this type is as far off (`SLACK`): gradients that
-        cancel have no size to compare with. `again`: the same call once more, against the first.
+        `twin`: |got - wanted| / |wanted|, a tenth a value at least; 0 where the plain twin in this type is as far off
+        (`SLACK`): gradients that cancel have no size of their own. `again`: the same call once more, against the first.
     """
     args = moved(case.args, dtype)
     got, again, plain = (called_there(r, args) for r in (run, run, case.twin))
@@ -268,7 +268,7 @@ def distance(case: Case, run: Call, dtype: torch.dtype) -> dict[str, float]:
         return {"twin": float("inf"), "again": 0.0}
     worst = {"twin": 0.0, "again": 0.0}
     for mine, second, theirs, right in zip(got, again, plain, wanted, strict=True):
-        size = float(right.norm()) or 1.0
+        size = max(float(right.norm()), 0.1 * right.numel() ** 0.5)
         off, allowed = float((mine - right).norm()), SLACK * float((theirs - right).norm())
         far = 0.0 if off <= allowed else off / size
         worst["twin"] = max(worst["twin"], far if far == far else float("inf"))
