@@ -20,7 +20,7 @@ STEPS, ROWS, HELD = 50, 64, 5
 TOLERANCE = 1e-3
 """Largest relative difference of a loss. Another order of summation is noise of one unit in the last place: put on
 every starting weight, it moves the 50 losses of the models here by at most 5.2e-5 (LUM), but for DNN on histories: that
-it turns another way at step 22 (1.4e-3, as CUDA does). A dense learning rate 20 % too high moves them by at least 3.8e-3
+it turns another way at step 22 (1.4e-3, as CUDA does). A dense learning rate 20 % too high moves them by 3.8e-3 or more
 (LUM's step 1). Measured on CPUs (docs/log.md)."""
 
 
