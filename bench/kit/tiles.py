@@ -23,7 +23,7 @@ from ctrbench.kernels.gpu.kernel import Tiles, padded
 DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16}
 PRODUCTS = (
     (64, 64, 16, 8, 2), (64, 64, 32, 4, 3), (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3),
-    (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 32, 4, 3),
+    (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 32, 4, 3), (128, 64, 32, 8, 3),
 )  # fmt: skip
 """BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages."""
 PAIRS = ((16, 1), (16, 2), (16, 4), (32, 1), (32, 2), (64, 1), (64, 2), (64, 4))
@@ -47,7 +47,8 @@ def choose(name: str, choice: tuple[int, ...]) -> None:
         module._tiles = tiles
         return
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
-    module.product_tiles = lambda dtype: dict(zip(names, choice, strict=True))
+    of = "_forward_tiles" if name == "cross" else "product_tiles"
+    setattr(module, of, lambda dtype: dict(zip(names, choice, strict=True)))
 
 
 def calls(name: str) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -65,6 +65,6 @@ def field_linear(x_FBD: Tensor, weight_FDE: Tensor) -> Tensor:
 
 _ARGS = "*T *T *T I32 I32 I32 I32 I32 I32 I32"
 KERNELS = tuple(
-    Kernel(fn=_product, variant=of, args=_ARGS, ones=ones, dot=True, tiles=by_product())
+    Kernel(fn=_product, variant=of, args=_ARGS, ones=ones, dot=True, tiles=by_product(product_tiles))
     for of, ones in (("y", ("a_k", "b_n")), ("dx", ("a_k", "b_k")), ("dw", ("a_m", "b_n")))
 )

@@ -56,12 +56,9 @@ def precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def by_product(**fixed: Any) -> dict[str, Tiles]:
-    """`product_tiles` for the types that are compiled offline: TF32 has its own."""
-    return {
-        **by_type(product_tiles, PRECISION="ieee", **fixed),
-        "tf32": {**product_tiles("tf32"), "PRECISION": "tf32", **fixed},
-    }  # fmt: skip
+def by_product(tiles: Any) -> dict[str, Tiles]:
+    """`tiles(element type)` of a product for the types that are compiled offline: TF32 has its own."""
+    return {**by_type(tiles, PRECISION="ieee"), "tf32": {**tiles("tf32"), "PRECISION": "tf32"}}
 
 
 def takes(*tensors: Tensor | None) -> bool:

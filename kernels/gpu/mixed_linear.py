@@ -107,6 +107,6 @@ def mixed_linear(
 
 _ARGS = "*T *T *T *T *T i32 i32 i32 I32 I32 I32 I32 I32 I32 I32 I32 i32 i32"
 KERNELS = (
-    Kernel(fn=_forward, variant="y", args=_ARGS, ones=("w_e",), dot=True, tiles=by_product()),
-    Kernel(fn=_forward, variant="dx", args=_ARGS, ones=("w_d",), dot=True, tiles=by_product()),
+    Kernel(fn=_forward, variant="y", args=_ARGS, ones=("w_e",), dot=True, tiles=by_product(product_tiles)),
+    Kernel(fn=_forward, variant="dx", args=_ARGS, ones=("w_d",), dot=True, tiles=by_product(product_tiles)),
 )
