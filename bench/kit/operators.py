@@ -27,13 +27,16 @@ from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.kit.device import cuda_device
 from ctrbench.bench.kit.record import save
 from ctrbench.bench.kit.timing import EventClock
-from ctrbench.bench.operator_calls import PASSES, RUN, TWIN, Pass, arguments, call_of, operators
+from ctrbench.bench.operator_calls import PASSES, RUN, Pass, arguments, call_of, operators, ways
 from ctrbench.datasets.errors import BadInput
 from ctrbench.kernels.operator import Operator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Float32 products may be TF32, for every way alike."""
 WINDOW_S, LEAST, MOST = 2e-3, 5, 15
+"""Seconds of a window of calls; fewest and most rounds."""
+COMPARE_S = 0.12
+"""About what the rounds of one comparison take."""
 Call = Callable[[], object]
 
 
@@ -76,7 +79,7 @@ def timed(name: str, op: Operator, label: str, passes: Pass, dtype: str, clock: 
     except Exception as error:
         return row | {"error": told(error)}
     calls: dict[str, Call] = {}
-    for way, run in {TWIN: op.twin, **op.paths, RUN: op.run}.items():
+    for way, run in ways(op).items():
         row["ways"][way] = {"eager_ms": None, "graph_ms": None, "reason": ""}
         try:
             calls[way] = call_of(run, args, passes)
@@ -93,8 +96,7 @@ def timed(name: str, op: Operator, label: str, passes: Pass, dtype: str, clock: 
         except Exception as error:
             row["ways"][way]["reason"] = told(error)
     compare(row, "graph", graphs, clock)
-    flops = op.cost(op.shapes[label]).flops * (3 if passes == "fwd+bwd" else 1)
-    return row | {"flops": flops}
+    return row
 
 
 def told(error: Exception) -> str:
@@ -137,9 +139,7 @@ def compare(row: dict[str, Any], how: str, calls: dict[str, Call], clock: EventC
         assert seconds is not None
         windows[way] = (count := max(1, min(200, round(WINDOW_S / max(seconds, 1e-6)))), repeated(call, count))
     took: dict[str, list[float]] = {way: [] for way in calls}
-    slowest = sum(WINDOW_S for _ in calls)
-    rounds = max(LEAST, min(MOST, round(0.12 / slowest)))
-    for number in range(rounds):
+    for number in range(max(LEAST, min(MOST, round(COMPARE_S / (WINDOW_S * len(calls)))))):
         for way in list(windows) if number % 2 == 0 else list(windows)[::-1]:
             count, run = windows[way]
             took[way].append((clock(run)[1] or 0.0) / count)
