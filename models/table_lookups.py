@@ -143,25 +143,20 @@ class MetaTables(nn.Module):
         return torch.ops.ctrbench.tbe(self.weight, values_N, batch, features * self.weight.shape[1])
 
 
-@torch.library.custom_op("ctrbench::tbe", mutates_args=(), device_types="cpu")
-def _tbe(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
-    """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
-    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
+# Operators of shapes alone: no device has a kernel of them, so that torch refuses any tensor that is not on meta.
+torch.library.define("ctrbench::tbe", "(Tensor weight, Tensor values_N, int rows, int columns) -> Tensor")
+torch.library.define("ctrbench::tbe_backward", "(Tensor grad, Tensor weight, Tensor values_N) -> Tensor")
 
 
-@_tbe.register_fake
+@torch.library.register_fake("ctrbench::tbe")
 def _(weight: Tensor, values_N: Tensor, rows: int, columns: int) -> Tensor:
+    """Stand-in for FBGEMM's table-batched lookup: [rows, columns] of the weight's type."""
     return weight.new_empty(rows, columns)
 
 
-@torch.library.custom_op("ctrbench::tbe_backward", mutates_args=(), device_types="cpu")
-def _tbe_backward(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
-    """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
-    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
-
-
-@_tbe_backward.register_fake
+@torch.library.register_fake("ctrbench::tbe_backward")
 def _(grad: Tensor, weight: Tensor, values_N: Tensor) -> Tensor:
+    """Stand-in for the table-batched backward with the optimizer inside; returns an empty gradient."""
     return weight.new_empty(0)
 
 
@@ -177,4 +172,4 @@ def _tbe_grad(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[N
     return None, None, None, None
 
 
-_tbe.register_autograd(_tbe_grad, setup_context=_tbe_setup)
+torch.library.register_autograd("ctrbench::tbe", _tbe_grad, setup_context=_tbe_setup)

@@ -17,15 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+# Operators of shapes alone: no device has a kernel of them, so that torch refuses any tensor that is not on meta.
+torch.library.define("ctrbench::sdpa", "(Tensor query, Tensor key, Tensor value, Tensor? mask) -> (Tensor, Tensor)")
+torch.library.define(
+    "ctrbench::sdpa_backward",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor? mask)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 
-@torch.library.custom_op("ctrbench::sdpa", mutates_args=(), device_types="cpu")
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Shapes of a fused attention: output [..., Lq, Dv] and log-sum-exp [..., Lq] in fp32."""
-    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
 
-
-@_sdpa.register_fake
+@torch.library.register_fake("ctrbench::sdpa")
 def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Shapes of a fused attention: output [..., Lq, Dv] and log-sum-exp [..., Lq] in fp32."""
     return _as_on_gpu(query, value.shape[-1]), query.new_empty(query.shape[:-1], dtype=torch.float32)
 
 
@@ -37,18 +40,11 @@ def _as_on_gpu(query: Tensor, width: int) -> Tensor:
     return query.new_empty(b, length, h, width).transpose(1, 2)
 
 
-@torch.library.custom_op("ctrbench::sdpa_backward", mutates_args=(), device_types="cpu")
-def _sdpa_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
-    raise NotImplementedError("a stand-in of shapes: meta tensors alone")
-
-
-@_sdpa_backward.register_fake
+@torch.library.register_fake("ctrbench::sdpa_backward")
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -61,7 +57,7 @@ def _gradient(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor, Tensor,
     return (*torch.ops.ctrbench.sdpa_backward(grad, query, key, value, out, lse, mask), None)
 
 
-_sdpa.register_autograd(_gradient, setup_context=_setup)
+torch.library.register_autograd("ctrbench::sdpa", _gradient, setup_context=_setup)
 
 _PLAIN = functional.scaled_dot_product_attention
 

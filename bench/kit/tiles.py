@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ctrbench.bench.kit.operators import captured
 from ctrbench.bench.operator_calls import PASSES, arguments, call_of, operators
 from ctrbench.kernels.gpu.kernel import Tiles, padded
 
@@ -63,21 +64,12 @@ def calls(name: str) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def microseconds(call: Callable[[], object]) -> float:
     """Median of a call's replays."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    took = []
+    replay, took = captured(call), []
     for _ in range(TIMES):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(REPLAYS):
-            graph.replay()
+            replay()
         end.record()
         torch.cuda.synchronize()
         took.append(begin.elapsed_time(end) / REPLAYS * 1e3)

@@ -329,3 +329,12 @@ def test_ids_that_are_shared_out_wrongly_are_refused(per_feature, bags):
         table_rows.table_rows(
             tables, torch.tensor([0, 2, 1, 0]), per_feature, torch.tensor(bags) if bags else None, 0.1
         )
+
+
+def test_stand_ins_of_shapes_refuse_what_is_not_on_meta() -> None:
+    import ctrbench.bench.counting.meta  # noqa: F401, registers the attention's
+
+    with pytest.raises(NotImplementedError, match="ctrbench::tbe"):
+        torch.ops.ctrbench.tbe(torch.zeros(2, 4), torch.zeros(3, dtype=torch.long), 3, 4)
+    with pytest.raises(NotImplementedError, match="ctrbench::sdpa"):
+        torch.ops.ctrbench.sdpa(*(torch.zeros(1, 2, 3) for _ in range(3)), None)
