@@ -59,11 +59,13 @@ def augru(
     gate_TB1 = (a_BT if cell != "aigru" else mask_BT.to(a_BT.dtype)).t().unsqueeze(2)
     inputs_TB3H = linear(x_BTC * a_BT.unsqueeze(2) if cell == "aigru" else x_BTC, w_ih, b_ih).transpose(0, 1)
     h_BH = x_BTC.new_zeros(x_BTC.shape[0], width)
+    # Gates by split: the gradients of slices are tensors of zeros, filled and added, in every step.
     for x_B3H, gate_B1 in zip(inputs_TB3H.unbind(), gate_TB1.unbind(), strict=True):
         h_B3H = torch.addmm(b_hh, h_BH, w_hh.t())
-        gates = torch.sigmoid(x_B3H[:, : 2 * width] + h_B3H[:, : 2 * width])
-        new_BH = torch.tanh(torch.addcmul(x_B3H[:, 2 * width :], gates[:, :width], h_B3H[:, 2 * width :]))
-        gate_BH = gate_B1 if cell == "agru" else gate_B1 * gates[:, width:]
+        (x_B2H, x_BH), (h_B2H, own_BH) = (x.split((2 * width, width), dim=1) for x in (x_B3H, h_B3H))
+        reset_BH, update_BH = torch.sigmoid(x_B2H + h_B2H).chunk(2, dim=1)
+        new_BH = torch.tanh(torch.addcmul(x_BH, reset_BH, own_BH))
+        gate_BH = gate_B1 if cell == "agru" else gate_B1 * update_BH
         h_BH = torch.addcmul(h_BH, gate_BH, new_BH - h_BH)
     return h_BH
 

@@ -122,8 +122,10 @@ class FeatureEmbedder(nn.Module):
 
     def embedded(self, fields_BFW: Tensor, events: Mapping[str, Events]) -> Embedded:
         """What a model gets of looked-up rows; W is D, and one more where there are first-order weights."""
-        linear_B = fields_BFW[..., self.dim].sum(dim=1) if self.linear else None
-        return Embedded(fields_BFW[..., : self.dim], linear_B, events)
+        if not self.linear:
+            return Embedded(fields_BFW, None, events)
+        fields_BFD, first_BF1 = fields_BFW.split((self.dim, 1), dim=2)
+        return Embedded(fields_BFD, first_BF1.sum(dim=(1, 2)), events)
 
     def rows(self, batch: Batch) -> tuple[Tensor, Mapping[str, Events]]:
         """(fields [B, F, W], histories) as they were looked up."""

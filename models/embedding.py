@@ -176,12 +176,9 @@ class EmbeddingTables(nn.Module):
         rows_ND = self._unpooled(ids)
         if self.penalty is not None and self.training:
             self.penalty.note(self._flat(ids), rows_ND)
-        out: dict[str, JaggedTensor] = {}
-        at, lengths = 0, ids.lengths().view(len(keys), -1)
-        for i, (key, n) in enumerate(zip(keys, ids.length_per_key(), strict=True)):
-            out[key] = JaggedTensor(values=rows_ND[at : at + n], lengths=lengths[i])
-            at += n
-        return out
+        # One split: its gradient is one concatenation, that of a slice a whole tensor of zeros for every key.
+        parts, lengths = rows_ND.split(ids.length_per_key()), ids.lengths().view(len(keys), -1)
+        return {k: JaggedTensor(values=v, lengths=n) for k, v, n in zip(keys, parts, lengths, strict=True)}
 
     @torch.no_grad()
     def gather(self, ids: KeyedJaggedTensor) -> Tensor:

@@ -109,6 +109,8 @@ FORMULAS: dict[str, Formula] = {
     "ctrbench::linear": lambda x, out: 2.0 * x["x"].shape[0] * x["weight"].numel(),
     "ctrbench::linear_grad_input": lambda x, out: 2.0 * x["grad"].shape[0] * x["weight"].numel(),
     "ctrbench::linear_grad_weight": lambda x, out: 2.0 * x["grad"].numel() * x["x"].shape[1],
+    "mkldnn::_linear_pointwise": lambda x, out: 2.0 * x["X"].numel() * x["W"].shape[0],
+    "aten::mkldnn_linear_backward_weights": lambda x, out: 2.0 * x["grad_output"].numel() * x["input"].shape[-1],
     "aten::convolution": _conv,
     "aten::_convolution": _conv,
     "aten::mkldnn_convolution": lambda x, out: _conv({**x, "input": x["self"]}, out),

@@ -151,6 +151,15 @@ def test_rows_are_those_of_the_table_and_lookups_sum_them(impl, config_type, seq
             assert torch.equal(out[name].lengths(), jagged.lengths())
 
 
+def test_gradients_of_all_keys_are_joined_once(sequence_schema):
+    """By slices, each key's would be a tensor of zeros over all rows, filled and added: a fifth of a step of DIN."""
+    tables = FeatureEmbedder(sequence_schema, 6, TableConfig(), sequences="events").tables
+    rows = [jagged.values() for jagged in tables(synthetic_batch(sequence_schema, 7, full=False).ids).values()]
+    assert len(rows) > 2
+    (joined,) = {r.grad_fn for r in rows}
+    assert joined.name().startswith("Split")
+
+
 @pytest.mark.parametrize("impl", ["fused", "per_table"])
 @pytest.mark.parametrize("sequences", MODES)
 def test_padding_rows_and_surplus_columns_start_and_stay_zero(impl, sequences, sequence_schema):

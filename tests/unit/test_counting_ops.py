@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.bench.audit import count_module
 from ctrbench.bench.counting.launches import kernels_of
-from ctrbench.bench.counting.ops import classify
+from ctrbench.bench.counting.ops import classify, classify_name
 from ctrbench.bench.counting.rows import StepCounts
 
 torch.set_num_threads(1)
@@ -217,6 +217,17 @@ def test_multi_tensor_launches_follow_chunks_and_tensor_limits(sizes: list[int],
     assert kernels_of(op, classify(op)[1], {"self": tensors}, tensors, torch.device("meta"))[0] == launches
     host = [torch.zeros(()) for _ in sizes]
     assert kernels_of(op, "optimizer", {"self": host}, host, torch.device("meta"))[0] == 0
+
+
+def test_products_of_onednn_are_products() -> None:
+    """They lie inside our own operators: a profile of a step sees them, and Inductor calls them itself."""
+    for name in ("mkldnn::_linear_pointwise", "aten::mkldnn_linear_backward_weights"):
+        assert classify_name(name) == ("F", "gemm")
+
+    def product(x_MNI: Tensor, weight_OI: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x_MNI, weight_OI.detach(), None, "none", [], "") * weight_OI.sum()
+
+    assert count_module(Apply(product, 7, 5), torch.randn(2, 3, 5)).flops() == 2 * (2 * 3) * 5 * 7
 
 
 def test_operators_of_no_table_are_unknown() -> None:
