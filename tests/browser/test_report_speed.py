@@ -1,4 +1,7 @@
-"""The page paints soon after an empty one that carries plotly.js, and a large record set never freezes it."""
+"""The page paints soon after an empty one that carries plotly.js, and a large record set never freezes it.
+
+What is timed is slow: `make slow` has the machine to itself, beside other processes it would take ten times as long.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ new PerformanceObserver(list => list.getEntries().forEach(see)).observe({type: "
 SCROLL = """async () => {
   for (let y = 0; y < document.documentElement.scrollHeight; y += 700) {
     scrollTo({top: y, behavior: "instant"});
-    await new Promise(done => requestAnimationFrame(() => setTimeout(done, 30)));
+    await new Promise(done => { requestAnimationFrame(() => setTimeout(done, 30)); setTimeout(done, 1000); });
   }
 }"""
 PAINT = "performance.getEntriesByName('first-paint').length > 0"
@@ -59,6 +62,7 @@ def _one_series(open_tab: Callable[..., Any], page: Path, folder: Path) -> float
     return ratio
 
 
+@pytest.mark.slow
 def test_first_paint_is_at_most_three_times_that_of_an_empty_page(
     open_tab: Callable[..., Any], report: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +70,7 @@ def test_first_paint_is_at_most_three_times_that_of_an_empty_page(
     assert first_paint_ratio(open_tab, report, tmp_path) <= 3
 
 
+@pytest.mark.slow
 def test_a_page_of_your_own_paints_as_soon(open_tab: Callable[..., Any], own_page: Path, tmp_path: Path) -> None:
     assert own_page.stat().st_size < 8 * MB
     assert first_paint_ratio(open_tab, own_page, tmp_path) <= 3
@@ -78,6 +83,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_report(rows, bodies, tmp_path_factory.mktemp("large") / "report.html")
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(
     open_tab: Callable[..., Any], large: Path, tmp_path: Path
 ) -> None:
@@ -86,9 +92,11 @@ def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(
     Other work lengthens every task, so on a busy one the measure is plotly.js as it comes, by turns on an empty page.
     """
     empty, found = empty_page(tmp_path), []
-    for _ in range(5):
+    for _ in range(3):
         alone = open_tab(empty, WATCH)
         alone.wait("window.longest > 0")
+        theirs = alone.page.evaluate("Math.round(window.longest)")
+        alone.page.close()  # a page behind another one is painted no frame
         tab = open_tab(large, WATCH)
         tab.page.evaluate(SCROLL)
         tab.wait("[...document.querySelectorAll('section > .exhibit .plot')].every(p => p.matches('.js-plotly-plot'))")
@@ -96,14 +104,13 @@ def test_ten_thousand_rows_of_200_runs_open_without_a_frozen_page(
         tab.page.locator("input[value=DIN]").check()
         tab.page.wait_for_timeout(300)
         assert tab.console == []
-        found.append([t.page.evaluate("Math.round(window.longest)") for t in (tab, alone)])
+        found.append([tab.page.evaluate("Math.round(window.longest)"), theirs])
         tab.page.close()
-        alone.page.close()
         if found[-1][0] < 1000:
             break
     print(f"longest task, ms, and that of an empty page: {found}; {large.stat().st_size / MB:.1f} MB")
-    ours, theirs = (statistics.median(x) for x in zip(*found, strict=True))
-    assert found[-1][0] < 1000 or ours <= theirs
+    ours, plotly = (statistics.median(x) for x in zip(*found, strict=True))
+    assert found[-1][0] < 1000 or ours <= plotly
 
 
 def test_a_frozen_page_would_be_seen(open_tab: Callable[..., Any], tmp_path: Path) -> None:
