@@ -23,6 +23,13 @@ HELP = f"none of {', '.join(NAMES)} is on the path; apt-get install chromium"
 DATA = Path(__file__).parents[1] / "data"
 PATIENCE = 180_000
 """ms to wait for anything: generous, since the machine may be busy."""
+ALIKE = """() => { const seen = new Map();
+  for (const row of document.querySelectorAll('tbody tr')) {
+    const look = [row.closest('table'), row, ...row.querySelectorAll('*')].map(x => x.tagName + x.className).join();
+    seen.set(look, (seen.get(look) || 0) + 1);
+    if (seen.get(look) > 3) row.remove();
+  } }"""
+"""Keeps three rows of each look: axe-core takes the contrast of every cell."""
 LAYERS = 2
 """Of FAT, each with a heat map of its field pairs."""
 
@@ -70,6 +77,10 @@ class Tab:
         """Opens what is folded and draws every figure, as before printing."""
         self.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         self.wait("document.querySelectorAll('.plot').length === document.querySelectorAll('.js-plotly-plot').length")
+
+    def thin_out(self) -> None:
+        """Leaves three of the table rows that have the same elements and classes: they look alike."""
+        self.page.evaluate(ALIKE)
 
 
 Opener = Callable[..., Tab]

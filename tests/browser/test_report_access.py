@@ -14,21 +14,13 @@ AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(enc
 RUN = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
   .map(v => ({impact: v.impact, id: v.id, nodes: v.nodes.map(n => n.html.slice(0, 200))}))"""
 
-ALIKE = """() => { const seen = new Map();
-  for (const row of document.querySelectorAll('tbody tr')) {
-    const look = [row.closest('table'), row, ...row.querySelectorAll('*')].map(x => x.tagName + x.className).join();
-    seen.set(look, (seen.get(look) || 0) + 1);
-    if (seen.get(look) > 3) row.remove();
-  } }"""
-"""Rows of the same elements and classes look alike, and axe-core takes their contrast one cell at a time."""
-
 
 def serious(open_tab: Callable[..., Any], page: Path, scheme: str) -> list[Any]:
     """What axe-core finds on a page with everything open and drawn; nothing may be said or asked meanwhile."""
     tab = open_tab(page, color_scheme=scheme, reduced_motion="reduce")
     tab.draw_all()
     tab.page.locator(".filter summary").first.click()
-    tab.page.evaluate(ALIKE)
+    tab.thin_out()
     tab.page.evaluate(AXE)
     found = tab.page.evaluate(RUN)
     assert tab.console == []

@@ -30,6 +30,7 @@ def test_serving_and_cost_on_a_phone(open_tab: Callable[..., Any], tmp_path: Pat
         assert tab.page.evaluate(f"document.querySelectorAll('#{section} .js-plotly-plot').length") >= 5
     width, scroll = tab.page.evaluate("[document.documentElement.clientWidth, document.documentElement.scrollWidth]")
     assert scroll <= width
+    tab.thin_out()
     tab.page.evaluate(AXE)
     assert tab.page.evaluate(RUN) == []
     assert (tab.console, tab.requests) == ([], [])

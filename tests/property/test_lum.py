@@ -336,7 +336,7 @@ def chain_log(users: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]
     return log, np.stack([ends - sizes, ends], axis=1)
 
 
-@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("condition", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_pre_training_learns_what_popularity_cannot(sequence_schema: FeatureSchema, condition: bool) -> None:
     log, spans = chain_log(400, 0)
     torch.manual_seed(0)

@@ -236,6 +236,7 @@ def test_serving_mfu_is_work_over_time_and_ceiling() -> None:
     assert utilisation_rows(BASE, served, {"extra": {"flops": {"reuse": {"16": 2e7}}}})[0].status == "unstable"
 
 
+@pytest.mark.slow
 def test_a_compiled_form_gives_the_same_logits_and_a_failure_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = random_schema("random_sequence", 8)
     torch.manual_seed(0)

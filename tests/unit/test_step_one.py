@@ -107,6 +107,7 @@ def test_nobody_starts_before_its_pretraining() -> None:
     assert _next([needs], []) == 0
 
 
+@pytest.mark.slow
 def test_hosts_trials_and_variants_share_one_step_one(tmp_path: Path) -> None:
     raw = movielens_folder(tmp_path / "ml", random_events(1, count=900, seconds=9000))
     plan = build_plan([
