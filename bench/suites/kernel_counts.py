@@ -29,11 +29,9 @@ def counts(name: str, label: str, way: str, passes: Pass) -> dict[str, Entry]:
     shape, run = op.shapes[label], ways(op)[way]
     found = count_call(op, run, shape, passes)
     flops, moved = found.flops(), found.bytes_operands()
-    useful = op.cost(shape).flops * (TRAINED if passes == "fwd+bwd" else 1)
-    how = "the operator's own formula" + (f" x {TRAINED}" if passes == "fwd+bwd" else "")
     unknown = {"reason": f"coverage_low: no formula for {', '.join(found.unknown)}"} if found.unknown else {}
     return {
-        "flops": entry(useful, "FLOP", "derived", words=f"useful: {how}"),
+        "flops": _useful(name, label, passes),
         "flops_executed": entry(flops, "FLOP", "counted", **unknown),
         "flops_elementwise": entry(found.flops_elementwise(), "FLOP", "counted"),
         "bytes_operands": entry(moved, "B", "counted"),
@@ -41,6 +39,22 @@ def counts(name: str, label: str, way: str, passes: Pass) -> dict[str, Entry]:
         "operator_calls": entry(found.ops, "ops", "counted"),
         "kernels": _launches(name, label, way, passes),
     }
+
+
+def uncounted(name: str, label: str, passes: Pass, reason: str) -> dict[str, Entry]:
+    """The same entries where nothing was counted: the formula's alone has a value."""
+    units = {
+        "flops_executed": "FLOP", "flops_elementwise": "FLOP", "bytes_operands": "B", "ai_operands": "FLOP/B",
+        "operator_calls": "ops", "kernels": "launches",
+    }  # fmt: skip
+    withheld = {name: entry(None, unit, "abstained", reason=reason) for name, unit in units.items()}
+    return {"flops": _useful(name, label, passes), **withheld}
+
+
+def _useful(name: str, label: str, passes: Pass) -> Entry:
+    op, times = operators()[name], TRAINED if passes == "fwd+bwd" else 1
+    how = "the operator's own formula" + (f" x {times}" if times > 1 else "")
+    return entry(op.cost(op.shapes[label]).flops * times, "FLOP", "derived", words=f"useful: {how}")
 
 
 def _launches(name: str, label: str, way: str, passes: Pass) -> Entry:

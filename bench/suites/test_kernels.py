@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import TimeoutError
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from ctrbench.bench.hardware import this_machine
 from ctrbench.bench.operator_calls import PASSES, TWIN, Pass, arguments, call_of, operators, ways
 from ctrbench.bench.pool import context
 from ctrbench.bench.proc import keep_freed_memory
-from ctrbench.bench.suites.kernel_counts import Entry, counts, entry
+from ctrbench.bench.suites.kernel_counts import Entry, counts, entry, uncounted
 
 SECONDS = float(os.environ.get("CTRBENCH_KERNEL_SECONDS", "0.25"))
 SHAPES = int(os.environ.get("CTRBENCH_KERNEL_SHAPES", "2"))
@@ -36,6 +37,8 @@ LEAST, LEAST_SLOW, MOST = 5, 3, 40
 """Rounds; fewer of what takes longer than `SLOW_S`."""
 SLOW_S = 0.3
 GEMM_M = 1024
+COUNTED_S = 60.0
+"""Most seconds to count a call: a twin that goes sample by sample and step by step has half a million operators."""
 
 
 def spread(labels: Sequence[str], count: int) -> list[str]:
@@ -55,11 +58,27 @@ def cases(shapes: int = SHAPES) -> Iterator[Any]:
                     yield pytest.param(name, label, way, passes, id=f"{name}-{label}-{way}-{passes}")
 
 
+class Counter:
+    """`counts` in a process of its own, which is given up after `COUNTED_S`."""
+
+    def __init__(self) -> None:
+        self.pool = context().Pool(1)
+
+    def __call__(self, name: str, label: str, way: str, passes: Pass) -> dict[str, Entry]:
+        try:
+            return self.pool.apply_async(counts, (name, label, way, passes)).get(COUNTED_S)
+        except TimeoutError:
+            self.pool.terminate()
+            self.pool = context().Pool(1)
+            return uncounted(name, label, passes, f"its operators were not counted within {COUNTED_S:g} s")
+
+
 @pytest.fixture(scope="session")
-def counted() -> Iterator[Callable[..., dict[str, Entry]]]:
-    """`counts` in a process of its own."""
-    with context().Pool(1) as pool:
-        yield lambda *asked: pool.apply(counts, asked)
+def counted() -> Iterator[Counter]:
+    """One process for all of a session."""
+    counter = Counter()
+    yield counter
+    counter.pool.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +125,7 @@ class Beside:
 
 @pytest.mark.parametrize(("name", "label", "way", "passes"), cases())
 def test_operator(
-    benchmark: BenchmarkFixture, counted: Callable[..., dict[str, Entry]], product: Callable[[], object],
+    benchmark: BenchmarkFixture, counted: Counter, product: Callable[[], object],
     name: str, label: str, way: str, passes: Pass,
 ) -> None:  # fmt: skip
     op = operators()[name]
@@ -137,7 +156,8 @@ def clocked(found: dict[str, Entry], seconds: list[float], beside: Beside) -> di
     speed = ratio(beside.product_s, seconds)  # product / call
     for metric, flops in (("mfu_cpu", found["flops"]), ("hfu_cpu", found["flops_executed"])):
         if not flops["value"]:
-            out[metric] = entry(None, "ratio", "abstained", reason="no matrix product: bytes bound it, not FLOPs")
+            reason = flops.get("reason") or "no matrix product: bytes bound it, not FLOPs"
+            out[metric] = entry(None, "ratio", "abstained", reason=reason)
             continue
         share = flops["value"] / work
         out[metric] = entry(share * speed.value, "ratio", "derived", ci_low=share * speed.low,

@@ -103,6 +103,41 @@ def test_utilisation_and_the_twin_are_ratios_within_rounds():
     assert "2.5 s" in slow["twin_over_this"]["reason"]
 
 
+def test_a_count_that_takes_too_long_is_withheld_and_the_next_one_has_a_new_process(monkeypatch):
+    class Busy:
+        """A pool of one process that never answers."""
+
+        made, ended = 0, 0
+
+        def __init__(self):
+            Busy.made += 1
+
+        def apply_async(self, function, asked):
+            return SimpleNamespace(get=self.late)
+
+        def late(self, seconds):
+            assert seconds == test_kernels.COUNTED_S
+            raise test_kernels.TimeoutError
+
+        def terminate(self):
+            Busy.ended += 1
+
+    monkeypatch.setattr(test_kernels, "context", lambda: SimpleNamespace(Pool=lambda n: Busy()))
+    asked = ("cross", "B4096 N390", "twin", "fwd+bwd")
+    found, counted = test_kernels.Counter()(*asked), test_kernels.counts(*asked)
+    assert (Busy.made, Busy.ended) == (2, 1)
+    assert found.keys() == counted.keys()
+    assert found["flops"] == counted["flops"]
+    for name in found.keys() - {"flops"}:
+        assert (found[name]["value"], found[name]["origin"]) == (None, "abstained")
+        assert found[name]["unit"] == counted[name]["unit"]
+        assert found[name]["reason"] == "its operators were not counted within 60 s"
+    beside = SimpleNamespace(product_s=[1.0], twin_s=[], slow_twin_s=0.0)
+    said = test_kernels.clocked(found, [1.0], beside)
+    assert said["mfu_cpu"]["value"] > 0
+    assert said["hfu_cpu"]["reason"] == found["flops_executed"]["reason"]
+
+
 def suite_file(path):
     """What pytest-benchmark writes of two operators and a report, with our entries."""
     names = ["test_kernels.py::test_operator[cross-B4096 N390-fused-fwd]", "test_report.py::test_report[16 runs]"]
