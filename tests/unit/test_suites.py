@@ -11,7 +11,7 @@ import torch
 
 from ctrbench.bench.gate_sides import load_side
 from ctrbench.bench.operator_calls import PASSES, arguments, call_of, count_call, operators, ways
-from ctrbench.bench.suites import rendering, test_kernels
+from ctrbench.bench.suites import rendering, test_datapath, test_kernels
 from ctrbench.kernels import cross
 from ctrbench.reports.benchmark_json import FOREIGN, load_benchmark_json
 from ctrbench.reports.page import build_report
@@ -136,6 +136,12 @@ def test_a_count_that_takes_too_long_is_withheld_and_the_next_one_has_a_new_proc
     said = test_kernels.clocked(found, [1.0], beside)
     assert said["mfu_cpu"]["value"] > 0
     assert said["hfu_cpu"]["reason"] == found["flops_executed"]["reason"]
+
+
+@pytest.mark.parametrize("impl", ["fused", "per_table"])
+def test_lookups_of_the_data_path_run(impl):
+    for passes in PASSES:
+        test_datapath.lookup(impl, passes)()
 
 
 def suite_file(path):
