@@ -24,10 +24,12 @@ $(STAMP): pyproject.toml constraints.txt
 compare: setup
 	$(BIN)/ctrbench run suite=quick
 
-# A process a core, each with one thread; a file stays in one process, which makes its fixtures once. Pages are tested in headless Chromium; pytest says at its end, in red, when there is none. Screenshots: CTRBENCH_ARTEFACTS=folder.
+# A process a core and one more, each with one thread: browsers and served requests wait, on two cores a third of the time. A file
+# stays in one process, which makes its fixtures once. Pages are tested in headless Chromium; pytest says at its end, in red, when there is none. Screenshots: CTRBENCH_ARTEFACTS=folder.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup
 	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || echo "NO CHROMIUM HERE: the report's browser tests will be skipped; apt-get install chromium" >&2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 # Every ranking model through one small suite: the tests run it with three models, since all of them take minutes.
 suite-ci: setup
