@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 compare: setup
 	$(BIN)/ctrbench run suite=quick
 
-# A process a core and one more, each with one thread: browsers and served requests wait, on two cores a third of the time. A file
+# A process a core and one more, each with one thread: browsers and served requests wait much of the time. A file
 # stays in one process, which makes its fixtures once. Pages are tested in headless Chromium; pytest says at its end, in red, when there is none. Screenshots: CTRBENCH_ARTEFACTS=folder.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup
