@@ -203,12 +203,19 @@ def _data(options: argparse.Namespace) -> int:
         raise UnknownName(f"unknown data set {nearest(options.name, registry.dataset_names())}")
     if options.action == "generate":
         return _generate(options)
+    from rich.console import Console
+
     from ctrbench.bench.config import data_options
+    from ctrbench.bench.progress import Stages
     from ctrbench.datasets.prepare import prepare
 
     chosen = data_options([*options.option, *([f"schema={options.schema}"] if options.schema else [])])
     try:
-        done = prepare(options.name, options.path, options.out, split=options.split, policy=options.policy, **chosen)
+        with Stages(Console(stderr=True)) as stages:
+            done = prepare(
+                options.name, options.path, options.out, split=options.split, policy=options.policy, watch=stages,
+                **chosen,
+            )  # fmt: skip
     except DataUnavailable as error:
         return _wrong(str(error))
     shown = {"path": str(done.path), "fingerprint": done.fingerprint, "rows": done.manifest["rows"]}

@@ -28,7 +28,7 @@ from ctrbench.bench.pool import Outcome, run_all
 from ctrbench.bench.presets import preset_options
 from ctrbench.bench.pretrain import ANSWERS
 from ctrbench.bench.priced import price_run
-from ctrbench.bench.progress import RunProgress
+from ctrbench.bench.progress import RunProgress, Stages
 from ctrbench.bench.runspec import Kind, RunSpec
 from ctrbench.bench.serving.specs import serving_specs
 from ctrbench.bench.specs import (
@@ -173,7 +173,8 @@ def prepare_jobs(plan: Plan, console: Console) -> tuple[list[Ready], list[Measur
         try:
             if job.judged and job.path is None:
                 raise DataUnavailable(bands.how_to_get())
-            prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, **job.options)
+            with Stages(console) as stages:
+                prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, watch=stages, **job.options)
         except DataUnavailable as error:
             skipped.append(f"{job.data}: {error}")
             rows += _skipped_job(job, str(error), CONTROLS if plan.controls else PROCESSES)

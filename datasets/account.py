@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
@@ -30,6 +31,7 @@ class Account:
         places: reason -> the first `PLACES` messages.
         notes: harmless oddities -> how often.
         files: name -> its lines by fate, where the rows come from several files.
+        mark: bytes of the text behind the rows that were handed out last; a reader that goes on starts there.
     """
 
     def __init__(self, path: Path, policy: str = "strict", max_bad_fraction: float = 0.001) -> None:
@@ -44,6 +46,7 @@ class Account:
         self.places: dict[str, list[str]] = {}
         self.notes: Counter[str] = Counter()
         self.files: dict[str, dict[str, int]] = {}
+        self.mark = 0
 
     def part(self, path: Path) -> Account:
         """An account of one of several files under the same policy: its lines are numbered from 1."""
@@ -102,11 +105,24 @@ class Account:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
+        counts = {k: v for k, v in self.state().items() if k != "mark"}
+        return {"policy": self.policy, "max_bad_fraction": self.max_bad_fraction, **counts}
+
+    def state(self) -> dict[str, Any]:
+        """All that was counted, for `restore`."""
         return {
-            "policy": self.policy, "max_bad_fraction": self.max_bad_fraction, "read": self.read, "header": self.header,
-            "kept": self.kept, "skipped": dict(self.skipped), "left_out": dict(self.left_out), "places": self.places,
-            "notes": dict(self.notes), "files": self.files,
+            "read": self.read, "header": self.header, "kept": self.kept, "skipped": dict(self.skipped),
+            "left_out": dict(self.left_out), "places": {k: list(v) for k, v in self.places.items()},
+            "notes": dict(self.notes), "files": dict(self.files), "mark": self.mark,
         }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state` was taken."""
+        for name in ("read", "header", "kept", "mark"):
+            setattr(self, name, state[name])
+        self.skipped, self.left_out, self.notes = (Counter(state[k]) for k in ("skipped", "left_out", "notes"))
+        self.places = {k: list(v) for k, v in state["places"].items()}
+        self.files = dict(state["files"])
 
     def _skip(self, line: int, reason: str, what: str, file: str) -> None:
         self.skipped[reason] += 1

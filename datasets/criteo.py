@@ -11,10 +11,13 @@ from typing import Any
 
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_parts import Coding, Parts
-from ctrbench.datasets.criteo_text import read
 from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.published import Published, compare
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw, sha256_file
+
+PUBLISHED = Published(rows=45_840_617, positive_rate=0.2562)
+"""Of train.txt."""
 
 
 def fetch(path: Path | None, options: Mapping[str, Any]) -> Raw:
@@ -30,8 +33,8 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     """Rows in file order, which is time: the first 80 % train with its last tenth for validation, the rest test."""
     coding = Coding(min_count=options["min_count"], integers=options["integers"])
     coding.check("criteo")
-    parts = Parts(shards.folder)
-    parts.add(read(raw.path, account, tokens=True))
+    parts = Parts(shards)
+    parts.add(account, tokens=True)
     account.close()
     if parts.positives in (0, account.kept):
         raise BadInput(
@@ -40,7 +43,9 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     test = int(account.kept * 0.8)
     valid = int(test * 0.9)
     cuts = {"valid_from_row": valid, "test_from_row": test}
-    schema = parts.store("criteo", valid, test, coding, account, shards)
+    if not raw.synthetic:
+        compare(account, raw.path.name, PUBLISHED, rows=account.read, positives=parts.positives)
+    schema = parts.store("criteo", valid, test, coding, account)
     return {"schema": schema, "split": {"by": "file order, which is time", **cuts}}
 
 

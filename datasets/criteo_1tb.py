@@ -14,7 +14,7 @@ from typing import Any
 
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_parts import Coding, Parts, folder_raw, note_generated
-from ctrbench.datasets.criteo_text import TSV, read
+from ctrbench.datasets.criteo_text import TSV
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw
@@ -61,16 +61,16 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
     coding = Coding(min_count=options["min_count"], integers=options["integers"])
     coding.check("criteo_1tb")
     note_generated(raw, account)
-    parts = Parts(shards.folder)
+    parts = Parts(shards)
     files = days(raw.path)
     rows = 0
     for file in files:
         part = account.part(file)
-        rows = parts.add(read(file, part, layout=LAYOUT, most=cap, tokens=True))
+        rows = parts.add(part, layout=LAYOUT, most=cap, tokens=True)
         account.absorb(part)
     valid = parts.rows - rows
     test = valid + rows // 2
-    schema = parts.store("criteo_1tb", valid, test, coding, account, shards)
+    schema = parts.store("criteo_1tb", valid, test, coding, account)
     _compare(files, cap, account)
     split = {
         "by": f"day: all but {files[-1].name} train, of that one the first half valid and the second half test",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ import polars as pl
 
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.ahead import DEPTH, ahead
-from ctrbench.datasets.criteo_text import CATEGORIES, INTEGERS
+from ctrbench.datasets.criteo_text import CATEGORIES, INTEGERS, read
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.hex_tokens import Counts, Index, of_text
 from ctrbench.datasets.schema import MISSING, OOV, FeatureSchema, Field
 from ctrbench.datasets.shards import Shards, Vocabulary
-from ctrbench.datasets.spec import Raw
-from ctrbench.datasets.transforms import check_transform, dense, log_square
+from ctrbench.datasets.spec import Raw, plain_bytes
+from ctrbench.datasets.transforms import check_transform, dense, fit, log_square
 
 COUNTED = 524_288
 """Rows whose values are sorted together when they are counted."""
@@ -59,6 +59,7 @@ class _Part:
     first: int
     """Row number of its first row."""
     height: int
+    positives: int
 
     @property
     def numbers(self) -> Path:
@@ -81,90 +82,128 @@ class _Part:
     def read_tokens(self) -> pl.DataFrame:
         return pl.read_ipc(self.tokens.read_bytes())
 
-    def delete(self) -> None:
-        self.numbers.unlink()
-        self.tokens.unlink()
+    def note(self, account: Account) -> dict[str, Any]:
+        """For the journal: the part, and the account up to its last row."""
+        return {"number": self.number, "first": self.first, "height": self.height, "positives": self.positives,
+                "account": account.state()}  # fmt: skip
 
 
 class Parts:
     """Good rows of all files in order, on disk.
 
     Args:
-        folder: where shards will be; parts lie beside them until they are coded.
+        shards: gets the rows once they are coded; parts lie beside them until then.
 
     Attributes:
         rows: so far.
         positives: of them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, shards: Shards) -> None:
+        self.shards, self.folder, self.journal = shards, shards.folder, shards.journal
         self.rows = self.positives = 0
         self._parts: list[_Part] = []
 
-    def add(self, chunks: Iterable[pl.DataFrame]) -> int:
-        """Spills chunks of a reader; returns how many rows they hold."""
-        before = self.rows
-        for (part, _), _ in ahead(self._numbered(chunks), lambda item: item[0].write(item[1])):
+    def add(self, account: Account, **options: Any) -> int:
+        """Spills the rows of a file, from where an earlier attempt stopped; returns how many it holds.
+
+        Args:
+            account: of the file alone, untouched.
+            **options: of the reader (`criteo_text.read`).
+        """
+        before, step = self.rows, f"read {account.path.name}"
+        for note in self.journal.under(f"{step}:"):
+            self._take(_Part(self.folder, *(note[k] for k in ("number", "first", "height", "positives"))))
+            account.restore(note["account"])
+        if (whole := self.journal.done(step)) is not None:
+            account.restore(whole)
+            return self.rows - before
+        for (part, _, note), _ in ahead(self._numbered(account, options), lambda item: item[0].write(item[1])):
             self._parts.append(part)
+            self.journal.finish(f"{step}:{part.number}", note, files=(part.numbers, part.tokens))
+            self.shards.watch.at(f"reading {account.path.name}", note["account"]["mark"], plain_bytes(account.path))
+        self.journal.finish(step, account.state())
         return self.rows - before
 
-    def _numbered(self, chunks: Iterable[pl.DataFrame]) -> Iterator[tuple[_Part, pl.DataFrame]]:
-        for number, rows in enumerate(chunks, len(self._parts)):
-            part = _Part(self.folder, number, self.rows, rows.height)
-            self.rows += rows.height
-            self.positives += int(rows["label"].sum())
-            yield part, rows
+    def _take(self, part: _Part) -> None:
+        self.rows += part.height
+        self.positives += part.positives
+        self._parts.append(part)
+
+    def _numbered(
+        self, account: Account, options: Mapping[str, Any]
+    ) -> Iterator[tuple[_Part, pl.DataFrame, dict[str, Any]]]:
+        first = len(self._parts)  # the list grows while parts are written
+        for number, rows in enumerate(read(account.path, account, **options), first):
+            part = _Part(self.folder, number, self.rows, rows.height, int(rows["label"].sum()))
+            self.rows += part.height
+            self.positives += part.positives
+            yield part, rows, part.note(account)
 
     def head(self, rows: int) -> pl.LazyFrame:
         """Labels and integers of the first rows."""
         return pl.scan_ipc([part.numbers for part in self._parts]).head(rows)
 
-    def store(
-        self, name: str, valid: int, test: int, coding: Coding, account: Account, shards: Shards
-    ) -> FeatureSchema:
+    def store(self, name: str, valid: int, test: int, coding: Coding, account: Account) -> FeatureSchema:
         """Codes every row by the train rows and writes them; the parts are gone afterwards.
 
         Args:
             name: of the schema.
             valid: first row of the validation split; rows before it are train.
             test: first row of the test split.
-            coding: how.
+            coding: how; `time` becomes a row's number.
             account: gets notes.
-            shards: gets vocabularies and rows, `time` being the row's number.
         """
-        train = self.head(valid)
-        coders = {c: _Coder(v) for c, v in self._vocabularies(valid, coding, account, shards).items()}
-        ready = [dense(c, coding.integers, train) for c in INTEGERS if c not in coders]
+        coders = {c: _Coder(v) for c, v in self._vocabularies(valid, coding, account).items()}
+        plain = [c for c in INTEGERS if c not in coders]
+        # The rows that fix a mean are gone when coding has begun: what they gave is noted before.
+        fits = self.journal.done("numbers")
+        if fits is None:
+            train = self.head(valid)
+            self.journal.finish("numbers", fits := {c: fit(c, coding.integers, train) for c in plain})
+        ready = [dense(c, coding.integers, fits[c]) for c in plain]
         missing = OOV if coding.merge_missing else MISSING
 
         def code(part: _Part) -> pl.DataFrame:
             rows = part.read().with_columns(log_square(c) for c in INTEGERS if c in coders)
             place = pl.int_range(part.first, part.first + part.height, dtype=pl.Int64).alias("time")
-            plain = rows.select("label", pl.lit(-1, pl.Int64).alias("user_id"), place, *ready)
-            return plain.hstack([coder.ids(rows[c], missing) for c, coder in coders.items()])
+            known = rows.select("label", pl.lit(-1, pl.Int64).alias("user_id"), place, *ready)
+            return known.hstack([coder.ids(rows[c], missing) for c, coder in coders.items()])
 
-        for part, rows in ahead(self._parts, code):
-            part.delete()
+        if (noted := self.journal.done("coded")) is not None:
+            self.shards.restore(noted["shards"])
+        for part, rows in ahead(self._parts[noted["parts"] if noted else 0 :], code):
+            files: list[Path] = []
             for split, start, stop in (("train", 0, valid), ("valid", valid, test), ("test", test, self.rows)):
                 cut = rows.slice(max(0, start - part.first), max(0, stop - max(start, part.first)))
                 if cut.height:
-                    shards.write(split, cut)
+                    files += self.shards.write(split, cut)
+            note = {"parts": part.number + 1, "shards": self.shards.state()}
+            self.journal.finish("coded", note, files, spent=(part.numbers, part.tokens))
+            self.shards.watch.at("coding", part.number + 1, len(self._parts))
         return schema(name, {c: coder.vocabulary.cardinality for c, coder in coders.items()})
 
-    def _vocabularies(self, valid: int, coding: Coding, account: Account, shards: Shards) -> dict[str, Vocabulary]:
+    def _vocabularies(self, valid: int, coding: Coding, account: Account) -> dict[str, Vocabulary]:
         """Of all columns that become ids, from the train rows."""
-        out = {}
-        for column, seen in self._count(valid).items():
-            odd = seen.texts.filter(~pl.col("value").str.contains("^[0-9a-f]{8}$")).height if coding.hex_tokens else 0
-            if odd:
-                account.notes[f"{column}: values that are not 8 hex digits, kept as text"] += odd
-            out[column] = shards.vocabulary(column, seen.frame(), coding.min_count)
-        for column in INTEGERS if coding.integers == AS_CATEGORIES else ():
-            train = self.head(valid).select(log_square(column).alias("value"))
-            counts = train.group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
-            out[column] = shards.vocabulary(column, counts, coding.min_count)
-        return out
+        columns = [*CATEGORIES, *(INTEGERS if coding.integers == AS_CATEGORIES else ())]
+        noted = self.journal.done("vocabularies")
+        if noted is None:
+            odd = {}
+            for column, seen in self._count(valid).items():
+                if coding.hex_tokens:
+                    odd[column] = seen.texts.filter(~pl.col("value").str.contains("^[0-9a-f]{8}$")).height
+                self.shards.vocabulary(column, seen.frame(), coding.min_count)
+            for column in columns[len(CATEGORIES) :]:
+                train = self.head(valid).select(log_square(column).alias("value"))
+                counts = train.group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
+                self.shards.vocabulary(column, counts, coding.min_count)
+            noted = {"odd": odd, "shards": self.shards.state()}
+            self.journal.finish("vocabularies", noted, [self.shards.vocabulary_file(c) for c in columns])
+        self.shards.restore(noted["shards"])
+        for column, count in noted["odd"].items():
+            if count:
+                account.notes[f"{column}: values that are not 8 hex digits, kept as text"] += count
+        return {c: self.shards.stored_vocabulary(c) for c in columns}
 
     def _count(self, valid: int) -> dict[str, _Seen]:
         """What the categories of the train rows hold, a few parts in memory at a time."""
@@ -244,15 +283,6 @@ def schema(name: str, cardinality: Mapping[str, int]) -> FeatureSchema:
     return FeatureSchema(name=name, track="tabular", fields=tuple(fields))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """What the publisher says of a file."""
-
-    rows: int
-    md5: str = ""
-    """Of the plain text; empty where none is published."""
-
-
 def folder_raw(name: str, files: list[Path], folder: Path) -> Raw:
     """Files of one folder as one raw source; sha256 and md5 of each are in the detail.
 
@@ -287,12 +317,3 @@ def note_generated(raw: Raw, account: Account) -> None:
     """Notes that the rows are ours."""
     if raw.synthetic:
         account.notes[f"the folder holds {GENERATED}: these rows were generated and are not Criteo's"] += 1
-
-
-def compare(part: Account, detail: Mapping[str, Any], published: Published) -> None:
-    """Notes where a file is not the published one; other rows are no error, but no leaderboard either."""
-    name, rows = part.path.name, part.read - part.header
-    if rows != published.rows:
-        part.notes[f"{name}: {rows:,} rows, the published file has {published.rows:,}"] += 1
-    if published.md5 and not name.endswith(".gz") and detail["md5"] != published.md5:
-        part.notes[f"{name}: md5 {detail['md5']}, that of the published file is {published.md5}"] += 1

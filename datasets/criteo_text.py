@@ -8,7 +8,8 @@ categories are opaque text, integers may be negative; in the encoded form (Crite
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from ctrbench.datasets.textfile import CHUNK, Lines, read_lines, split_cells
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = ("label", *INTEGERS, *CATEGORIES)
+HEAD = 1 << 16
+"""Bytes read for a header alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,7 @@ def read(
 
     Args:
         path: plain or gzipped file.
-        account: of this file alone.
+        account: of this file alone; rows come from `account.mark` on, of which it knows those before.
         chunk: bytes of text held at a time; a few chunks are in work at once.
         layout: form of the file.
         most: lines after which the rest is not read; 0 reads all.
@@ -97,9 +100,16 @@ def read(
     Raises:
         BadInput: as `read_lines`; a header too many or absent; an unlabelled file; under strict, the first bad row.
     """
-    for (lines, columns), quick in ahead(
-        _with_columns(read_lines(path, account, chunk, most), layout, account), lambda c: _quick(*c, layout, tokens)
+    # Text is read ahead of the rows: its lines and oddities are counted apart, and count when their rows come out.
+    text = account.part(path)
+    text.read = account.read
+    seen = Counter[str]()
+    for (lines, columns, read_so_far, noted), quick in ahead(
+        _with_columns(path, text, chunk, most, account.mark, layout), lambda c: _quick(c[0], c[1], layout, tokens)
     ):
+        account.read, account.header, account.mark = read_so_far, text.header or account.header, lines.end
+        account.notes += noted - seen
+        seen = noted
         if quick is None:
             rows = _parse(lines, layout, columns, account)
             rows = pack(rows, CATEGORIES) if tokens and not layout.encoded else rows
@@ -110,16 +120,22 @@ def read(
         yield rows
 
 
-def _with_columns(chunks: Iterable[Lines], layout: Layout, account: Account) -> Iterator[tuple[Lines, tuple[str, ...]]]:
-    """Chunks below the header, with what their fields are."""
+def _with_columns(
+    path: Path, text: Account, chunk: int, most: int, start: int, layout: Layout
+) -> Iterator[tuple[Lines, tuple[str, ...], int, Counter[str]]]:
+    """Chunks below the header, with what their fields are, and the lines read and the notes made up to there."""
     columns = COLUMNS
-    for lines in chunks:
+    if start and layout.header:
+        first = text.part(path)
+        for lines in read_lines(path, first, HEAD, most=1):
+            columns = _header(lines.line(lines.bounds(), 0), layout, first)
+    for lines in read_lines(path, text, chunk, most, start):
         if lines.first == 1 and layout.header:
-            columns = _header(lines.line(lines.bounds(), 0), layout, account)
+            columns = _header(lines.line(lines.bounds(), 0), layout, text)
             lines = lines.after_first()
         elif lines.first == 1:
-            _no_header(lines, layout, account)
-        yield lines, columns
+            _no_header(lines, layout, text)
+        yield lines, columns, text.read, Counter(text.notes)
 
 
 def _header(head: str, layout: Layout, account: Account) -> tuple[str, ...]:

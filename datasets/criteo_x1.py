@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.criteo_parts import Coding, Published
+from ctrbench.datasets.criteo_parts import Coding
 from ctrbench.datasets.criteo_text import ENCODED
 from ctrbench.datasets.criteo_x4 import three_files, three_splits
+from ctrbench.datasets.published import Published
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw
 

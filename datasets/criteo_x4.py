@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.criteo_parts import Coding, Parts, Published, compare, folder_raw, note_generated
-from ctrbench.datasets.criteo_text import CSV, Layout, read
+from ctrbench.datasets.criteo_parts import Coding, Parts, folder_raw, note_generated
+from ctrbench.datasets.criteo_text import CSV, Layout
 from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.datasets.prepared import SPLITS
+from ctrbench.datasets.published import Published, compare
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw
 
@@ -58,16 +59,17 @@ def three_splits(
     name = str(raw.detail["layout"])
     coding.check(name)
     note_generated(raw, account)
-    parts = Parts(shards.folder)
+    parts = Parts(shards)
     rows = {}
     for split in SPLITS:
         file = _one(raw.path, split)
         part = account.part(file)
-        rows[split] = parts.add(read(file, part, layout=layout, tokens=True))
-        compare(part, raw.detail["files"][file.name], published[split])
+        rows[split] = parts.add(part, layout=layout, tokens=True)
+        md5 = "" if file.suffix == ".gz" else str(raw.detail["files"][file.name]["md5"])
+        compare(part, file.name, published[split], rows=part.read - part.header, md5=md5)
         account.absorb(part)
     valid, test = rows["train"], rows["train"] + rows["valid"]
-    schema = parts.store(name, valid, test, coding, account, shards)
+    schema = parts.store(name, valid, test, coding, account)
     return {"schema": schema, "split": {"by": "the files, as published; no order of time is left"}}
 
 

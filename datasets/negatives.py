@@ -53,13 +53,21 @@ class Pool:
     """Distinct items of the pool with their events; filled chunk by chunk, then drawn from.
 
     An item of several categories is one row a category.
+
+    Attributes:
+        table: item, category and events.
+        events: of all items.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: pl.DataFrame | None = None) -> None:
+        """Empty, or the closed pool whose `table` is given."""
         self._waiting: list[pl.DataFrame] = []
-        self._table = pl.DataFrame(schema={"item": pl.Int64, "category": pl.Int64, "events": pl.Int64})
+        empty = pl.DataFrame(schema={"item": pl.Int64, "category": pl.Int64, "events": pl.Int64})
+        self.table = empty if counted is None else counted
         self._item_J = self._cumulated_J = np.empty(0, np.int64)
-        self.events = 0
+        self.events = int(self.table["events"].sum())
+        if counted is not None:
+            self.close()
 
     def add(self, rows: pl.DataFrame) -> None:
         """Counts the events of `rows` (columns item and category)."""
@@ -71,9 +79,9 @@ class Pool:
     def close(self) -> None:
         """Ends the counting; from here on rows can be drawn."""
         self._merge()
-        self._table = self._table.sort("item", "category")
-        self._item_J = self._table["item"].rle_id().to_numpy().astype(np.int64)
-        self._cumulated_J = self._table["events"].cum_sum().to_numpy()
+        self.table = self.table.sort("item", "category")
+        self._item_J = self.table["item"].rle_id().to_numpy().astype(np.int64)
+        self._cumulated_J = self.table["events"].cum_sum().to_numpy()
 
     @property
     def items(self) -> int:
@@ -82,7 +90,7 @@ class Pool:
 
     def rows(self, index_K: Integers) -> pl.DataFrame:
         """item and category of drawn pool rows."""
-        return self._table.select("item", "category")[index_K]
+        return self.table.select("item", "category")[index_K]
 
     def draw(self, sampler: Sampler, rng: np.random.Generator, user_N: Integers, own: pl.DataFrame) -> Integers:
         """`ratio` pool rows for every positive, those of one positive side by side.
@@ -104,7 +112,7 @@ class Pool:
         if not sampler.exclude_own:
             return index_K
         users = np.unique(own["user_id"].to_numpy())
-        known = own.join(self._table.select("item", pl.Series("rank", self._item_J)).unique(), on="item", how="inner")
+        known = own.join(self.table.select("item", pl.Series("rank", self._item_J)).unique(), on="item", how="inner")
         own_M = np.unique(np.searchsorted(users, known["user_id"].to_numpy()) * self.items + known["rank"].to_numpy())
         row_K = np.searchsorted(users, user_K) * self.items
         todo = np.arange(len(user_K))
@@ -125,5 +133,5 @@ class Pool:
         return np.searchsorted(self._cumulated_J, event_K, side="right")
 
     def _merge(self) -> None:
-        merged = pl.concat([self._table, *self._waiting]).group_by("item", "category").agg(pl.col("events").sum())
-        self._table, self._waiting = merged, []
+        merged = pl.concat([self.table, *self._waiting]).group_by("item", "category").agg(pl.col("events").sum())
+        self.table, self._waiting = merged, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,12 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from polars.exceptions import PolarsError
+
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
+from ctrbench.datasets.journal import NAME, alone, discard_others
 from ctrbench.datasets.prepared import FORMAT, MANIFEST, Prepared, schema_json
 from ctrbench.datasets.registry import dataset_spec
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw, cache_dir
+from ctrbench.datasets.watch import Watch
 
 
 def prepare(
@@ -26,9 +31,10 @@ def prepare(
     split: str | None = None,
     policy: str = "strict",
     max_bad_fraction: float = 0.001,
+    watch: Watch | None = None,
     **options: Any,
 ) -> Prepared:
-    """Prepares a data set, or opens it if the same was prepared before.
+    """Prepares a data set, or opens it if the same was prepared before; what was killed goes on where it stopped.
 
     Args:
         name: key of the data set.
@@ -37,6 +43,7 @@ def prepare(
         split: split rule; None = the data set's default.
         policy: strict stops at the first bad row; skip drops and counts it.
         max_bad_fraction: skip stops above this share of bad rows.
+        watch: is told how far the work is.
         **options: of the data set, see its `SPEC.options`.
 
     Raises:
@@ -56,15 +63,52 @@ def prepare(
     existing = _existing(target, fingerprint)
     if existing is not None:
         return existing
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        head = {"format": FORMAT, "fingerprint": fingerprint, "name": name, "options": chosen}
-        _build(spec, raw, rule, chosen, account, partial, head)
-        return _publish(partial, target, fingerprint)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with alone(cache_dir() / "locks", target):
+        existing = _existing(target, fingerprint)  # made while we waited
+        if existing is not None:
+            return existing
+        # Half of one version of the code and half of another would be neither.
+        partial = target.with_name(f".{target.name}.{fingerprint}-{_code()}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        discard_others(partial, f".{target.name}.*.partial")
+        _check_room(spec, raw, partial)
+        try:
+            head = {"format": FORMAT, "fingerprint": fingerprint, "name": name, "options": chosen}
+            _build(spec, raw, rule, chosen, account, partial, head, watch or Watch())
+            return _publish(partial, target)
+        except BadInput:  # other rows or options are another preparation
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        except (OSError, PolarsError) as error:
+            if (full := _disk_full(error)) is None:
+                raise
+            raise BadInput(f"{partial}: {full}; what is finished is kept: make room and start it again") from None
+
+
+def _disk_full(error: OSError | PolarsError) -> str | None:
+    """The words of an error of a disk or quota that is full, None for any other; Polars has no numbers, only words."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return os.strerror(number)
+    # What is left of the cause when a footer does not fit.
+    return "writing failed, as it does when no space is left" if "transport error" in str(error) else None
+
+
+def _code() -> str:
+    """Digest of the code that prepares."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:8]
+
+
+def _check_room(spec: DataSpec, raw: Raw, partial: Path) -> None:
+    """Raises BadInput where the disk cannot hold what the preparation will write beside what it has written."""
+    have = sum(f.stat().st_size for f in partial.rglob("*") if f.is_file())
+    wanted, free = int(spec.room * raw.text_bytes) - have, shutil.disk_usage(partial.parent).free
+    if wanted > free:
+        raise BadInput(
+            f"{partial.parent}: {free / 2**30:.1f} GiB free, preparing {raw.path.name} takes up to "
+            f"{wanted / 2**30:.1f} GiB; make room, or choose another place (--out, CTRBENCH_CACHE)"
+        )
 
 
 def _options(spec: DataSpec, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +139,11 @@ def _build(
     account: Account,
     folder: Path,
     head: Mapping[str, Any],
+    watch: Watch,
 ) -> None:
-    shards = Shards(folder)
+    shards = Shards(folder, watch)
+    if len(shards.journal):
+        watch.say(f"{raw.path.name}: going on with what an earlier attempt finished ({len(shards.journal)} steps)")
     built = spec.build(raw, rule, options, account, shards)
     account.close()
     shards.check(raw.path)
@@ -113,6 +160,7 @@ def _build(
     }  # fmt: skip
     body |= {key: built[key] for key in ("sampler", "aside") if key in built}
     (folder / MANIFEST).write_text(json.dumps(body, indent=1), encoding="utf-8")
+    shards.journal.close()
 
 
 def _existing(target: Path, fingerprint: str) -> Prepared | None:
@@ -129,12 +177,7 @@ def _existing(target: Path, fingerprint: str) -> Prepared | None:
     return prepared
 
 
-def _publish(partial: Path, target: Path, fingerprint: str) -> Prepared:
-    try:
-        partial.rename(target)
-    except OSError:  # someone else was faster
-        existing = _existing(target, fingerprint)
-        if existing is None:
-            raise
-        return existing
+def _publish(partial: Path, target: Path) -> Prepared:
+    partial.rename(target)
+    (target / NAME).unlink()  # killed before this, it stays, and nobody reads it
     return Prepared.open(target)

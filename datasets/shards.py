@@ -12,8 +12,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.journal import Journal
 from ctrbench.datasets.prepared import SPLITS
 from ctrbench.datasets.schema import FIRST_ID, MISSING, OOV
+from ctrbench.datasets.watch import Watch
 
 SHARD_ROWS = 262_144
 """Rows of a full shard."""
@@ -23,12 +25,22 @@ class Vocabulary:
     """Ids of the values of one column, fixed by the train rows.
 
     Args:
-        counts: `value` (text) and `count` of the train rows; null values are left out: they are missing, not a value.
-        min_count: rarer values are out of vocabulary.
-        values: all values in the order of their ids, whatever the train rows hold; empty = by count.
+        table: `value` (text), `id` (Int32) and train `count`, in the order of the ids.
     """
 
-    def __init__(self, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> None:
+    def __init__(self, table: pl.DataFrame) -> None:
+        self.table = table
+
+    @classmethod
+    def of(cls, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> Vocabulary:
+        """That of counted values, the most frequent first.
+
+        Args:
+            counts: `value` (text) and `count` of the train rows; null values are left out: they are missing, not a
+                value.
+            min_count: rarer values are out of vocabulary.
+            values: all values in the order of their ids, whatever the train rows hold; empty = by count.
+        """
         if values:
             listed = pl.DataFrame({"value": list(values)})
             kept = listed.join(counts, on="value", how="left", maintain_order="left").with_columns(
@@ -37,9 +49,8 @@ class Vocabulary:
         else:
             kept = counts.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
             kept = kept.sort(["count", "value"], descending=[True, False])
-        self.table = kept.select(
-            "value", pl.int_range(FIRST_ID, FIRST_ID + pl.len(), dtype=pl.Int32).alias("id"), "count"
-        )
+        ids = pl.int_range(FIRST_ID, FIRST_ID + pl.len(), dtype=pl.Int32).alias("id")
+        return cls(kept.select("value", ids, "count"))
 
     @cached_property
     def _enum(self) -> pl.Enum:
@@ -52,20 +63,24 @@ class Vocabulary:
 
     def encode(self, column: str, missing: int = MISSING) -> pl.Expr:
         """Ids of a text column: `missing`, out of vocabulary or the value's own."""
-        known = pl.col(column).cast(self._enum, strict=False).to_physical().cast(pl.Int32) + FIRST_ID
-        ids = pl.when(pl.col(column).is_null()).then(missing).otherwise(known.fill_null(OOV))
-        return ids.cast(pl.Int32).alias(column)
+        return self.encode_text(pl.col(column), missing).alias(column)
+
+    def encode_text(self, text: pl.Expr, missing: int = MISSING) -> pl.Expr:
+        """As `encode`, of an expression."""
+        known = text.cast(self._enum, strict=False).to_physical().cast(pl.Int32) + FIRST_ID
+        return pl.when(text.is_null()).then(missing).otherwise(known.fill_null(OOV)).cast(pl.Int32)
 
 
 class Shards:
     """Files of a prepared directory in the making.
 
     Args:
-        folder: an existing empty directory.
+        folder: absent, empty, or as an attempt that was killed left it; `journal` says what of it is whole.
+        watch: is told how far the work is.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, watch: Watch | None = None) -> None:
+        self.folder, self.journal, self.watch = folder, Journal(folder), watch or Watch()
         self.splits: dict[str, dict[str, Any]] = {s: {"rows": 0, "positives": 0, "shards": []} for s in SPLITS}
         self.events: dict[str, int] = {}
         self.vocabularies: dict[str, dict[str, int]] = {}
@@ -74,26 +89,55 @@ class Shards:
 
     def vocabulary(self, column: str, counts: pl.DataFrame, min_count: int, values: Sequence[str] = ()) -> Vocabulary:
         """Makes and stores the vocabulary of a column."""
-        vocabulary = Vocabulary(counts, min_count, values)
-        vocabulary.table.write_parquet(self.folder / f"vocabulary-{column}.parquet")
+        vocabulary = Vocabulary.of(counts, min_count, values)
+        vocabulary.table.write_parquet(self.vocabulary_file(column))
         seen = counts.filter(pl.col("value").is_not_null()).height
         self.vocabularies[column] = {"kept": vocabulary.table.height, "seen_in_train": seen, "min_count": min_count}
         return vocabulary
 
-    def write(self, split: str, rows: pl.DataFrame) -> None:
-        """Appends encoded rows to a split; every call is at least one shard."""
-        body = self.splits[split]
+    def vocabulary_file(self, column: str) -> Path:
+        """Where the vocabulary of a column is stored."""
+        return self.folder / f"vocabulary-{column}.parquet"
+
+    def stored_vocabulary(self, column: str) -> Vocabulary:
+        """The vocabulary that was made before."""
+        return Vocabulary(pl.read_parquet(self.vocabulary_file(column)))
+
+    def state(self) -> dict[str, Any]:
+        """What was written so far, for `restore`."""
+        counts = {"oov": self._oov, "missing": self._missing}
+        return {
+            "splits": {s: {**body, "shards": list(body["shards"])} for s, body in self.splits.items()},
+            "events": dict(self.events), "vocabularies": dict(self.vocabularies),
+            **{name: {s: dict(counter[s]) for s in SPLITS} for name, counter in counts.items()},
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state` was taken."""
+        self.splits = {s: {**body, "shards": list(body["shards"])} for s, body in state["splits"].items()}
+        self.events, self.vocabularies = dict(state["events"]), dict(state["vocabularies"])
+        self._oov, self._missing = ({s: Counter(state[name][s]) for s in SPLITS} for name in ("oov", "missing"))
+
+    def write(self, split: str, rows: pl.DataFrame) -> list[Path]:
+        """Appends encoded rows to a split; every call is at least one shard. Returns its files."""
+        body, files = self.splits[split], []
         for part in rows.iter_slices(SHARD_ROWS):
             file = f"{split}-{len(body['shards']):05d}.parquet"
             part.write_parquet(self.folder / file, compression="lz4", statistics=False)
+            files.append(self.folder / file)
             body["shards"].append({"file": file, "rows": part.height})
             body["rows"] += part.height
             body["positives"] += int(part["label"].sum())
         self._count(split, rows)
+        return files
 
     def write_events(self, history: str, log: pl.DataFrame) -> None:
         """Stores the event log of a history."""
         self.write_event_parts(history, [log])
+
+    def events_file(self, history: str) -> Path:
+        """Where the event log of a history is stored."""
+        return self.folder / f"events-{history}.parquet"
 
     def write_event_parts(self, history: str, parts: Iterable[pl.DataFrame]) -> None:
         """Stores an event log that comes in parts, one part in memory at a time."""
@@ -102,7 +146,7 @@ class Shards:
         for part in parts:
             table = part.to_arrow()
             if writer is None:
-                path = self.folder / f"events-{history}.parquet"
+                path = self.events_file(history)
                 writer = pq.ParquetWriter(path, table.schema, compression="zstd", write_statistics=False)
             writer.write_table(table)
             self.events[history] += part.height
@@ -131,8 +175,9 @@ class Shards:
                 )
 
     def files(self) -> Mapping[str, int]:
-        """Name -> size of everything written."""
-        return {p.name: p.stat().st_size for p in sorted(self.folder.iterdir())}
+        """Name -> size of everything written, the journal aside."""
+        written = (p for p in sorted(self.folder.iterdir()) if p.is_file() and not p.name.startswith("."))
+        return {p.name: p.stat().st_size for p in written}
 
     def _count(self, split: str, rows: pl.DataFrame) -> None:
         coded = [c for c in rows.columns if c in self.vocabularies]

@@ -14,6 +14,9 @@ from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.schema import Track
 from ctrbench.datasets.shards import Shards
 
+GZ_RATIO = 4
+"""Text bytes that a gzipped file is taken for, a byte."""
+
 
 def cache_dir() -> Path:
     """Where downloads, generated files and prepared data go: $CTRBENCH_CACHE, else ~/.cache/ctrbench."""
@@ -35,6 +38,12 @@ def sha256_file(path: Path) -> str:
         raise BadInput(f"{path}: cannot be read: {error.strerror}; check the path") from None
 
 
+def plain_bytes(file: Path) -> int:
+    """Bytes of a plain file; 0 for a gzipped one, whose text nobody has measured."""
+    with file.open("rb") as f:
+        return 0 if f.read(2) == b"\x1f\x8b" else file.stat().st_size
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Raw:
     """A raw file that is here."""
@@ -46,6 +55,12 @@ class Raw:
     """True where our generator wrote it; said in the manifest and by every number made from it."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """For the manifest: generator parameters and the like."""
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of its text, decompressed; of gzipped files a guess."""
+        files = [self.path / name for name in self.detail.get("files", {})] if self.path.is_dir() else [self.path]
+        return sum(plain_bytes(f) or GZ_RATIO * f.stat().st_size for f in files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,5 +87,7 @@ class DataSpec:
     (columns of the shards that controls may read and models never get)."""
     fetch_options: tuple[str, ...] = ()
     """Options that only decide the raw bytes; the raw sha256 stands for them in the fingerprint."""
+    room: float = 1.5
+    """Bytes that `build` has on disk at once, a byte of the raw text; checked before it starts."""
     fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Model -> options without which it would misread these rows (which actions are likes); they make no variant."""

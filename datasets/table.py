@@ -23,7 +23,7 @@ from ctrbench.datasets.shards import Shards, Vocabulary
 from ctrbench.datasets.spec import DataSpec, Raw, sha256_file
 from ctrbench.datasets.table_reader import read
 from ctrbench.datasets.table_schema import TableField, TableSchema, parse
-from ctrbench.datasets.transforms import dense
+from ctrbench.datasets.transforms import dense, fit
 
 
 def fetch(path: Path | None, options: Mapping[str, Any]) -> Raw:
@@ -64,7 +64,8 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
         shards.write_events(history, log.select(*coded, "time"))
         rows = rows.with_columns(spans)
     plain = [f for f in schema.fields if f.kind == "categorical"]
-    numbers = [dense(f.name, f.transform, train.lazy()) for f in schema.fields if f.kind == "dense"]
+    plain_numbers = [f for f in schema.fields if f.kind == "dense"]
+    numbers = [dense(f.name, f.transform, fit(f.name, f.transform, train.lazy())) for f in plain_numbers]
     places = [column.name for _, spans in histories.values() for column in spans]
     coded_rows = rows.select(
         ".split", "label", "user_id", "time", *(_encoder(f, vocabularies) for f in plain), *numbers, *places

@@ -53,7 +53,7 @@ def explain(line: str) -> tuple[str, str, str] | None:
 
 
 def read(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[pl.DataFrame]:
-    """Good rows of the nine days in file order, chunk by chunk.
+    """Good rows of the nine days in file order, chunk by chunk, from `account.mark` on.
 
     Returns:
         user_id, item, category, time (Int64), action (Int8, a value of `ACTIONS`), position (Int64: the line).
@@ -62,9 +62,10 @@ def read(path: Path, account: Account, chunk: int = CHUNK) -> Iterator[pl.DataFr
         BadInput: as `read_lines`; a header; more than `MAX_OUTSIDE` of the rows of another time; under strict, the
             first bad row.
     """
-    for lines in read_lines(path, account, chunk):
+    for lines in read_lines(path, account, chunk, start=account.mark):
         rows = _parse(lines, account)
         account.kept += rows.height
+        account.mark = lines.end
         # Hopeless files end at the first chunk, doubtful ones when all is counted.
         _check_period(account, 0.5)
         yield rows

@@ -272,5 +272,6 @@ SPEC = DataSpec(
     fetch=fetch,
     build=build,
     fetch_options=("users", "pool_users", "data_seed"),
+    room=taobao_behaviour.SPEC.room,
     fit=taobao_behaviour.FIT,
 )

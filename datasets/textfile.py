@@ -6,7 +6,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ class Lines:
     """Number of the first line, 1-based, in the decompressed text."""
     unterminated: bool
     """True if the file's last line is here and had no newline of its own."""
+    end: int = 0
+    """Bytes of the file's decompressed text up to and with these lines."""
 
     def bounds(self) -> np.ndarray:
         """Byte positions of the newlines, int64."""
@@ -52,17 +54,18 @@ class Lines:
 
     def after_first(self) -> Lines:
         """The lines below the first one, which was a header."""
-        return Lines(self.text[self.text.find(b"\n") + 1 :], self.first + 1, self.unterminated)
+        return replace(self, text=self.text[self.text.find(b"\n") + 1 :], first=self.first + 1)
 
 
-def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0) -> Iterator[Lines]:
+def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0, start: int = 0) -> Iterator[Lines]:
     """Chunks of whole lines; counts them in `account.read`.
 
     Args:
         path: plain or gzipped text.
-        account: of this file alone.
+        account: of this file alone; with `start`, of the lines before it.
         chunk: bytes of text held at a time.
         most: lines after which the rest of the file is not read; 0 reads all.
+        start: the `Lines.end` behind which to go on; 0 reads from the beginning.
 
     Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members.
 
@@ -75,7 +78,10 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0) 
         with path.open("rb") as raw:
             gz = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            yield from _chunks(gzip.GzipFile(fileobj=raw) if gz else raw, account, chunk, most)
+            stream = gzip.GzipFile(fileobj=raw) if gz else raw
+            if start:
+                stream.seek(start)  # gzipped text is decoded up to there
+            yield from _chunks(stream, account, chunk, most, start)
     except OSError as error:
         account.fail(0, f"cannot be read: {error.strerror or error}", remedy="check the path")
 
@@ -113,10 +119,15 @@ def split_cells(text: bytes, delimiter: str, columns: Iterable[str], integers: C
     return pl.read_csv(whole, has_header=False, separator=delimiter, quote_char=None, schema=schema)
 
 
-def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int, most: int) -> Iterator[Lines]:
-    rest, offset, done = b"", 0, False
+def _chunks(
+    stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: int, most: int, start: int
+) -> Iterator[Lines]:
+    rest, offset, done = b"", start, bool(most) and account.read >= most
+    # Whoever goes on must cut the text where one who never stopped does: at the last line end before each whole chunk.
+    size = chunk + -start % chunk
     while not done:
-        pieces, have, error = _fill(stream, chunk)
+        pieces, have, error = _fill(stream, size)
+        size = chunk
         done = have == 0 or error is not None
         text = rest + pieces
         if offset == 0 and text.startswith(_BOM):
@@ -138,7 +149,7 @@ def _chunks(stream: gzip.GzipFile | io.BufferedReader, account: Account, chunk: 
 
 
 def _fill(stream: gzip.GzipFile | io.BufferedReader, size: int) -> tuple[bytes, int, str | None]:
-    """Up to about `size` bytes, their number, and what broke a gzip stream after them."""
+    """Up to `size` bytes, their number, and what broke a gzip stream after them."""
     if isinstance(stream, io.BufferedReader):  # plain: one copy
         text = stream.read(size)
         return text, len(text), None
@@ -146,7 +157,7 @@ def _fill(stream: gzip.GzipFile | io.BufferedReader, size: int) -> tuple[bytes, 
     try:
         while buffer.tell() < size:
             # read1 hands out all that was decoded before a defect, so the line reached is exact.
-            piece = stream.read1(1 << 20)
+            piece = stream.read1(min(1 << 20, size - buffer.tell()))
             if not piece:
                 break
             buffer.write(piece)
@@ -159,7 +170,7 @@ def _fill(stream: gzip.GzipFile | io.BufferedReader, size: int) -> tuple[bytes, 
 
 def _clean(text: bytes, offset: int, account: Account, file: str = "") -> Lines:
     """Checks the bytes, normalises line ends and counts the lines."""
-    first = account.read + 1
+    first, end = account.read + 1, offset + len(text)
     _check_bytes(text, offset, first, account, file)
     unterminated = not text.endswith(b"\n")
     if unterminated:
@@ -170,7 +181,7 @@ def _clean(text: bytes, offset: int, account: Account, file: str = "") -> Lines:
         text = text.replace(b"\r\n", b"\n")
         account.notes["lines ended by CRLF"] += count
     account.read += text.count(b"\n")
-    return Lines(text, first, unterminated)
+    return Lines(text, first, unterminated, end)
 
 
 def _check_bytes(text: bytes, offset: int, first: int, account: Account, file: str) -> None:

@@ -6,6 +6,8 @@ figures of a benchmark belong to its transform; those of two codes merge missing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from ctrbench.datasets.errors import BadInput, nearest
@@ -26,25 +28,34 @@ def check_transform(name: str, where: str, also: tuple[str, ...] = ()) -> None:
         raise BadInput(f"{where}: unknown transform {nearest(name, [*TRANSFORMS, *also])}")
 
 
-def dense(column: str, transform: str, train: pl.LazyFrame) -> pl.Expr:
-    """The transformed column, float32.
+def fit(column: str, transform: str, train: pl.LazyFrame) -> list[float]:
+    """What the train rows fix of a transform: mean and standard deviation, a minimum, or nothing.
 
     Args:
         column: of numbers, null = missing.
         transform: one of `TRANSFORMS`.
-        train: rows that fix a mean or a minimum; only read where the transform needs them.
+        train: only read where the transform needs it.
     """
+    x = pl.col(column).cast(pl.Float64)
+    if transform == "standard":
+        mean, sd = train.select(x.mean().alias("mean"), x.std(ddof=0).alias("sd")).collect().row(0)
+        return [mean or 0.0, sd or 1.0]  # a constant column becomes 0
+    if transform == "torchrec":
+        return [train.select(x.fill_null(0).min()).collect().item()]
+    return []
+
+
+def dense(column: str, transform: str, fitted: Sequence[float]) -> pl.Expr:
+    """The transformed column, float32; `fitted` by `fit`."""
     x = pl.col(column).cast(pl.Float64)
     if transform == "signed_log":
         x = x.sign() * x.abs().log1p()
     elif transform == "standard":
-        mean, sd = train.select(x.mean().alias("mean"), x.std(ddof=0).alias("sd")).collect().row(0)
-        x = (x - (mean or 0.0)) / (sd or 1.0)  # a constant column becomes 0
+        x = (x - fitted[0]) / fitted[1]
     elif transform == "dlrm":
         x = x.fill_null(0).clip(lower_bound=0).log1p()
     elif transform == "torchrec":
-        least = train.select(x.fill_null(0).min()).collect().item()
-        x = (x.fill_null(0).clip(lower_bound=least) - least + 2).log()
+        x = (x.fill_null(0).clip(lower_bound=fitted[0]) - fitted[0] + 2).log()
     return x.cast(pl.Float32).alias(column)
 
 

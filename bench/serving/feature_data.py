@@ -94,7 +94,7 @@ def vocabularies(prepared: Prepared) -> dict[str, Vocabulary]:
     out = {}
     for f in prepared.schema.categorical:
         table = prepared.vocabulary(f.name)
-        out[f.name] = Vocabulary(table.select("value", "count"), 0, table["value"].to_list())
+        out[f.name] = Vocabulary.of(table.select("value", "count"), 0, table["value"].to_list())
     return out
 
 

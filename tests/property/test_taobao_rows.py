@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ctrbench.datasets import account as account_module
+from ctrbench.datasets import buckets as buckets_module
 from ctrbench.datasets import taobao_behaviour, taobao_reader
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.errors import BadInput
@@ -115,8 +116,8 @@ def test_rows_against_the_raw_file(rule: str, buckets: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = _write(Path(folder), events)
         if buckets > 1:
-            patch.setattr(taobao_behaviour, "BUCKET_BYTES", path.stat().st_size // buckets)
-            patch.setattr(taobao_behaviour, "WINDOW_ROWS", 90)
+            patch.setattr(buckets_module, "BUCKET_BYTES", path.stat().st_size // buckets)
+            patch.setattr(buckets_module, "WINDOW_ROWS", 90)
             patch.setattr(taobao_behaviour, "read", lambda p, a: taobao_reader.read(p, a, 2000))
         out = prepare(
             "taobao_behaviour", path, Path(folder) / "out", split=rule, positives="pv,buy", min_history=least,

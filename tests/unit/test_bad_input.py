@@ -258,7 +258,9 @@ def test_tokens_that_are_not_hex_are_one_note_a_column(tmp_path: Path, good: lis
         lines = _with(lines, 1 + i, 14, token)
     path = _file(tmp_path, form, b"\n".join(lines * 3) + b"\n")
     notes = prepare("criteo", path, tmp_path / "out").manifest["rows"]["notes"]
-    assert notes == {"C1: values that are not 8 hex digits, kept as text": 3}
+    assert {k: n for k, n in notes.items() if "published" not in k} == {
+        "C1: values that are not 8 hex digits, kept as text": 3
+    }
 
 
 @pytest.mark.parametrize("policy", ["strict", "skip"])

@@ -17,12 +17,12 @@ from ctrbench.bench.cli import main
 from ctrbench.datasets import criteo_1tb, criteo_law_1tb, criteo_x1, criteo_x4
 from ctrbench.datasets.account import Account
 from ctrbench.datasets.criteo_forms import stratified_folds, write_form
-from ctrbench.datasets.criteo_parts import Published
 from ctrbench.datasets.criteo_synthetic import Generator, Parameters
 from ctrbench.datasets.criteo_text import CATEGORIES, INTEGERS, TSV, read
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import SPLITS, Prepared
+from ctrbench.datasets.published import Published
 from ctrbench.datasets.schema import FIRST_ID, MISSING, OOV
 
 _folders = runpy.run_path(str(Path(__file__).parents[1] / "data" / "criteo_folders.py"))

@@ -137,11 +137,16 @@ def test_fingerprint_follows_every_choice(raw: Path, tmp_path: Path, monkeypatch
     assert prepare("criteo", raw).path == made[0].path
 
 
-def test_interrupted_preparation_leaves_nothing(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_parts, "schema", lambda name, cardinality: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prepare("criteo", raw, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_interrupted_preparation_leaves_only_what_the_next_goes_on_with(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(criteo_parts, "schema", lambda name, cardinality: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare("criteo", raw, tmp_path / "out")
+    assert all(p.name.endswith(".partial") for p in tmp_path.iterdir())
+    prepare("criteo", raw, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_killed_preparation_is_not_taken_for_whole(raw: Path, tmp_path: Path) -> None:

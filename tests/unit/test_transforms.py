@@ -8,14 +8,14 @@ import polars as pl
 import pytest
 
 from ctrbench.datasets.errors import BadInput
-from ctrbench.datasets.transforms import TRANSFORMS, check_transform, dense, log_square
+from ctrbench.datasets.transforms import TRANSFORMS, check_transform, dense, fit, log_square
 
 TRAIN = pl.DataFrame({"x": [4, -1, None, 0, 9]}, schema={"x": pl.Int64})
 LATER = pl.DataFrame({"x": [-7, 100, None]}, schema={"x": pl.Int64})
 
 
 def _apply(name: str, table: pl.DataFrame) -> list[float | None]:
-    column = table.select(dense("x", name, TRAIN.lazy()))["x"]
+    column = table.select(dense("x", name, fit("x", name, TRAIN.lazy())))["x"]
     assert column.dtype == pl.Float32
     return column.to_list()
 
@@ -44,7 +44,7 @@ def test_constant_and_empty_columns_stay_finite() -> None:
     for values in ([5, 5], [None, None]):
         train = pl.DataFrame({"x": values}, schema={"x": pl.Int64})
         for name in TRANSFORMS:
-            column = train.select(dense("x", name, train.lazy()))["x"]
+            column = train.select(dense("x", name, fit("x", name, train.lazy())))["x"]
             assert column.drop_nulls().is_finite().all(), (name, values)
 
 
