@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations bench-targets bench-suites peers peers-setup peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,11 @@ gpu-kit: setup
 # Every target of speed: wanted, measured, verdict. GROUPS="kernels mfu" takes some; what is done is not measured again.
 bench-targets: setup
 	$(BIN)/python -m ctrbench.bench.targets $(GROUPS)
+
+# Logs of the public ones' full sizes: generated, prepared, killed and prepared again. About 40 GB of disk and two hours;
+# LOGS="criteo" takes one. What is done is not done again.
+full-size: setup
+	$(BIN)/python -m ctrbench.bench.full_size $(LOGS)
 
 # pytest-benchmark; compare two files with `pytest-benchmark compare`. SUITES="kernels report" takes some.
 SUITES ?= kernels datapath trace_ingest report models
