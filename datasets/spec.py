@@ -89,5 +89,7 @@ class DataSpec:
     """Options that only decide the raw bytes; the raw sha256 stands for them in the fingerprint."""
     room: float = 1.5
     """Bytes that `build` has on disk at once, a byte of the raw text; checked before it starts."""
+    own: bool = False
+    """Rows of ours or of the user: nobody else's terms are to be shown."""
     fit: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Model -> options without which it would misread these rows (which actions are likes); they make no variant."""

