@@ -1,4 +1,5 @@
-"""`ctrbench`: run, tune, audit, profile, trace, scrub, data, report, export, compare, baseline, score, hardware, list.
+"""`ctrbench`: run, tune, sweep, audit, profile, trace, scrub, data, report, export, compare, baseline, score, hardware,
+list.
 
 Exit 0 done, 1 some run failed or recorded nothing or the gate found something worse, 2 wrong input.
 """
@@ -53,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("settings", nargs="*", metavar="key=value", help="e.g. suite=quick model=din,fat run.seeds=5")
     tune = commands.add_parser("tune", help="tuning trials alone: the same number for every model, on validation rows")
     tune.add_argument("settings", nargs="*", metavar="key=value", help="as of run; run.trials is 8 if not given")
+    grid = commands.add_parser("sweep", help="run over a grid of settings, resumable; a comma makes an axis")
+    grid.add_argument("settings", nargs="+", metavar="key=value", help="as of run, e.g. suite=ci run.lr=1e-3,3e-3")
+    grid.add_argument(
+        "--launcher", default="basic", metavar="NAME", help="basic, joblib, submitit_local, submitit_slurm"
+    )
+    grid.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="e.g. hydra.launcher.n_jobs=2")
+    grid.add_argument("--out", default="runs/sweep", metavar="DIR", help="folder of the points and of the report")
     audit = commands.add_parser("audit", help="operators, kernels, FLOPs, bytes and MFU bounds of any torch model")
     audit.add_argument("model", help="Python file with `model` or `build()`")
     audit.add_argument("--batch", help="file written by torch.save; default: example_batch() of the model file")
@@ -161,6 +169,12 @@ def _tune(options: argparse.Namespace) -> int:
     return run_suite(only_tuning(build_plan(options.settings)), Console(soft_wrap=not sys.stdout.isatty()))
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from ctrbench.bench.multirun import sweep
+
+    return sweep(options.settings, options.launcher, Path(options.out), options.option)
+
+
 def _audit(options: argparse.Namespace) -> int:
     from ctrbench.bench.audit import run_audit
 
@@ -208,7 +222,9 @@ def _data(options: argparse.Namespace) -> int:
     from ctrbench.bench.config import data_options
     from ctrbench.bench.progress import Stages
     from ctrbench.datasets.prepare import prepare
+    from ctrbench.datasets.terms import show_once
 
+    show_once(registry.dataset_spec(options.name))
     chosen = data_options([*options.option, *([f"schema={options.schema}"] if options.schema else [])])
     try:
         with Stages(Console(stderr=True)) as stages:
@@ -268,24 +284,12 @@ def _judge_pool(prepared: Prepared) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    import pandas as pd
-
-    from ctrbench.bench.exports import kernels_of, loaded
+    from ctrbench.bench.exports import loaded_all
     from ctrbench.reports.markdown import build_markdown
     from ctrbench.reports.page import build_report
 
-    runs = [Path(run) for run in options.runs]
-    tables, bodies = [], {}
-    for run in runs:
-        table, found = loaded(run)
-        tables.append(table)
-        bodies.update(found)
-    table, out = pd.concat(tables, ignore_index=True), Path(options.out)
-    kernels = kernels_of(runs)
-    if options.prices:
-        from ctrbench.bench.priced import priced_again
-
-        table, bodies = priced_again(table, bodies, Path(options.prices))
+    whole = loaded_all([Path(run) for run in options.runs], Path(options.prices) if options.prices else None)
+    table, bodies, kernels, out = whole.table, whole.bodies, whole.kernels, Path(options.out)
     if out.suffix == ".md":
         try:
             print(build_markdown(table, bodies, out, options.section, kernels))
@@ -356,8 +360,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "tune": _tune, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub, "data": _data,
-    "report": _report, "export": _export, "compare": _compare, "baseline": _baseline, "score": _score,
+    "run": _run, "tune": _tune, "sweep": _sweep, "audit": _audit, "profile": _profile, "trace": _trace, "scrub": _scrub,
+    "data": _data, "report": _report, "export": _export, "compare": _compare, "baseline": _baseline, "score": _score,
     "hardware": _hardware, "list": _list,
 }  # fmt: skip
 

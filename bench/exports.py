@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ctrbench.datasets.errors import BadInput
-from ctrbench.reports import benchmark_json, export, kernel_rows, perfetto, records
+from ctrbench.reports import benchmark_json, export, grid, kernel_rows, perfetto, records
 from ctrbench.reports.markdown import build_markdown
+from ctrbench.reports.merge import Loaded, merged
 
 NAMED = 3
 """Benchmarks of others that are named; the file of a suite has hundreds."""
@@ -74,6 +76,40 @@ def loaded(run: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     if len(foreign) > NAMED:
         print(f"note: {run}: and so do {len(foreign) - NAMED} more benchmarks of this file", file=sys.stderr)
     return table, bodies
+
+
+def loaded_all(runs: Sequence[Path], prices: Path | None = None) -> Loaded:
+    """Everything of several runs as one; of the folder of a sweep, every point that has numbers, and the gaps.
+
+    Args:
+        prices: file of prices that each run is priced again by.
+
+    Raises:
+        BadInput: a run that cannot be read.
+    """
+    parts, bodies, loads = list[tuple[Path, str]](), dict[str, Any](), dict[str, Loaded]()
+    for run in runs:
+        if not (run / grid.GRID).is_file():
+            parts.append((run, run.resolve().name))
+            continue
+        from ctrbench.bench import multirun
+
+        found = multirun.states(run)
+        named = zip(found, multirun.labels([p for p, _ in found]), strict=True)
+        parts += [(suite, label or run.name) for (p, _), label in named if (suite := p.suite(run))]
+        bodies[f"{grid.KEY} {run}"] = multirun.body_of(found)
+    if not parts:
+        raise BadInput(f"{', '.join(map(str, runs))}: no point of the sweep has finished; run `ctrbench sweep` again")
+    for run, label in dict.fromkeys(parts):
+        table, mine = loaded(run)
+        if prices is not None:
+            from ctrbench.bench.priced import priced_again
+
+            table, mine = priced_again(table, mine, prices)
+        label = label if label not in loads else f"{label} {len(loads)}"
+        loads[label] = Loaded(table, mine, kernels_of([run]), label)
+    whole = merged(list(loads.values()))
+    return replace(whole, bodies={**bodies, **whole.bodies})
 
 
 def kernels_of(runs: Sequence[Path]) -> pd.DataFrame:

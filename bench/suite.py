@@ -47,6 +47,7 @@ from ctrbench.datasets.errors import BadInput, DataUnavailable
 from ctrbench.datasets.prepare import prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
+from ctrbench.datasets.terms import show_once
 from ctrbench.reports import bands, records
 from ctrbench.reports.cells import RETRIEVAL
 from ctrbench.reports.measures import make
@@ -168,6 +169,7 @@ def prepare_jobs(plan: Plan, console: Console) -> tuple[list[Ready], list[Measur
     for job in plan.jobs:
         if job.data in random_batches.TRACKS:  # made by each process
             continue
+        show_once(dataset_spec(job.data))
         console.print(f"preparing {job.data} ...")
         start = time.perf_counter()
         try:

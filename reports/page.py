@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ctrbench.reports import inert, kernel_rows, tables
+from ctrbench.reports import grid, inert, kernel_rows, tables
 from ctrbench.reports.cells import SWEEP, Cell, tidy
 from ctrbench.reports.exhibits import Context, Exhibit, Section
 from ctrbench.reports.filters import Facets, facets_of, named
@@ -104,7 +104,10 @@ def make_report(
         environment=tables.environment(bodies),
         lost=missing,
         measures=_measures(rows),
-        failures=tuple(f"{r['Model']} on {r['Data']}: {r['Status']}, {r['Reason']}" for _, r in broken.iterrows()),
+        failures=(
+            *grid.gaps(bodies),
+            *(f"{r['Model']} on {r['Data']}: {r['Status']}, {r['Reason']}" for _, r in broken.iterrows()),
+        ),
         records=len(bodies),
         facets=facets_of(rows, bodies, names, tables.groups(rows)),
     )
