@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
-from ctrbench.bench.plan import Entry, Job, Plan, RunOptions, ServeOptions
+from ctrbench.bench.plan import DistOptions, Entry, Job, Plan, RunOptions, ServeOptions
 from ctrbench.bench.points import mode_points, sweep_points
 from ctrbench.bench.priced import asked
 from ctrbench.datasets import random_batches
@@ -60,7 +60,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     asked(cost)  # wrong prices fail before any work
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
-        serve=_serve_options(base, suite_values, typed), cost=cost,
+        serve=_serve_options(base, suite_values, typed), dist=_dist_options(base, suite_values, typed), cost=cost,
         model_options=model_options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
         counted=() if only else _counted(suite_values.get("counted", ())),
@@ -98,7 +98,7 @@ def data_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 _AS_TYPED = (
     "cost.prices", "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy",
-    "run.out",
+    "run.out", "dist.out",
 )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
     known = ["suite", "model", "model_path", "floors", "timed", "published"]
-    known += [f"{group}.{k}" for group in ("run", "data", "serve", "cost") for k in base[group]]
+    known += [f"{group}.{k}" for group in ("run", "data", "serve", "dist", "cost") for k in base[group]]
     for key in given:
         if key not in known and not key.startswith("data.options."):
             raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
@@ -182,6 +182,12 @@ def _serve_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[st
         if name not in registry.model_names():
             raise UnknownName(f"serve.compile: unknown model {nearest(str(name), registry.model_names())}")
     return ServeOptions(**{**values, **{k: tuple(values[k]) for k in ("candidates", "compile")}})
+
+
+def _dist_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> DistOptions:
+    values = _group("dist", base, suite, given)
+    _check_kinds("dist", values, DistOptions)
+    return DistOptions(**values)
 
 
 def _entries(listed: Iterable[Any], only: tuple[str, ...]) -> tuple[Entry, ...]:

@@ -116,6 +116,35 @@ class ServeOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DistOptions:
+    """Options of `dist.*`; meanings and defaults in conf/dist/default.yaml."""
+
+    sharding: Literal["auto", "table_wise", "row_wise", "column_wise"]
+    device: Literal["auto", "cpu", "cuda"]
+    steps: int
+    checkpoint_minutes: float
+    checkpoint_steps: int
+    keep: int
+    out: str
+    resume: bool
+    timeout_s: int
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("sharding", ("auto", "table_wise", "row_wise", "column_wise")), ("device", ("auto", "cpu", "cuda")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise UnknownName(f"dist.{name}: unknown value {nearest(getattr(self, name), known)}")
+        if self.steps < 0 or self.checkpoint_steps < 0 or self.checkpoint_minutes <= 0:
+            raise UnknownName(
+                f"dist.steps={self.steps}, dist.checkpoint_steps={self.checkpoint_steps}, "
+                f"dist.checkpoint_minutes={self.checkpoint_minutes}: at least 0, at least 0, above 0"
+            )
+        if self.keep < 1 or self.timeout_s < 1:
+            raise UnknownName(f"dist.keep={self.keep}, dist.timeout_s={self.timeout_s}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A model of a job, with options of its own: two entries of one model are two variants."""
 
@@ -180,6 +209,7 @@ class Plan:
     jobs: tuple[Job, ...]
     run: RunOptions
     serve: ServeOptions
+    dist: DistOptions
     cost: Mapping[str, Any]
     """Options of `cost.*`: prices and assumptions; they change what the summary says and no process."""
     model_options: Mapping[str, Mapping[str, Any]]

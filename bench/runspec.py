@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 Kind = Literal[
     "time", "count", "trace", "quality", "floor", "published", "tune", "pretrain", "probe", "retrieve", "shuffled",
-    "ids_only", "serve", "serve_count", "stages", "drift", "features", "backends", "datapath",
+    "ids_only", "serve", "serve_count", "stages", "drift", "features", "backends", "datapath", "distributed",
 ]  # fmt: skip
 """Which process it is: timing, counting, tracing, training to a quality, a floor, the meta-device sweep, a trial, a
 pre-training that several trainings share, what its embeddings know of users, a training that is asked for items of the
 whole catalogue; the controls: training on shuffled labels, on the target's ids alone; and of serving: requests against
 the clock, counted, through two stages on one cache, on states kept between requests, and what their features cost; one
-attention through every back end; a part of the data path."""
+attention through every back end; a part of the data path; a training over several processes."""
 
 DTYPES = ("float32", "autocast", "bfloat16")
 """Values of `dtype` that a model runs in; `bench/modes.py` says what each means."""
@@ -82,6 +82,10 @@ class RunSpec:
     """Key of the pre-training that this training starts from."""
     serving: Mapping[str, Any] = field(default_factory=dict)
     """Of processes that serve: fields of `ServeOptions`; empty for all others."""
+    ranks: int = 0
+    """Of a training over processes: how many; 0 for all others."""
+    sharding: str = ""
+    """How its tables lie on them."""
     part: str = ""
     """Of a process of the data path: what it measures (bench/datapath/process.py); empty for all others."""
     tracer: str = "none"
@@ -91,7 +95,8 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """Hash of all that decides the number; names the configuration in NVTX."""
-        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k not in ("serving", "part") or v)}
+        rare = ("serving", "part", "ranks", "sharding")
+        body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k not in rare or v)}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

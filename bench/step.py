@@ -52,6 +52,7 @@ class TrainStep:
         foreach: multi-tensor Adam (said explicitly: on meta the default falls back to one kernel a tensor); on CPU,
             where that is a loop over tensors and operators, the kernel that does all of a tensor at once.
         ranges: tracer, none in a timed process.
+        call: what is called in the model's place, where something is wrapped around it.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class TrainStep:
         *,
         foreach: bool = True,
         ranges: Ranges | None = None,
+        call: nn.Module | None = None,
     ) -> None:
-        self.model, self.ranges = model, ranges or NoRanges()
+        self.model, self.ranges = call or model, ranges or NoRanges()
         self.tables = embedding_tables(model)
         groups = _groups(model, weight_decay)
         narrow = any(p.dtype != torch.float32 for g in groups for p in g["params"])

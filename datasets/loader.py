@@ -50,6 +50,8 @@ class Loader:
         labels: one a row of all shards, in stored order, in place of the stored ones: for controls.
         shard: (index, count): only the rows of process `index` of `count`; neighbours in stored order, whose numbers
             differ by one at most. Together the shards are all rows, each once, and nobody reads another's.
+        part: (index, count): of every batch only the rows of process `index` of `count`, neighbours in the order of the
+            pass, so that the batches of all processes together are those of one alone. Each reads all rows.
         pin: batches in page-locked memory, made so in the background thread: what `Batch.to(device,
             non_blocking=True)` copies while the device computes. Only with a CUDA device.
 
@@ -62,7 +64,8 @@ class Loader:
     def __init__(
         self, prepared: Prepared, split: str, batch: int, *, rows: int | None = None, shuffle_seed: int | None = None,
         history_length: int | None = None, prefetch: int = PREFETCH, drop_last: bool = False, window: int = WINDOW,
-        labels: np.ndarray | None = None, shard: tuple[int, int] = (0, 1), pin: bool = False,
+        labels: np.ndarray | None = None, shard: tuple[int, int] = (0, 1),
+        part: tuple[int, int] = (0, 1), pin: bool = False,
     ) -> None:  # fmt: skip
         if batch < 1 or prefetch < 0 or window < 1 or (rows is not None and rows < 1):
             raise BadInput(f"Loader: batch={batch} rows={rows} window={window} must be >= 1, prefetch={prefetch} >= 0")
@@ -78,7 +81,7 @@ class Loader:
         begin, end = (whole - wanted + edge for edge in _shard(wanted, *shard))
         self.rows = end - begin
         self._batch, self._drop_last, self._prefetch, self._seed = batch, drop_last, prefetch, shuffle_seed
-        self._chunk = max(1, CHUNK // batch) * batch
+        self._chunk, self._part = max(1, CHUNK // batch) * batch, part
         spans = between(prepared.shards(split), begin, end, prepared.first_row(split))
         self._windows = windows(spans, window, self._generator(0))
         self._prepared, self._layout, self._pin = prepared, Layout(self.schema), pin
@@ -200,6 +203,7 @@ class Loader:
             stop = min(start + self._batch, many)
             if self._drop_last and stop - start < self._batch:
                 return
+            start, stop = (start + edge for edge in _shard(stop - start, *self._part))
             mine = {h: (i[edge[start] : edge[stop]], n[start:stop]) for h, (i, n, edge) in indexes.items()}
             yield Batch(
                 dense_BI=torch.from_numpy(dense_RI[start:stop]),

@@ -3,6 +3,7 @@
 `fused` runs one operator for all tables, forward and backward, with the optimizer inside the backward; on a CPU and
 under Adagrad it is one in C on FBGEMM's storage (kernels/cpu/table_rows.py), where a compiler builds it.
 `per_table` is the strawman that many published baselines are: one eager lookup and one sparse gradient a table.
+`sharded` holds TorchRec's own collection, which bench/distributed spreads over processes.
 
 Dims: B batch, F features, N ids of all features, D width of a row
 """
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from ctrbench.models.row_penalty import RowPenalty
+from ctrbench.models import sharded_tables
+from ctrbench.models.row_penalty import RowPenalty, bags_of_one
 from ctrbench.models.table_lookups import MetaTables, Optimizer, fused_tables, padded_width, rows_in_c, table_optimizer
 
-Impl = Literal["fused", "per_table"]
+Impl = Literal["fused", "per_table", "sharded"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +50,8 @@ class TableConfig:
     def __post_init__(self) -> None:
         if self.optimizer == "adam" and self.impl != "per_table":
             raise ValueError("table optimizer adam needs impl=per_table: FBGEMM refuses Adam on CPU")
+        if self.impl == "sharded" and (self.l2 or self.optimizer == "adam"):
+            raise ValueError("sharded tables have no l2 and no adam: their optimizer is fused; use l2=0 and adagrad")
         if self.l2 < 0:
             raise ValueError(f"l2={self.l2}: must not be negative")
         if self.l2_rows not in ("batch_rows", "full_table"):
@@ -95,6 +99,8 @@ class EmbeddingTables(nn.Module):
         self.lookup: Any  # the operator has no types of its own
         if device == "meta":
             self.lookup = MetaTables(sum(self.rows.values()), self.stored)
+        elif config.impl == "sharded":
+            self.lookup = sharded_tables.collection(self.rows, self.table_of, self.stored)
         elif config.impl == "per_table":
             sparse = config.optimizer != "adam"
             self.lookup = nn.ModuleDict({n: nn.Embedding(r, self.stored, sparse=sparse) for n, r in self.rows.items()})
@@ -119,6 +125,8 @@ class EmbeddingTables(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Table name -> [rows, stored width], views of the live storage."""
+        if self.config.impl == "sharded":
+            return {}  # no process holds them; bench/distributed starts each shard where it lies
         if isinstance(self.lookup, MetaTables):
             return {n: self.lookup.weight[self._start[n] : self._start[n] + r] for n, r in self.rows.items()}
         if isinstance(self.lookup, nn.ModuleDict):
@@ -141,10 +149,8 @@ class EmbeddingTables(nn.Module):
 
     def bytes_optimizer(self) -> int:
         """Bytes of the tables' optimizer state."""
-        per_row = {"rowwise_adagrad": 4, "adagrad": 4 * self.width, "sgd": 0, "adam": 8 * self.width}[
-            self.config.optimizer
-        ]
-        return sum(self.rows.values()) * per_row
+        per_row = {"rowwise_adagrad": 4, "adagrad": 4 * self.width, "sgd": 0, "adam": 8 * self.width}
+        return sum(self.rows.values()) * per_row[self.config.optimizer]
 
     @property
     def num_weights(self) -> int:
@@ -158,6 +164,8 @@ class EmbeddingTables(nn.Module):
         elif isinstance(self.lookup, nn.ModuleDict):
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+        elif self.config.impl == "sharded":
+            sharded_tables.set_lr(self.lookup, lr)
 
     def step(self) -> None:
         """Apply the tables' optimizer; nothing to do when it is fused into the backward."""
@@ -168,10 +176,13 @@ class EmbeddingTables(nn.Module):
     def forward(self, ids: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor]:
         """Rows of every key of `ids`, whose keys are the features given at construction, in that order."""
         keys = ids.keys()
+        if self.config.impl == "sharded":
+            found = sharded_tables.rows(self.lookup, ids)
+            return sharded_tables.sums(found, ids.stride()) if self.pooled else found
         if self.pooled:
             values = self._pooled(ids)
             if self.penalty is not None and self.training:
-                self.penalty.note(self._flat(ids), self._bags_of_one(values, ids))
+                self.penalty.note(self._flat(ids), bags_of_one(values, ids))
             return KeyedTensor(keys=keys, length_per_key=[self.stored] * len(keys), values=values)
         rows_ND = self._unpooled(ids)
         if self.penalty is not None and self.training:
@@ -215,13 +226,6 @@ class EmbeddingTables(nn.Module):
             return self.in_c(ids, None)
         flat = self._flat(ids)
         return self.lookup(flat, torch.arange(flat.numel() + 1, device=flat.device))
-
-    def _bags_of_one(self, values: Tensor, ids: KeyedJaggedTensor) -> Tensor:
-        """Pooled [B, F*D] as the rows [N, D] of `ids.values()`: one id a bag."""
-        rows_FBD = values.view(ids.stride(), len(ids.keys()), self.stored).transpose(0, 1)
-        if ids.values().numel() != ids.stride() * len(ids.keys()):
-            raise ValueError("l2 on batch_rows needs one id a bag: a sum of rows does not show the rows")
-        return rows_FBD.reshape(-1, self.stored)
 
     def _flat(self, ids: KeyedJaggedTensor) -> Tensor:
         """Ids as rows of the stacked tables."""

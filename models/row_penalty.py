@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 class RowPenalty(nn.Module):
@@ -59,3 +60,14 @@ class RowPenalty(nn.Module):
             self.reads_R.index_add_(0, flat_N, torch.ones_like(flat_N))
             part_N = part_N / self.reads_R[flat_N]
         return part_N
+
+
+def bags_of_one(values: Tensor, ids: KeyedJaggedTensor) -> Tensor:
+    """Pooled [B, F*D] as the rows [N, D] of `ids.values()`: one id a bag.
+
+    Raises:
+        ValueError: bags of other sizes.
+    """
+    if ids.values().numel() != ids.stride() * len(ids.keys()):
+        raise ValueError("l2 on batch_rows needs one id a bag: a sum of rows does not show the rows")
+    return values.view(ids.stride(), len(ids.keys()), -1).transpose(0, 1).flatten(0, 1)

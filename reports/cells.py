@@ -27,6 +27,8 @@ RETRIEVAL = "retrieval"
 """Preset of models that are trained to retrieve and ranked by nobody; a section of their own too."""
 DATAPATH = "datapath"
 """Preset of rows that say how data reaches a model; a section of their own too."""
+PROCESSES = "processes"
+"""Preset of trainings over processes: they are timed otherwise and have a section of their own too."""
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -169,8 +171,9 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with empty text for missing text and plain floats, so that filters need no missing-value logic.
 
     `trained` marks the rows of rankers that ran here, of whatever size; the others were traced at published sizes, are
-    points of a sweep on random batches, say how data reaches them, retrieve, probe a pre-training, which is no variant
-    of a ranker, or are of requests that were served, whose batch and scope mean other things.
+    points of a sweep on random batches, say how data reaches them, are of trainings over processes, retrieve, probe a
+    pre-training, which is no variant of a ranker, or are of requests that were served, whose batch and scope mean other
+    things.
 
     Two blocks of memory, objects and floats: a page filters thousands of times, and a frame of separate
     Arrow-backed columns makes each filter ten times as slow.
@@ -184,9 +187,8 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     numbers = frame[list(NUMBERS)].apply(pd.to_numeric, errors="coerce").astype("float64")
     left = pd.DataFrame(np.array(text.to_numpy(), dtype=object), columns=list(TEXT), dtype=object)
     body = pd.concat([left, pd.DataFrame(numbers.to_numpy(dtype="float64"), columns=list(NUMBERS))], axis=1)
-    aside = text["preset"].str.startswith(("published", SWEEP, RETRIEVAL, DATAPATH)) | text["metric"].str.startswith(
-        "probe_"
-    )
+    aside = text["preset"].str.startswith(("published", SWEEP, RETRIEVAL, DATAPATH, PROCESSES))
+    aside |= text["metric"].str.startswith("probe_")
     aside |= text["phase"] == "serve"
     return body.assign(trained=~aside.to_numpy(dtype=bool))
 
