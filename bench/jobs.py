@@ -283,6 +283,7 @@ def _timed_inference(model: nn.Module, batches: Iterator[Batch], spec: RunSpec) 
 
 def run_published(spec: RunSpec, folder: Path) -> RunRecord:
     """The published sizes on the meta device: counts and bounds, nothing timed."""
+    from ctrbench.bench.at_scale_rows import SCALE_METRICS
     from ctrbench.bench.published import published_rows
 
     model_spec = lookup(spec)
@@ -293,6 +294,7 @@ def run_published(spec: RunSpec, folder: Path) -> RunRecord:
         "gpu_time_modelled": {**modelled, "parameters": "modelled"},
         "break_even_host_us": {**modelled, "parameters": "modelled", "kernels": "modelled"},
         "gpu_time_bound": modelled,
+        **{metric: {**modelled, "parameters": "modelled", "links": "cited"} for metric in SCALE_METRICS},
     }
     return as_record(spec, rows, extra, {"mfu_bound": inputs, **times})
 

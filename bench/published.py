@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ctrbench.bench.at_scale_rows import scale_rows
 from ctrbench.bench.counting.kernel_time import parameter_sets
 from ctrbench.bench.counting.published import PublishedPoint, bounded_gpus, narrow_dtype, published_points
 from ctrbench.bench.hardware import catalogue
@@ -20,7 +21,8 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
     rows: list[Measurement] = []
     assumptions: dict[str, list[str]] = {}
     costliest: list[dict[str, Any]] = []
-    for point in published_points(model_spec, dtype=spec.dtype, mode=spec.compile):
+    points = published_points(model_spec, dtype=spec.dtype, mode=spec.compile)
+    for point in points:
         base = {
             "run": spec.key, "model": spec.model, "preset": f"published:{point.preset}", "family": model_spec.family,
             "device": "meta", "dtype": spec.dtype, "batch": point.batch, "phase": point.phase,
@@ -34,6 +36,8 @@ def published_rows(model_spec: ModelSpec, spec: RunSpec) -> tuple[list[Measureme
             rows += [withheld(base, m, point.withheld) for m in ("mfu_bound", "gpu_time_modelled", "gpu_time_bound")]
         rows += projection_rows(base, point.projections)
         costliest += _costliest(base, point)
+    of_run = {"run": spec.key, "model": spec.model, "family": model_spec.family, "device": "meta", "dtype": spec.dtype}
+    rows += scale_rows(of_run, model_spec, points)
     rows += _without_peak(model_spec, spec)
     presets = [
         {

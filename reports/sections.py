@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import pandas as pd
 
 from ctrbench.reports import (
+    at_scale,
     bands,
     claims,
     controls,
@@ -14,9 +15,11 @@ from ctrbench.reports import (
     cost_stack,
     costs,
     datapath,
+    distributed,
     drawing,
     figures,
     gpus,
+    grid,
     kernels,
     modes_section,
     options,
@@ -275,9 +278,9 @@ def pairing(c: Context) -> Section | None:
 
 
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
-    quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
-    gpus.section, sweep.section, modes_section.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section,
+    grid.points, quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
+    gpus.section, at_scale.section, sweep.section, modes_section.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section, distributed.section,
     serving.section,
     cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
     tuning.pretraining, retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,

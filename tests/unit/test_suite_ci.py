@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from ctrbench.bench import registry
+from ctrbench.bench.at_scale_rows import SCALE_METRICS
 from ctrbench.bench.cli import main
 from ctrbench.bench.hardware import catalogue
 from ctrbench.bench.owed import OWED
@@ -89,7 +90,7 @@ DERIVED = (
     "auc_pair_mdd",
 )
 MODELLED = ("kernels_per_step", "kernels_per_sample", "flops_per_kernel", "gpu_time_modelled", "gpu_time_bound",
-            "break_even_host_us")  # fmt: skip
+            "break_even_host_us", *SCALE_METRICS)  # fmt: skip
 PER_MODEL = ("time", "quality", "count", "trace")
 MODELS = ("dcn_v2", "fat", "hidden_product")
 GPUS = {n for n, g in catalogue().items() if {"bf16", "fp16"} & set(g.peak_tflops)}
