@@ -17,10 +17,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 OURS = [c for c in COMMANDS if c.startswith(".venv/bin/ctrbench ")]
+TORCHRUN = [c for c in COMMANDS if c.startswith(".venv/bin/torchrun ")]  # run in tests/reference/test_distributed.py
 
 
 def test_every_command_is_of_a_kind_that_is_run_here():
-    assert set(COMMANDS) == set(MAKE) | set(OURS)
+    assert set(COMMANDS) == set(MAKE) | set(OURS) | set(TORCHRUN)
     assert "make compare" in MAKE
 
 
