@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def interval(value_S: np.ndarray) -> Cell:
 def curves(e: Evidence, models: Iterable[str], sizes: int) -> list[Curve]:
     """Every model with so many sizes that differ in size alone, on observed labels, at least three seeds each."""
     chosen = list(models)
-    found: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[tuple[float, pd.Series]]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[tuple[float, pd.Series]]] = defaultdict(list)
     for _, data in e.logs:
         rows = e.rows("auc", data=data, trained=True)
         rows = rows[rows["model"].isin(chosen) & rows["seed"].notna()]
@@ -91,9 +92,10 @@ def curves(e: Evidence, models: Iterable[str], sizes: int) -> list[Curve]:
             )
             if variant.split(",")[0] not in GROUPS and flops.value:
                 rest = tuple(sorted((str(k), str(v)) for k, v in config.items() if k not in SIZES))
-                found[model, data, rest].append((flops.value, part.set_index("seed")["value"]))
+                seen = _seen(e, model, variant)
+                found[model, data, rest, seen].append((flops.value, part.set_index("seed")["value"]))
     out = []
-    for (model, data, rest), points in found.items():
+    for (model, data, rest, _), points in found.items():
         points.sort(key=lambda p: p[0])
         shared = pd.concat([auc for _, auc in points], axis=1, join="inner")
         if len({f for f, _ in points}) == len(points) >= sizes and len(shared) >= SEEDS:
@@ -110,6 +112,16 @@ def curves(e: Evidence, models: Iterable[str], sizes: int) -> list[Curve]:
     return out
 
 
+def _seen(e: Evidence, model: str, variant: str) -> tuple[Any, ...]:
+    """Rows, passes and history length of a variant: trainings that differ in these are no sizes."""
+    specs = (body.get("spec", {}) for body in e.context.bodies.values())
+    wanted = ("quality", model, variant)
+    mine: Mapping[str, Any] = next(
+        (s for s in specs if (s.get("kind"), s.get("model"), s.get("variant")) == wanted), {}
+    )
+    return tuple(mine.get(k) for k in ("train_rows", "epochs", "history_length"))
+
+
 def grows(e: Evidence, claim: Claim) -> Verdict:
     """The slope of AUC over doublings of FLOPs lies above 0 for each named model; of the legacy ones it falls off."""
     options = claim.options
@@ -121,8 +133,7 @@ def grows(e: Evidence, claim: Claim) -> Verdict:
     if lost or (bending and not have & set(bending)):
         need = listed([*lost, *([] if have & set(bending) or not bending else ["a legacy model"])])
         return untestable(
-            f"AUC of {need} at {sizes} sizes or more with {SEEDS} seeds each on observed labels (no suite "
-            "trains several sizes yet)"
+            f"AUC of {need} at {sizes} sizes or more with {SEEDS} seeds each on observed labels: `suite=scaling`"
         )
     slopes = [(c, c.slope()) for c in found if c.model in rising]
     bends = [(c, c.bend()) for c in found if c.model in bending]
@@ -246,8 +257,8 @@ def fades(e: Evidence, claim: Claim) -> Verdict:
     ]
     if not ready:
         return untestable(
-            f"`option_delta` of one mechanism at {sizes} sizes or more, {SEEDS} seeds, observed labels (no "
-            "suite trains several sizes yet)"
+            f"`option_delta` of one mechanism at {sizes} sizes or more, {SEEDS} seeds, observed labels (suite=scaling "
+            "trains sizes, each with all its mechanisms; suite=ablation one size without them)"
         )
     helpful = [g for g in ready if _resolved(g[0].delta)]
     fates = {g[0].name(e): _fate(g[0].delta, g[-1].delta, margin) for g in helpful}

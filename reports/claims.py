@@ -12,6 +12,7 @@ import pandas as pd
 
 from ctrbench.reports import claim_rules_cited as from_sheets
 from ctrbench.reports import claim_rules_counts as counts
+from ctrbench.reports import claim_rules_laws as laws
 from ctrbench.reports import claim_rules_mfu as mfu
 from ctrbench.reports import claim_rules_quality as quality
 from ctrbench.reports import claim_rules_scaling as scaling
@@ -29,7 +30,7 @@ RULES: Mapping[str, Rule] = {
         serving.request, serving.serving_launches, serving.cost_by_class, serving.shared_cache,
         quality.auc_above, quality.fields_control, quality.both_parts, quality.option_costs, quality.joint,
         quality.weights_agree, quality.recall_above, quality.recall_reaches,
-        scaling.grows, scaling.module_costs, scaling.fades,
+        scaling.grows, scaling.module_costs, scaling.fades, laws.follows,
         from_sheets.peak_growth, from_sheets.price_fall, from_sheets.value_growth, from_sheets.unrecorded,
     )
 }  # fmt: skip

@@ -166,6 +166,7 @@ MEASURES: Mapping[str, Measure] = _table(
     ("valid_auc", "Validation AUC", "ratio", "up", "auc", "AUC of the validation rows at the best look of one tuning trial; chooses the trial, enters no comparison", "scores of the validation rows"),
     ("gauc", "GAUC", "ratio", "up", "auc", "AUC per user weighted by impressions; users of one class dropped", "Zhou et al. 2018 (DIN)"),
     ("logloss", "Log loss", "nat", "down", "auc", "mean cross-entropy", _SCORES),
+    ("scaling_exponent", "Exponent of the power law", "1", "none", "number", "c of log loss = a + b C^-c, least squares over the means of several sizes; band: 95 % of curves drawn with the seeds' spread around the fit", "trainings at several sizes"),
     ("ne", "Normalised entropy", "ratio", "down", "auc", "log loss / cross-entropy of the constant train positive rate", "He et al. 2014"),
     ("calibration", "Calibration", "ratio", "none", "auc", "mean prediction / observed rate; ideal 1", _SCORES),
     ("recall_at_k", "Recall@10", "ratio", "up", "auc", "share of users whose held-out event is among the 10 best of the full catalogue, seen items left out of every list; the last train event for LUM's step 1, the last event of all for preset retrieval; scope `model` is what was trained (LUM is asked with the event's condition), `popularity` and `item_knn` (cosine of the users two items share, 200 neighbours) ignore the condition, `popularity_in_condition` and `item_knn_in_condition` list the condition's items first", "scores of the full catalogue"),

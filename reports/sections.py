@@ -27,6 +27,7 @@ from ctrbench.reports import (
     quality,
     retrieval,
     scaling,
+    scaling_fits,
     serving,
     step_split,
     sweep,
@@ -280,8 +281,8 @@ def pairing(c: Context) -> Section | None:
 BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
     grid.points, quality.summary, claims.section, quality.quality, quality.floors, controls.section, launches, bounds,
     gpus.section, at_scale.section, sweep.section, modes_section.section,
-    roofline, utilisation.section, gain, pareto.section, scaling.section, speed, datapath.section, distributed.section,
-    serving.section,
+    roofline, utilisation.section, gain, pareto.section, scaling.section, scaling_fits.section, speed,
+    datapath.section, distributed.section, serving.section,
     cost_section.section, cost_stack.section, step_split.section, kernels.section, memory, field_pairs.section,
     tuning.pretraining, retrieval.retrieval, options.section, pairing, tuning.tuning, bands.section,
 )  # fmt: skip

@@ -342,6 +342,31 @@ def grows(c: Claim) -> Cases:
     return {SUPPORTED: at(0.003), REFUTED: at(-0.003), OPEN: at(0.0, 0.02)}
 
 
+def follows(c: Claim) -> Cases:
+    """1 - AUC at five sizes a factor of 4 apart: a power law, a saturating one, and one that nobody can tell."""
+
+    def at(error: Callable[[float], float], noise: float = 0.0002) -> Case:
+        rows: list[Measurement] = []
+        bodies: dict[str, Any] = {}
+        for i in range(5):
+            variant = f"dim={2**i}"
+            rows.append(ran("fat", variant, "budget_flops", 1e9 * 4**i, n=None))
+            for seed, sign in enumerate((-1, 0, 1)):
+                loss = error(4.0**i) + noise * sign
+                rows += [ran("fat", variant, m, v, origin="measured", seed=seed, n=None)
+                         for m, v in (("auc", 1.0 - loss), ("logloss", loss))]  # fmt: skip
+                (key, body), = trained("fat", variant, seed, dim=2**i).items()  # fmt: skip
+                seen = {"train_rows": 1000, "epochs": 1, "history_length": 32}
+                bodies[key] = {**body, "spec": {**body["spec"], **seen}}
+        return Case(tuple(rows), bodies)
+
+    return {
+        SUPPORTED: at(lambda x: 0.2 + 0.05 * x**-0.3),
+        REFUTED: at(lambda x: 0.2 + 0.05 * float(np.exp(-(x - 1) / 20))),
+        OPEN: at(lambda x: 0.2 + 0.05 * x**-0.3, 0.05),
+    }
+
+
 def module_costs(c: Claim) -> Cases:
     def at(delta: float, use: float, half: float = 0.0005) -> Case:
         gpu = {"origin": "imported", "device": "cuda", "scope": H100, "batch": 4096}
@@ -381,7 +406,7 @@ BUILDERS: Mapping[str, Callable[[Claim], Cases]] = {
         mfu_below, mfu_reaches, mfu_ratio, launches, intensity, request, serving_launches, cost_by_class, shared_cache,
         tokens, auc_above,
         fields_control, both_parts, option_costs, joint, weights_agree, recall_above, recall_reaches, grows,
-        module_costs, fades, unrecorded,
+        module_costs, fades, follows, unrecorded,
     )
 } | dict.fromkeys(("peak_growth", "price_fall", "value_growth"), on_sheets)  # fmt: skip
 

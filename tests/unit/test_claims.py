@@ -43,7 +43,7 @@ ALL = {c.id: c for c in claims.claims()}
 CASES = {name: cases(claim) for name, claim in ALL.items()}
 NEVER = {"hold": SUPPORTED, "fall": REFUTED, "open": OPEN}
 QUALITY = {"auc_above", "fields_control", "both_parts", "option_costs", "joint", "weights_agree", "grows",
-           "module_costs", "fades"}  # fmt: skip
+           "module_costs", "fades", "follows"}  # fmt: skip
 NOTHING = Case(sheet={})
 
 
