@@ -24,7 +24,7 @@ def test_measures_kills_and_measures_nothing_twice(
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["what"] for line in lines] == ["few, first", "whole", "few, again", "killed"]
     assert [line["lines"] for line in lines[::2]] == [3000, 3000]
-    assert len(lines[-1]["after"]) == 2
+    assert len(lines[-1]["after"]) == len(lines[-1]["steps"]) <= 2
     assert not (tmp_path / f"{name}-out").exists()
     main(arguments)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
