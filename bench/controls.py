@@ -68,7 +68,7 @@ def target_view(prepared: Prepared) -> Prepared:
 
 def view(spec: RunSpec) -> Prepared:
     """The prepared data as the run sees it."""
-    prepared = Prepared.open(Path(spec.prepared))
+    prepared = Prepared.open(Path(spec.prepared)).with_table_rows(spec.table_rows)
     return target_view(prepared) if spec.kind == "ids_only" else prepared
 
 

@@ -34,6 +34,7 @@ class RunOptions:
     table_optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
     table_lr: float
     table_init_std: float
+    table_rows: int
     l2: float
     l2_rows: Literal["batch_rows", "full_table"]
     plateau: float

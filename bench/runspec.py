@@ -82,6 +82,8 @@ class RunSpec:
     """Key of the pre-training that this training starts from."""
     serving: Mapping[str, Any] = field(default_factory=dict)
     """Of processes that serve: fields of `ServeOptions`; empty for all others."""
+    table_rows: int = 0
+    """Most rows of a table; values beyond share rows. 0 = a row a value."""
     ranks: int = 0
     """Of a training over processes: how many; 0 for all others."""
     sharding: str = ""
@@ -95,7 +97,7 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """Hash of all that decides the number; names the configuration in NVTX."""
-        rare = ("serving", "part", "ranks", "sharding")
+        rare = ("serving", "part", "table_rows", "ranks", "sharding")
         body = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY and (k not in rare or v)}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -17,7 +17,7 @@ from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Entry, Job, Plan
 from ctrbench.bench.presets import preset_options, table_options
 from ctrbench.bench.runspec import Kind, RunSpec, mode_of, mode_options, variant_of
-from ctrbench.datasets.errors import BadInput
+from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
 from ctrbench.models.lum_backbone import event_fields
@@ -29,6 +29,8 @@ PROCESSES: tuple[Kind, ...] = ("time", "count", "trace", "quality")
 """What every model of a job owes."""
 TRAINED: tuple[Kind, ...] = ("quality", "tune", *controls.CONTROLS)
 """Kinds that start from a pre-training where the model has one."""
+CAPPED: tuple[Kind, ...] = ("time", "count", "trace", "quality", "tune", "distributed", *controls.CONTROLS)
+"""Kinds whose tables may have fewer rows than there are values (`run.table_rows`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +367,10 @@ def spec_of(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -
     if tables:
         config["tables"] = {field: value for field, (_, value) in tables.items()}
     mode = mode_options(run.dtype, run.compile) if kind != "floor" else []
+    if run.table_rows and kind != "floor":
+        if kind not in CAPPED or registry.model_spec(model).step_one:
+            raise UnknownName(f"run.table_rows={run.table_rows}: not with {model} and {kind} processes; leave it out")
+        mode = [("table_rows", str(run.table_rows)), *mode]
     variant = entry.label or variant_of((*typed.items(), *tables.values(), *mode))
     values: dict[str, Any] = {
         "kind": kind, "model": model, "config": config, "variant": variant, **registry.own_file(model),
@@ -374,7 +380,7 @@ def spec_of(plan: Plan, item: Ready, kind: Kind, entry: Entry, **changes: Any) -
         "train_rows": min(run.train_rows, item.prepared.rows("train")), "valid_rows": run.valid_rows,
         "epochs": run.epochs, "evaluations": run.evaluations, "patience": run.patience, "batch": run.batch,
         "eval_batch": run.eval_batch, "lr": run.lr, "plateau": run.plateau, "threads": run.threads,
-        **mode_of(kind, run.dtype, run.compile),
+        **mode_of(kind, run.dtype, run.compile), "table_rows": run.table_rows if kind in CAPPED else 0,
         "warmup": run.warmup, "steps": run.steps, "level": plan.level, "timeout_s": run.timeout_s,
     }  # fmt: skip
     values |= changes

@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.packed_rows import Layout, Span, between, read_spans, windows
 from ctrbench.datasets.prepared import Prepared, history_index
-from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 
 WINDOW = 2_000_000
 """Rows held in memory at a time (about 400 MB of Criteo); below it a shuffle is a full permutation."""
@@ -88,6 +88,7 @@ class Loader:
         self._histories = {h: fields[0].max_length for h, fields in self.schema.histories.items()}
         self._sequences = [(f.name, str(f.history)) for f in self.schema.sequences]
         self._keys = [f.name for f in (*self.schema.categorical, *self.schema.sequences)]
+        self._most = prepared.table_rows
         self._held: np.ndarray | None = None
         self._log: dict[str, dict[str, np.ndarray]] = {}
 
@@ -239,6 +240,8 @@ class Loader:
             np.take(self._events(history)[name], index_N, out=values_N[at : at + per_key[i]], mode="clip")
             lengths[i] = n_B
             at += per_key[i]
+        if self._most:
+            values_N = shared_rows(values_N, self._most)
         return KeyedJaggedTensor(
             keys=self._keys,
             values=torch.from_numpy(values_N),
@@ -246,6 +249,11 @@ class Loader:
             length_per_key=per_key,
             stride=size,
         )
+
+
+def shared_rows(ids_N: np.ndarray, most: int) -> np.ndarray:
+    """Ids of tables of at most `most` rows; those from there on take the row of their remainder (`with_table_rows`)."""
+    return np.where(ids_N < most, ids_N, FIRST_ID + (ids_N - FIRST_ID) % (most - FIRST_ID))
 
 
 def _shard(rows: int, index: int, count: int) -> tuple[int, int]:

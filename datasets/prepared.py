@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from ctrbench.datasets.errors import BadInput, nearest
-from ctrbench.datasets.schema import FeatureSchema, Field
+from ctrbench.datasets.schema import FIRST_ID, FeatureSchema, Field
 
 FORMAT = 2
 """Version of this layout and of the code that writes it; part of every fingerprint."""
@@ -104,6 +104,28 @@ class Prepared:
             )
         fields = tuple(replace(f, max_length=history_length) if f.kind == "sequence" else f for f in schema.fields)
         return replace(schema, fields=fields)
+
+    def with_table_rows(self, most: int) -> Prepared:
+        """The same data with at most `most` rows a table (0 = as many as there are values): the hashing trick.
+
+        Ids are in order of train frequency, so that frequent values keep a row of their own; an id from `most` on
+        shares the row of its remainder, as under DLRM's `--max-ind-range`. Reserved ids are nobody's.
+
+        Raises:
+            BadInput: no room beside the reserved ids.
+        """
+        if not most:
+            return self
+        if most <= FIRST_ID:
+            raise BadInput(f"table_rows={most}: {FIRST_ID} ids are reserved; give more rows, or 0 for all")
+        body = self.manifest["schema"]
+        fields = [{**f, "cardinality": min(f["cardinality"], most)} for f in body["fields"]]
+        return replace(self, manifest={**self.manifest, "schema": {**body, "fields": fields}, "table_rows": most})
+
+    @property
+    def table_rows(self) -> int:
+        """Most rows a table (`with_table_rows`); 0 = as many as there are values."""
+        return int(self.manifest.get("table_rows", 0))
 
     @property
     def fingerprint(self) -> str:

@@ -145,7 +145,7 @@ def _prepared(plan: Plan, watch: Watch) -> Prepared:
     dist.broadcast_object_list(told)
     if told[1] is not None:
         raise BadInput(told[1])
-    return Prepared.open(str(told[0]))
+    return Prepared.open(str(told[0])).with_table_rows(plan.run.table_rows)
 
 
 def _build(
