@@ -72,7 +72,8 @@ def test_specs_carry_it_and_name_it(prepared: Prepared) -> None:
 def test_a_run_has_smaller_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CTRBENCH_CACHE", str(tmp_path / "cache"))
     argv = ["run", "suite=ci", "data=criteo_synthetic", "data.options.rows=3000", "data.options.cap=200",
-            "model=deepfm", "timed=false", "floors=false", "published=false", "run.train_rows=1500", "run.seeds=1"]  # fmt: skip
+            "model=deepfm", "timed=false", "floors=false", "published=false", "run.train_rows=1500",
+            "run.seeds=1"]  # fmt: skip
     assert main([*argv, f"run.out={tmp_path / 'few'}", f"run.table_rows={MOST}"]) == 0
     table, _ = records.load(tmp_path / "few" / "latest")
     counted = table[table["metric"] == "bytes_tables"]["value"].max()
