@@ -119,5 +119,5 @@ def test_the_control_flags_the_samples_own_events_as_pool(
     monkeypatch.setenv("CTRBENCH_CACHE", str(tmp_path))
     assert main(["data", "prepare", "taobao_behaviour", "--path", str(users)]) == 0
     printed = capsys.readouterr()
-    assert printed.err.startswith("warning: leaking pool: target ids alone reach AUC")
+    assert "\nwarning: leaking pool: target ids alone reach AUC" in printed.err
     assert '"leaking_pool": "leaking pool' in printed.out
