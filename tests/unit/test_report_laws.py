@@ -71,7 +71,7 @@ def test_each_planted_law_gets_its_word(tmp_path: Path) -> None:
     ("axis", "places"), [("rows", (12500, 25000, 50000, 100000, 200000)), ("length", (4, 8, 16, 32, 64))]
 )
 def test_rows_and_lengths_are_axes_and_no_sizes(tmp_path: Path, axis: str, places: tuple[int, ...]) -> None:
-    # Not the noise of seed 0: it is one of the 20 in which even the true law is rejected.
+    # Not the noise of seed 0: there even the true law is rejected, as in 1 of 20 draws it is bound to be.
     plant(tmp_path, "din", power(0.5), 0.0002, axis=axis, places=places, noise=1)
     c = context(tmp_path)
     (loss, auc) = series(Evidence.of(c))
