@@ -27,7 +27,7 @@ CAVEAT = (
     "A power law a + b C^-c and a saturating one a + b exp(-C / c), of log loss and of 1 - AUC, least squares "
     "over all c. Bands of curves are 95 % of curves drawn with the seeds' spread around the fit; those of c and a "
     "hold every value that an F test against the seeds does not reject, and are open where c ends at 0.005 or 4. "
-    "A law is named when the other, were it true, would in fewer than 5 of 100 draws predict left-out sizes this "
+    "A law is named when the other, were it true, would in fewer than 2 of 100 draws predict left-out sizes this "
     f"much worse, when it itself would not, and when the points lie near it (p of {FAR:g} or more). Flat: analysis "
     f"of variance sees no difference between sizes (p of {LEVEL:g} or more). At least {LEAST_SIZES} sizes by "
     f"{SEEDS} seeds; beyond the sizes that ran nothing is known. One learning rate served all sizes; all are "
