@@ -261,7 +261,7 @@ class Buckets:
             log = pl.read_parquet(self.file("log", bucket))
             yield log.select(
                 *(
-                    _coded(column, name, vocabularies[shared]) if shared else pl.col(column).cast(pl.Int32).alias(name)
+                    (vocabularies[shared].ids(log[column]) if shared else log[column].cast(pl.Int32)).alias(name)
                     for name, (column, shared) in columns.events.items()
                 ),
                 "time",
@@ -302,7 +302,7 @@ class Buckets:
                 coded = rows.select(
                     *FIXED,
                     *(pl.col(f"hist_{s.rsplit('_', 1)[1]}").alias(s) for s in slices),
-                    *(_coded(source, c, vocabularies[c]) for c, source in columns.categorical.items()),
+                    *(vocabularies[c].ids(rows[source]).alias(c) for c, source in columns.categorical.items()),
                     *(dense(source, columns.transform, fits[c]).alias(c) for c, source in columns.dense.items()),
                     *columns.aside,
                 )
@@ -344,7 +344,3 @@ def slices(rows: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
         pl.Series("hist_begin", np.where(known_B, begin_B, 0).astype(np.int64)),
         pl.Series("hist_end", np.where(known_B, end_B, 0).astype(np.int64)),
     )
-
-
-def _coded(column: str, name: str, vocabulary: Vocabulary) -> pl.Expr:
-    return vocabulary.encode_text(pl.col(column).cast(pl.String)).alias(name)

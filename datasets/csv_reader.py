@@ -5,7 +5,7 @@ Two readers of a line: `explain` is the plain one, `_parse` the fast one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.errors import nearest
+from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.datasets.numbers import number, wrong_number
 from ctrbench.datasets.textfile import CHUNK, Lines, read_lines, split_cells
 
@@ -173,3 +173,22 @@ def _check_period(account: Account, form: Format, limit: float) -> None:
         line = int(account.places[form.outside][0].removeprefix(f"{account.path}:").split(":")[0])
         reason = f"{count} of {rows} rows have a {form.outside}, more than {limit:.0%}"
         account.fail(line, reason, remedy="is it another unit, another zone, or another data set?")
+
+
+def files(data: str, folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Name -> its file in the folder, plain or gzipped.
+
+    Raises:
+        BadInput: no folder, or one of them is absent; names the data set.
+    """
+    if not folder.is_dir():
+        wanted = ", ".join(f"{name}.csv" for name in names)
+        raise BadInput(f"{data}: {folder}: no such folder; pass the one with {wanted}")
+    found = {}
+    for name in names:
+        here = [f for f in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if f.is_file()]
+        if not here:
+            there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise BadInput(f"{folder}: {name}.csv not found, nor {name}.csv.gz; there: {there}; rename or add the file")
+        found[name] = here[0]
+    return found

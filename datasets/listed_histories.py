@@ -67,29 +67,11 @@ class Listed:
         )  # fmt: skip
 
 
-def files(listed: Listed, folder: Path) -> dict[str, Path]:
-    """train and test, plain or gzipped.
-
-    Raises:
-        BadInput: no folder, or one of them is absent.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"{listed.name}: {folder}: no such folder; pass the one with train.csv and test.csv")
-    found = {}
-    for part in PARTS:
-        here = [f for f in (folder / f"{part}.csv", folder / f"{part}.csv.gz") if f.is_file()]
-        if not here:
-            there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise BadInput(f"{folder}: {part}.csv not found, nor {part}.csv.gz; there: {there}; rename or add the file")
-        found[part] = here[0]
-    return found
-
-
 def fetch(listed: Listed, path: Path | None) -> Raw:
     """The user's folder."""
     if path is None:
         raise BadInput(f"{listed.name}: no folder given; pass the one with train.csv and test.csv (data.path=, --path)")
-    return folder_raw(listed.name, list(files(listed, path).values()), path)
+    return folder_raw(listed.name, list(csv_reader.files(listed.name, path, PARTS).values()), path)
 
 
 def build(listed: Listed, raw: Raw, options: Mapping[str, Any], account: Account, shards: Shards) -> dict[str, Any]:
@@ -99,7 +81,7 @@ def build(listed: Listed, raw: Raw, options: Mapping[str, Any], account: Account
             f"{listed.name}: options {dict(options)}: min_count must be at least 1, history within 1..{listed.length}"
         )
     buckets, form, lines = Buckets(shards, raw.text_bytes), listed.form, {}
-    for part, file in files(listed, raw.path).items():
+    for part, file in csv_reader.files(listed.name, raw.path, PARTS).items():
         own = account.part(file)
         buckets.read(f"lines_{part}", own, lambda path, a: _read(path, a, form), user="position")
         lines[part] = own.read

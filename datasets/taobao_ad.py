@@ -66,29 +66,11 @@ EVENTS = ("cate", "brand", "action")
 FIT = {"composite": {"liked_ids": tuple(ACTIONS[a] for a in ("cart", "fav", "buy"))}}
 
 
-def files(folder: Path) -> dict[str, Path]:
-    """The four files, plain or gzipped.
-
-    Raises:
-        BadInput: no folder, or one of them is absent.
-    """
-    if not folder.is_dir():
-        raise BadInput(f"taobao_ad: {folder}: no such folder; pass the one with {', '.join(f'{n}.csv' for n in FILES)}")
-    found = {}
-    for name in FILES:
-        here = [f for f in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if f.is_file()]
-        if not here:
-            there = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise BadInput(f"{folder}: {name}.csv not found, nor {name}.csv.gz; there: {there}; rename or add the file")
-        found[name] = here[0]
-    return found
-
-
 def fetch(path: Path | None, options: Mapping[str, Any]) -> Raw:
     """The user's folder; every byte of it is hashed."""
     if path is None:
         raise BadInput("taobao_ad: no folder given; pass the one with raw_sample.csv (data.path=, --path)")
-    return folder_raw("taobao_ad", list(files(path).values()), path)
+    return folder_raw("taobao_ad", list(csv_reader.files("taobao_ad", path, FILES).values()), path)
 
 
 def read_sample(path: Path, account: Account) -> Iterator[pl.DataFrame]:
@@ -131,7 +113,7 @@ def build(raw: Raw, rule: str, options: Mapping[str, Any], account: Account, sha
         raise BadInput(f"option duplicates: unknown value {nearest(options['duplicates'], ('keep', 'drop_exact'))}")
     if options["min_count"] < 1 or options["history"] < 1:
         raise BadInput(f"taobao_ad: options {dict(options)}: min_count and history must be at least 1")
-    found = files(raw.path)
+    found = csv_reader.files("taobao_ad", raw.path, FILES)
     buckets = Buckets(shards, raw.text_bytes)
     events = account.part(found["behavior_log"])
     buckets.read("events", events, read_log)

@@ -24,6 +24,7 @@ from ctrbench.datasets.criteo_synthetic import write as write_criteo
 from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.journal import NAME, Journal, alone
 from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.shards import Vocabulary
 from ctrbench.datasets.taobao_synthetic import Parameters as Events
 from ctrbench.datasets.taobao_synthetic import write as write_events
 from ctrbench.datasets.watch import Watch
@@ -272,6 +273,21 @@ def test_two_processes_make_one_directory(raw: Path, tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"]
+
+
+@pytest.mark.parametrize(
+    "known", [["7", "0", "4294967295", "12"], ["7", "007", "12"], ["7", "4294967296"], ["a", "7"], []]
+)
+def test_ids_by_number_are_those_by_text(known: list[str]) -> None:
+    vocabulary = Vocabulary.of(pl.DataFrame({"value": known, "count": range(len(known), 0, -1)},
+                                            schema={"value": pl.String, "count": pl.Int64}), 1)  # fmt: skip
+    columns = ([7, None, 0, 12, 99, 4294967295], [-7, 7, None], [4294967296, 7, 12], [None, None], [])
+    for values in columns:
+        for kind in (pl.Int64, pl.String):
+            column = pl.Series("x", values, pl.Int64).cast(kind)
+            wanted = column.cast(pl.String).to_frame().select(vocabulary.encode("x")).to_series()
+            assert vocabulary.ids(column).equals(wanted)
+            assert vocabulary.ids(column).dtype == pl.Int32
 
 
 # ------------------------------------------------------------------ the journal itself
