@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 from ctrbench.bench import multirun
 from ctrbench.bench.cli import main
 from ctrbench.bench.multirun import Point, points
-from ctrbench.datasets.errors import BadInput, UnknownName
+from ctrbench.datasets.errors import BadInput
 from ctrbench.reports import records
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import RunRecord
@@ -91,41 +90,6 @@ def stamps(out: Path, point: Point) -> dict[str, int]:
     folder = point.folder(out)
     return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in folder.rglob("*")
             if f.name not in (multirun.ASKED, multirun.LOCK)}  # fmt: skip
-
-
-# ------------------------------------------------------------------ the grid
-
-
-def test_a_comma_makes_an_axis_and_quotes_do_not() -> None:
-    grid = points(["suite=ci", "run.lr=1e-3,3e-3", "model='deepfm,fat'", "deepfm.mlp=[64,32],[128,64]"])
-    assert [p.settings for p in grid] == [
-        ("suite=ci", f"run.lr={lr}", "model=deepfm,fat", f"deepfm.mlp={mlp}")
-        for lr in ("0.001", "0.003") for mlp in ("[64,32]", "[128,64]")
-    ]  # fmt: skip
-    assert len({p.name for p in grid}) == 4
-    assert Point(grid[0].settings[::-1]).name == grid[0].name
-
-
-def test_one_value_stays_as_typed() -> None:
-    assert points(["data.path=some/007.csv", "run.lr=1e-3", "+run.seeds=5"])[0].settings == (
-        "data.path=some/007.csv", "run.lr=1e-3", "run.seeds=5",
-    )  # fmt: skip
-
-
-def test_ranges_are_axes() -> None:
-    assert [p.settings for p in points(["run.seeds=range(1,4)"])] == [(f"run.seeds={n}",) for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [("suite", "suite"), ("run.lr=[1", "'run.lr=\\[1'"), ("run.out=x", "run.out: a sweep sets it"),
-     ("run.resume=true", "run.resume: a sweep sets it")],
-)  # fmt: skip
-def test_settings_that_cannot_be_read(setting: str, message: str) -> None:
-    with pytest.raises(UnknownName, match=message):
-        points([setting])
-    with pytest.raises(UnknownName, match=r"run\.lr: given twice"):
-        points(["run.lr=1", "run.lr=2"])
 
 
 # ------------------------------------------------------------------ wrong input, before any work
@@ -283,85 +247,6 @@ def test_a_point_that_runs_is_left_alone(stub: Path, capfd: pytest.CaptureFixtur
         assert main(["sweep", *GRID, "--out", str(out)]) == 1
     assert "run.lr=0.003: running, its suite is running" in capfd.readouterr().err
     assert not (grid[2].folder(out) / multirun.LOG).exists()
-
-
-# ------------------------------------------------------------------ several runs in one report
-
-
-def _run(folder: Path, auc: float, data: str = "movielens_1m") -> Path:
-    """A run directory of one model with one AUC, its own summary and one published size."""
-    base = {"run": "k", "model": "deepfm", "family": "legacy", "data": data, "track": "sequence", "split": "time",
-            "phase": "train"}  # fmt: skip
-    spec = {"kind": "quality", "model": "deepfm", "variant": "", "data": data, "split": "time", "fingerprint": "f"}
-    records.save(RunRecord(key="k", spec=spec, rows=(make(base, "auc", auc, "measured", seed=0),)), folder)
-    rows = (make(base | {"run": "summary"}, "auc", auc, "measured"),)
-    spec = {"kind": "summary", "level": folder.name, "tuned": False}
-    records.save(RunRecord(key="summary", spec=spec, rows=rows), folder)
-    meta = {"run": "meta", "model": "deepfm", "family": "legacy", "phase": "train", "preset": "published:x", "batch": 1}
-    spec = {"kind": "published", "model": "deepfm", "variant": "", "data": ""}
-    records.save(RunRecord(key="meta", spec=spec, rows=(make(meta, "kernels_per_step", 9, "modelled"),)), folder)
-    return folder
-
-
-def test_runs_of_the_same_data_keep_their_numbers_apart(tmp_path: Path) -> None:
-    from ctrbench.bench.exports import loaded_all
-
-    runs = [_run(tmp_path / "first", 0.71), _run(tmp_path / "second", 0.75), _run(tmp_path / "third", 0.8, "other")]
-    whole = loaded_all(runs)
-    rows = whole.table[whole.table["metric"] == "auc"]
-    assert sorted(zip(rows["run"], rows["data"], rows["split"], rows["value"], strict=True)) == [
-        ("k @ first", "movielens_1m", "time, first", 0.71), ("k @ second", "movielens_1m", "time, second", 0.75),
-        ("k @ third", "other", "time", 0.8), ("summary @ first", "movielens_1m", "time, first", 0.71),
-        ("summary @ second", "movielens_1m", "time, second", 0.75), ("summary @ third", "other", "time", 0.8),
-    ]  # fmt: skip
-    assert set(whole.table["run"]) <= set(whole.bodies)
-    assert whole.bodies["k @ second"]["spec"]["split"] == "time, second"
-    assert [whole.bodies[f"summary @ {n}"]["spec"]["level"] for n in ("first", "second")] == ["first", "second"]
-    assert (whole.table["run"] == "meta").sum() == 1  # the published size does not depend on the run
-    report = tmp_path / "r.md"
-    assert main(["report", *map(str, runs), "-o", str(report), "--section", "summary"]) == 0
-    text = report.read_text()
-    assert "0.7100" in text
-    assert "0.7500" in text
-    assert "time, first" in text
-
-
-def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
-    from ctrbench.bench.exports import loaded_all
-
-    run = _run(tmp_path / "one", 0.7)
-    assert loaded_all([run, run]).table.equals(loaded_all([run]).table)
-
-
-def test_runs_of_one_name_in_two_folders_have_two_labels(tmp_path: Path) -> None:
-    from ctrbench.bench.exports import loaded_all
-
-    whole = loaded_all([_run(tmp_path / "a" / "one", 0.7), _run(tmp_path / "b" / "one", 0.8)])
-    assert len({str(s) for s in whole.table["split"] if s}) == 2
-
-
-def test_a_whole_report_of_two_runs_is_drawn(tmp_path: Path) -> None:
-    synthetic = runpy.run_path(str(ROOT / "tests" / "data" / "synthetic_report.py"))["synthetic_records"]
-    from ctrbench.reports.merge import Loaded, merged
-    from ctrbench.reports.page import build_report
-
-    whole = merged(
-        [Loaded(*synthetic(seed, groups=("quality", "published")), label=f"run.lr={seed}") for seed in (1, 2)]
-    )
-    for seed in (1, 2):
-        rows, bodies = synthetic(seed, groups=("quality", "published"))
-        mine = whole.table[whole.table["split"].fillna("").str.endswith(f"run.lr={seed}")]
-        assert mine["value"].dropna().tolist() == rows[rows["data"].fillna("") != ""]["value"].dropna().tolist()
-        assert bodies
-    page = build_report(whole.table, whole.bodies, tmp_path / "r.html").read_text()
-    assert "run.lr=1" in page
-    assert "run.lr=2" in page
-
-
-def test_a_sweep_without_a_finished_point_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "grid.json").write_text('[["suite=ci"]]')
-    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
-    assert "no point of the sweep has finished" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ launchers
