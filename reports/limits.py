@@ -77,6 +77,8 @@ def _origins(known: pd.DataFrame, bodies: Mapping[str, Mapping[str, Any]]) -> li
         shared = any("benchmark" in body.get("extra", {}) for body in bodies.values())
         each = "the benchmarks of a pytest file in one process, all others each in its own," if shared else \
             "each in its own process"  # fmt: skip
+        if any(body.get("spec", {}).get("kind") == "distributed" for body in bodies.values()):
+            each += " (those of a training over processes in as many as it had)"
         out.append(f"{counts['measured']:,} numbers are measured, on {cpu_name(bodies)}, {each} "
                    "without a tracer or counter, except the time split, which is traced.")  # fmt: skip
     if counts.get("counted"):

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from rich.table import Table as RichTable
 
-from ctrbench.reports.cells import SWEEP, Cell, absent, pick, tidy, where
+from ctrbench.reports.cells import PROCESSES, SWEEP, Cell, absent, pick, tidy, where
 from ctrbench.reports.costs import RIDGE_GPU, STEP1, sizes
 from ctrbench.reports.drawing import DASHES, blank, facets, hover, known, log_axis, marker_of, origins, safe
 from ctrbench.reports.exhibits import Context, Section, exhibit, extremes
@@ -162,6 +162,8 @@ def section(c: Context) -> Section | None:
 
 def nothing_trained(c: Context) -> str:
     """What the summary says where no model has a quality."""
+    if len(where(c.frame, preset=PROCESSES, metric="auc")):
+        return "No model ran alone: see Training over processes."
     if where(c.frame, preset=SWEEP).empty:
         return "No model has a number."
     return "No model was trained: random batches were counted and timed, see MFU against width and length."

@@ -76,15 +76,8 @@ def ran(model: str, variant: str, metric: str, value: float, half: float = 0.001
 def trained(
     model: str, variant: str, seed: int = 0, extra: Mapping[str, Any] | None = None, **config: Any
 ) -> dict[str, Any]:
-    spec = {
-        "kind": "quality",
-        "model": model,
-        "variant": variant,
-        "data": DATA,
-        "split": "s",
-        "seed": seed,
-        "config": config,
-    }
+    spec = {"kind": "quality", "model": model, "variant": variant, "data": DATA, "split": "s", "seed": seed,
+            "config": config}  # fmt: skip
     return {f"{model}-{variant}-{seed}": {"spec": spec, "extra": dict(extra or {})}}
 
 
@@ -96,28 +89,21 @@ def _mfu(o: Mapping[str, Any], use: float | None, bound: float | None) -> Case:
         if use is not None:
             rows.append(traced(model, "mfu", use, origin="imported", **(at | {"device": "cuda"})))
         if bound is not None:
-            rows += [
-                traced(model, "mfu_bound", bound * part, **(at | {"batch": b})) for part, b in ((0.5, 256), (1.0, 1024))
-            ]
+            rows += [traced(model, "mfu_bound", bound * part, **(at | {"batch": batch}))
+                     for part, batch in ((0.5, 256), (1.0, 1024))]  # fmt: skip
     return Case(tuple(rows))
 
 
 def mfu_below(c: Claim) -> Cases:
     x = c.options["limit"]
-    return {
-        SUPPORTED: _mfu(c.options, None, 0.9 * x),
-        REFUTED: _mfu(c.options, 1.3 * x, 1.0),
-        OPEN: _mfu(c.options, None, 1.0),
-    }
+    supported, refuted = _mfu(c.options, None, 0.9 * x), _mfu(c.options, 1.3 * x, 1.0)
+    return {SUPPORTED: supported, REFUTED: refuted, OPEN: _mfu(c.options, None, 1.0)}
 
 
 def mfu_reaches(c: Claim) -> Cases:
     x = c.options["limit"]
-    return {
-        SUPPORTED: _mfu(c.options, 1.1 * x, 1.0),
-        REFUTED: _mfu(c.options, None, 0.9 * x),
-        OPEN: _mfu(c.options, None, 1.0),
-    }
+    supported, refuted = _mfu(c.options, 1.1 * x, 1.0), _mfu(c.options, None, 0.9 * x)
+    return {SUPPORTED: supported, REFUTED: refuted, OPEN: _mfu(c.options, None, 1.0)}
 
 
 def mfu_ratio(c: Claim) -> Cases:
@@ -308,9 +294,8 @@ def recall_above(c: Claim) -> Cases:
 
 def recall_reaches(c: Claim) -> Cases:
     def at(value: float) -> Case:
-        return Case(
-            (ran(c.options["model"], "", "recall_at_k", value, origin="measured", preset="retrieval", scope="model"),)
-        )
+        at_ = {"origin": "measured", "preset": "retrieval", "scope": "model"}
+        return Case((ran(c.options["model"], "", "recall_at_k", value, **at_),))
 
     return {SUPPORTED: at(c.options["printed"] + 0.01), OPEN: at(c.options["printed"] - 0.1)}
 
@@ -404,9 +389,8 @@ BUILDERS: Mapping[str, Callable[[Claim], Cases]] = {
     f.__name__: f
     for f in (
         mfu_below, mfu_reaches, mfu_ratio, launches, intensity, request, serving_launches, cost_by_class, shared_cache,
-        tokens, auc_above,
-        fields_control, both_parts, option_costs, joint, weights_agree, recall_above, recall_reaches, grows,
-        module_costs, fades, follows, unrecorded,
+        tokens, auc_above, fields_control, both_parts, option_costs, joint, weights_agree, recall_above,
+        recall_reaches, grows, module_costs, fades, follows, unrecorded,
     )
 } | dict.fromkeys(("peak_growth", "price_fall", "value_growth"), on_sheets)  # fmt: skip
 

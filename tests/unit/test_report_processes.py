@@ -53,3 +53,10 @@ def test_its_numbers_stand_in_no_other_section() -> None:
     cells = [v for s in others for e in s.exhibits for row in e.table.to_numpy().tolist() for v in row]
     assert all(getattr(v, "value", None) not in (12_345.0, 0.71) for v in cells)
     assert [s for s in make_report(frame([]), {}).sections if s.id == "processes"] == []
+
+
+def test_the_page_does_not_say_that_nothing_has_a_number() -> None:
+    report = _report()
+    (summary,) = [s for s in report.sections if s.id == "summary"]
+    assert summary.sentence == "No model ran alone: see Training over processes."
+    assert any("in as many as it had" in line for line in report.limits.can)
