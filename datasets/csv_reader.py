@@ -102,6 +102,8 @@ def read(path: Path, account: Account, form: Format, chunk: int = CHUNK) -> Iter
 def _header(line: str, form: Format, account: Account) -> list[str]:
     """Names of the columns, ours by our names."""
     found = [n.strip() for n in line.split(",")]
+    if found != line.split(","):
+        account.notes["header names with spaces around them"] += 1
     names = [form.aliases.get(n.casefold(), n) for n in found]
     shown = f"found {', '.join(found)[:80]!r}"
     absent = [c for c in form.columns if c not in names]

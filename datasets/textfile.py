@@ -67,7 +67,8 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0, 
         most: lines after which the rest of the file is not read; 0 reads all.
         start: the `Lines.end` behind which to go on; 0 reads from the beginning.
 
-    Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members.
+    Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members, plain text named
+    .gz (noted).
 
     Raises:
         BadInput: directory, unreadable or empty file, truncated or corrupt gzip, NUL byte, bytes that are not UTF-8.
@@ -81,6 +82,8 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0, 
             stream = gzip.GzipFile(fileobj=raw) if gz else raw
             if start:
                 stream.seek(start)  # gzipped text is decoded up to there
+            elif path.suffix == ".gz" and not gz:
+                account.notes["named .gz, but plain text"] += 1
             yield from _chunks(stream, account, chunk, most, start)
     except OSError as error:
         account.fail(0, f"cannot be read: {error.strerror or error}", remedy="check the path")
