@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,6 +38,9 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     """
     pairs = [_split(a) for a in arguments]
     given = dict(pairs)
+    if len(given) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise UnknownName(f"{twice}: given twice; leave one of them out")
     model_path = given.pop("model.path", given.pop("model_path", ""))
     if model_path:
         own = registry.register_path(model_path)

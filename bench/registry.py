@@ -28,8 +28,10 @@ def register_path(path: str) -> str:
         UnknownName: if the file does not exist or defines no SPEC.
     """
     file = Path(path)
-    if not file.is_file() or not _has_spec(file):
-        raise UnknownName(f"model.path={path}: no such file, or it defines no SPEC; see models/fat.py for the form")
+    if not file.is_file():
+        raise UnknownName(f"model.path={path}: no such file; give a Python file that defines SPEC, like models/fat.py")
+    if not _has_spec(file):
+        raise UnknownName(f"model.path={path}: defines no SPEC; see models/fat.py for the form")
     _OWN[file.stem] = file.resolve()
     return file.stem
 
@@ -90,7 +92,7 @@ def _load_file(name: str, path: Path) -> ModuleType:
         sys.modules[key] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # whatever the file raises, it is the file that is wrong
+        except (Exception, SystemExit) as error:  # whatever the file raises, it is the file that is wrong
             del sys.modules[key]
             raise BadInput(f"{path}: cannot be imported: {type(error).__name__}: {error}; correct the file") from error
     return sys.modules[key]

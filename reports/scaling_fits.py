@@ -16,7 +16,7 @@ from ctrbench.reports.scaling_laws import LAWS, LEAST_SIZES, LEVEL, extrapolated
 from ctrbench.reports.scaling_series import AXES, LOSSES, Series, Training, series, slices
 from ctrbench.reports.scaling_words import FAR, Comparison
 
-LAW, EXPONENT, FLOOR, MISSED = "Law", "Exponent c", "Floor a", "Largest size, predicted"
+SLOPE, LAW, EXPONENT, FLOOR, MISSED = "At ten times", "Law", "Exponent c", "Floor a", "Largest size, predicted"
 LOSS, RECALL, PARAMETERS = "Loss", "Recall@10", "Parameters"
 FULL = 5
 """Sizes of a full fit: one is left to be predicted by the others."""
@@ -24,6 +24,8 @@ WORDS = {"undecided": "undecided, both laws fit", "flat": "flat, sizes differ by
          "neither": "neither law fits"}  # fmt: skip
 """Where no law is named: what is said instead."""
 CAVEAT = (
+    f"{SLOPE}: what loss changes by, a least-squares line over all sizes for each seed, 95 % interval over seeds; "
+    "it is given whatever the curve is. "
     "A power law a + b C^-c and a saturating one a + b exp(-C / c), of log loss and of 1 - AUC, least squares "
     "over all c. Bands of curves are 95 % of curves drawn with the seeds' spread around the fit; those of c and a "
     "hold every value that an F test against the seeds does not reject, and are open where c ends at 0.005 or 4. "
@@ -43,10 +45,17 @@ def law_table(found: list[Series], names: Names) -> pd.DataFrame:
         rows.append({
             "Model": names.title(one.model), "Camp": names.camp(one.model), "Data": one.data,
             "Along": AXES[one.axis][0], "Loss": LOSSES[one.metric], "Held": one.label,
-            "Sizes": str(len(one.at_N)), "Seeds": str(one.loss_NS.shape[1]), LAW: _word(known),
+            "Sizes": str(len(one.at_N)), "Seeds": str(one.loss_NS.shape[1]), SLOPE: slope(one), LAW: _word(known),
             **_fitted(one, known), **_predicted(one),
         })  # fmt: skip
     return pd.DataFrame(rows, index=[one.model for one in found])
+
+
+def slope(one: Series) -> Cell:
+    """Change of loss at ten times the compute, rows or length: a least-squares line a seed, interval over seeds."""
+    lines_S = np.polyfit(np.log10(one.at_N), one.loss_NS, 1)[0]
+    mean = interval(lines_S)
+    return Cell(mean.value, "scaling_slope", "derived", mean.low, mean.high, mean.n, signed=True)
 
 
 def _word(known: Comparison) -> str:

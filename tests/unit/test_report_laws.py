@@ -17,7 +17,7 @@ from ctrbench.reports.claim_rules_scaling import curves
 from ctrbench.reports.exhibits import Context, Section
 from ctrbench.reports.measures import make
 from ctrbench.reports.names import names_of
-from ctrbench.reports.scaling_series import series, slices
+from ctrbench.reports.scaling_series import Series, series, slices
 from ctrbench.reports.tables import groups
 
 _planted = runpy.run_path(str(Path(__file__).parents[1] / "data" / "planted_laws.py"))
@@ -61,6 +61,9 @@ def test_each_planted_law_gets_its_word(tmp_path: Path) -> None:
     assert exponent.low < 0.3 < exponent.high
     assert floor.low < 0.45 < floor.high
     assert predicted.low < seen.value < predicted.high
+    assert fat["At ten times"].high < 0.0
+    assert table.loc["din"].iloc[0]["At ten times"].low < 0.0 < table.loc["din"].iloc[0]["At ten times"].high
+    assert table.loc["deepfm"].iloc[0]["At ten times"].low > 0.0  # it rises: no law, but a slope
     for model, reason in (("din", "flat, sizes differ by no more than seeds"), ("deepfm", "neither law fits")):
         row = table.loc[model].iloc[0]
         for head in ("Exponent c", "Floor a", "Largest size, predicted"):
@@ -185,3 +188,14 @@ def test_the_suite_has_four_sizes_of_every_model_and_its_axes(suite: str) -> Non
         assert bool(entry.label) == bool(entry.run)
         (number,) = entry.run.values() or (None,)
         assert number is None or entry.label.endswith(f"={number}")
+
+
+def test_a_planted_slope_lies_in_its_band() -> None:
+    """Loss that falls by .004 at ten times, four sizes by three seeds: held by the 95 % band as often as it says."""
+    at_N, held = np.array([1e9, 1e10, 3e10, 1e12]), 0
+    for number in range(200):
+        noise = np.random.default_rng(number).normal(0, 0.003, (4, 3))
+        loss_NS = 0.6 - 0.004 * np.log10(at_N / 1e9)[:, None] + noise
+        band = scaling_fits.slope(Series("fat", "d", "size", "logloss", "", at_N, loss_NS))
+        held += band.low < -0.004 < band.high
+    assert held >= 182  # 95 % less two standard errors and a half
