@@ -67,8 +67,8 @@ def read_lines(path: Path, account: Account, chunk: int = CHUNK, most: int = 0, 
         most: lines after which the rest of the file is not read; 0 reads all.
         start: the `Lines.end` behind which to go on; 0 reads from the beginning.
 
-    Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members, plain text named
-    .gz (noted).
+    Legal: no final newline, CRLF (noted), a byte order mark at the start (noted), several gzip members, plain text
+    named .gz (noted).
 
     Raises:
         BadInput: directory, unreadable or empty file, truncated or corrupt gzip, NUL byte, bytes that are not UTF-8.
