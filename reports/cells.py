@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 KNOWN = ("ok", "unstable")
 BANDED = (
     "auc", "auc_delta", "auc_shuffled", "joint_gain", "probe_gain", "pair_stability", "recall_at_k", "ndcg_at_k",
-    "recall_gain", "option_delta", "auc_pair",
+    "recall_gain", "option_delta", "auc_pair", "scaling_exponent", "scaling_slope",
 )  # fmt: skip
 """Measures that stand with their band outside the page too."""
 SWEEP = "sweep"
