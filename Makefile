@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations robustness bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ suite-ci: setup
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+# docs/robustness.md: what happens to bad input of every kind, from what each command does.
+robustness: setup
+	$(BIN)/python -m tests.data.robust docs/robustness.md
 
 # Plants mistakes in a copy of the sources, one at a time: each must be caught. MODELS="fat din" takes some.
 mutations: setup

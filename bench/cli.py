@@ -7,6 +7,7 @@ Exit 0 done, 1 some run failed or recorded nothing or the gate found something w
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ CONTROL_ROWS = 200_000
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `ctrbench` command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser = command_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
         return _wrong(f"unknown command {nearest(arguments[0], _COMMANDS)}")
     options = parser.parse_args(arguments)
@@ -37,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(_COMMANDS[options.command](options))
     except (UnknownName, BadInput) as error:
         return _wrong(str(error))
+    except OSError as error:  # no permission, a file where a folder belongs, a full disk
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename2 or error.filename or "disk"
+        return _wrong(f"{place}: {error.strerror}; choose a place that can be read and written, or make room")
     except KeyboardInterrupt:
         print("stopped; `ctrbench run ... run.resume=true` goes on from the last finished run", file=sys.stderr)
         return 130
@@ -47,7 +53,8 @@ def _wrong(message: str) -> int:
     return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; docs/reference.md is made of it."""
     parser = argparse.ArgumentParser(prog="ctrbench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a suite: records and report")
@@ -248,7 +255,7 @@ def _generate(options: argparse.Namespace) -> int:
 
         parameters = criteo_synthetic.Parameters(rows=options.rows, seed=options.seed, cap=options.cap)
         if options.form == "tsv":
-            criteo_synthetic.write(parameters, Path(options.out))
+            criteo_synthetic.write(parameters, _free(options.out))
         else:
             write_form(options.form, parameters, Path(options.out), options.days)
     elif options.name == "taobao_synthetic":
@@ -260,11 +267,19 @@ def _generate(options: argparse.Namespace) -> int:
             pool_users = options.pool_users if options.pool_users is not None else 4 * options.users
             files[options.pool] = make(users=pool_users)
         for file, wanted in files.items():
-            taobao_synthetic.write(wanted, Path(file))
+            taobao_synthetic.write(wanted, _free(file))
     else:
         raise UnknownName(f"{options.name} is not generated; `ctrbench data prepare {options.name}` reads it")
     print(options.out)
     return 0
+
+
+def _free(file: str) -> Path:
+    """A place for a generated file: nobody's, or one of an earlier generated file, which has its JSON beside it."""
+    path = Path(file)
+    if path.exists() and not path.with_name(f"{path.name}.json").is_file():
+        raise BadInput(f"{path}: exists and was not generated; choose another --out")
+    return path
 
 
 def _judge_pool(prepared: Prepared) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -171,6 +172,8 @@ def _check_kinds(group: str, values: Mapping[str, Any], options: type) -> None:
         wanted = (list, tuple) if kinds[name].startswith("tuple") else _KINDS.get(kinds[name], (str,))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise UnknownName(f"{group}.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UnknownName(f"{group}.{name}={value!r}: must be a finite number")
 
 
 def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> RunOptions:

@@ -47,16 +47,9 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name in (
-            "processes",
-            "steps",
-            "seeds",
-            "train_rows",
-            "valid_rows",
-            "epochs",
-            "evaluations",
-            "batch",
-            "threads",
-        ):
+            "processes", "steps", "seeds", "train_rows", "valid_rows", "epochs", "evaluations", "batch", "eval_batch",
+            "threads", "history_length", "timeout_s",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 1")
         for name, allowed in (
@@ -84,10 +77,9 @@ class RunOptions:
             raise UnknownName("run.l2_rows=full_table needs dense gradients; add run.table_optimizer=adam")
         if self.l2 < 0 or not 0 < self.plateau <= 1:
             raise UnknownName(f"run.l2={self.l2}, run.plateau={self.plateau}: at least 0, and in (0, 1]")
-        if self.table_lr <= 0 or self.table_init_std <= 0:
-            raise UnknownName(
-                f"run.table_lr={self.table_lr}, run.table_init_std={self.table_init_std}: must be above 0"
-            )
+        for name in ("lr", "table_lr", "table_init_std"):
+            if getattr(self, name) <= 0:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

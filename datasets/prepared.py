@@ -26,6 +26,7 @@ FORMAT = 2
 """Version of this layout and of the code that writes it; part of every fingerprint."""
 
 MANIFEST = "manifest.json"
+_KEYS = ("name", "fingerprint", "schema", "split", "splits", "rows", "raw", "files")
 SPLITS = ("train", "valid", "test")
 FIXED = ("label", "user_id", "time")
 """Columns that every row has beside its features."""
@@ -68,10 +69,15 @@ class Prepared:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise BadInput(f"{path}: no {MANIFEST} there; run `ctrbench data prepare` to make it") from None
-        if manifest.get("format") != FORMAT:
+        except ValueError as error:
+            raise BadInput(f"{path / MANIFEST}: damaged: {error}; delete {path} and prepare again") from None
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT:
             raise BadInput(
-                f"{path}: format {manifest.get('format')}, this version reads {FORMAT}; delete it and prepare again"
+                f"{path / MANIFEST}: format {found}, this version reads {FORMAT}; delete {path} and prepare again"
             )
+        if absent := [key for key in _KEYS if key not in manifest]:
+            raise BadInput(f"{path / MANIFEST}: damaged: no {absent[0]!r}; delete {path} and prepare again")
         for name, size in manifest["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != size:

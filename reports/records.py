@@ -100,11 +100,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    except OSError:  # a full disk, or a folder of that name
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def save(record: RunRecord, runs_dir: Path) -> Path:
@@ -138,7 +142,7 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     bodies, tables = {}, []
     for path in sorted((runs_dir / "records").glob("*/record.json")):
         try:
-            bodies[path.parent.name] = json.loads(path.read_text())
+            bodies[path.parent.name] = _body(path.read_text())
             tables.append(pd.read_parquet(path.parent / "measurements.parquet"))
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
             raise DamagedRecord(
@@ -147,6 +151,21 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
     return typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies
+
+
+def _body(text: str) -> dict[str, Any]:
+    """record.json, with the parts that every reader counts on.
+
+    Raises:
+        ValueError: it is something else, or of another version.
+    """
+    body = json.loads(text)
+    if not isinstance(body, dict) or body.get("schema_version") != SCHEMA_VERSION:
+        found = body.get("schema_version") if isinstance(body, dict) else None
+        raise ValueError(f"schema_version {found!r}, this version reads {SCHEMA_VERSION}")
+    if absent := [k for k in ("spec", "environment", "inputs", "extra") if not isinstance(body.get(k), dict)]:
+        raise ValueError(f"key {absent[0]!r} is missing or no object")
+    return body
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

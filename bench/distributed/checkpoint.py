@@ -20,12 +20,14 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed import DistributedModelParallel
 
+from ctrbench.bench.distributed.reading import Planner, Reader
 from ctrbench.bench.step import TrainStep
 from ctrbench.datasets.errors import BadInput
 from ctrbench.reports.records import write_atomic
 
 ABOUT = "about.json"
 _NAME = "step-{:09d}"
+_REMEDY = "delete that folder: the checkpoint before it is taken then"
 
 
 class Unwritten(Exception):
@@ -108,9 +110,12 @@ def load(path: Path, wrapped: DistributedModelParallel, training: TrainStep, abo
         steps that are behind its weights.
 
     Raises:
-        BadInput: it is of another model, data or option; says which.
+        BadInput: it is damaged, or of another model, data or option; says which.
     """
-    written = json.loads((path / ABOUT).read_text())
+    try:
+        written = json.loads((path / ABOUT).read_text())
+    except ValueError as error:
+        raise BadInput(f"{path / ABOUT}: damaged: {error}; {_REMEDY}") from None
     for key, value in about.items():
         if written.get(key) != value:
             raise BadInput(
@@ -118,7 +123,10 @@ def load(path: Path, wrapped: DistributedModelParallel, training: TrainStep, abo
                 "options, or another dist.out"
             )
     state = _state(wrapped, training)
-    state_dict_loader.load(state, checkpoint_id=path)
+    try:
+        state_dict_loader.load(state, storage_reader=Reader(path), planner=Planner())
+    except CheckpointException as error:
+        raise BadInput(f"{path}: damaged: {_reason(error)}; {_REMEDY}") from None
     wrapped.load_state_dict(state["model"])
     wrapped.fused_optimizer.load_state_dict(state["tables"])
     for name, p in _dense(wrapped, training):

@@ -118,8 +118,9 @@ class _Columns:
             try:
                 self._add(event, event["cat"])
             except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+                wrong = "holds a value of the wrong kind: " if isinstance(error, TypeError) else "lacks a valid "
                 raise BadRecording(
-                    f"{self.path}: event {self.seen - 1} ({event['cat']}) lacks a valid {error}; record it again"
+                    f"{self.path}: event {self.seen - 1} ({event['cat']}) {wrong}{error}; record it again"
                 ) from None
 
     def _add(self, event: dict[str, Any], category: str) -> None:

@@ -141,6 +141,10 @@ def open_tables(file: Path, path: Path) -> Iterator[Tables]:
     except sqlite3.Error as error:
         raise BadRecording(f"{path}: SQLite cannot open it ({error}); copy or export it again") from None
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    # The file is a stranger's: its views and triggers call no function with side effects, and nothing is attached.
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA query_only = ON")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     try:
         yield Tables(connection, path)
     finally:

@@ -1,0 +1,69 @@
+"""Prepared data, run directories and checkpoints that are damaged, of something else, or in use."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.data.tiny_data import criteo_file
+
+from ctrbench.datasets.prepare import prepare
+
+Make = Callable[[Path], object]
+AGAIN = "data prepare criteo --path train.txt --out out"
+
+
+@functools.cache
+def _made() -> Path:
+    """A raw file and what is prepared from it, made once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="robust-"))
+    prepare("criteo", criteo_file(folder, rows=300), folder / "out")
+    return folder
+
+
+def prepared(change: Callable[[Path], object]) -> Make:
+    """train.txt and out/, which `change` gets."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(_made(), folder, dirs_exist_ok=True)
+        change(folder / "out")
+
+    return make
+
+
+def manifest(edit: Callable[[dict[str, object]], object]) -> Make:
+    def change(out: Path) -> None:
+        body = json.loads((out / "manifest.json").read_text())
+        edit(body)
+        (out / "manifest.json").write_text(json.dumps(body))
+
+    return prepared(change)
+
+
+def cut(name: str, to: int) -> Make:
+    return prepared(lambda out: (out / name).write_bytes((out / name).read_bytes()[:to]))
+
+
+CASES: list[tuple[str, str, Make, str, int]] = [
+    ("prepared data, whole and wanted again", AGAIN, prepared(lambda out: None), "fingerprint", 0),
+    ("prepared data, manifest cut", AGAIN, cut("manifest.json", 100), "manifest.json", 2),
+    ("prepared data, manifest empty", AGAIN, cut("manifest.json", 0), "manifest.json", 2),
+    ("prepared data, manifest of another format", AGAIN, manifest(lambda b: b.update(format=1)), "format 1", 2),
+    ("prepared data, manifest without its files", AGAIN, manifest(lambda b: b.pop("files")), "manifest.json", 2),
+    ("prepared data, manifest that is a list", AGAIN, prepared(lambda out: (out / "manifest.json").write_text("[]")),
+     "manifest.json", 2),
+    ("prepared data, a shard missing", AGAIN, prepared(lambda out: next(out.glob("train-*")).unlink()), "train-", 2),
+    ("prepared data, a shard cut", AGAIN, cut("train-00000.parquet", 500), "train-00000.parquet", 2),
+    ("prepared data, other options wanted", AGAIN + " --option min_count=3", prepared(lambda out: None),
+     "holds other prepared data", 2),
+    ("out/ with files of yours", AGAIN, prepared(lambda out: (out / "manifest.json").unlink()),
+     "is not prepared data", 2),
+    ("out is a file", AGAIN.replace("out out", "out note"),
+     lambda f: [prepared(lambda out: None)(f), (f / "note").write_text("mine")], "note", 2),
+    ("out below a file", AGAIN.replace("out out", "out note/out"),
+     lambda f: [prepared(lambda out: None)(f), (f / "note").write_text("mine")], "note", 2),
+]  # fmt: skip

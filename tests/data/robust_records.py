@@ -1,0 +1,90 @@
+"""Run directories, benchmark files, baselines and records of GPUs that cannot be read, and outputs that cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ctrbench.bench.runspec import RunSpec
+from ctrbench.reports.measures import make
+from ctrbench.reports.records import RunRecord, save
+
+Make = Callable[[Path], object]
+KEY = "criteo_synthetic-deepfm-quality-0123456789"
+
+
+def run(change: Callable[[Path], object] = lambda folder: None) -> Make:
+    """One record of two numbers in runs/one; `change` gets its folder."""
+
+    def write(folder: Path) -> None:
+        base = {"run": KEY, "model": "deepfm", "family": "legacy", "phase": "train", "data": "criteo_synthetic",
+                "split": "default", "track": "tabular", "seed": 0}  # fmt: skip
+        rows = (make(base, "auc", 0.7, "measured"), make(base, "logloss", 0.5, "measured"))
+        spec = RunSpec(kind="quality", model="deepfm", data="criteo_synthetic", split="default", fingerprint="f00",
+                       batch=256, train_rows=1000, epochs=1, level="quick").to_json()  # fmt: skip
+        change(save(RunRecord(key=KEY, spec=spec, rows=rows), folder / "runs" / "one"))
+
+    return write
+
+
+def also(*makes: Make) -> Make:
+    return lambda folder: [m(folder) for m in makes]
+
+
+def text(name: str, body: str) -> Make:
+    return lambda folder: (folder / name).write_text(body)
+
+
+def edited(old: str, new: str) -> Callable[[Path], object]:
+    """record.json with another text in it."""
+
+    def change(folder: Path) -> None:
+        file = folder / "record.json"
+        body = file.read_text()
+        assert old in body
+        file.write_text(body.replace(old, new))
+
+    return change
+
+
+def cut(name: str, to: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:to])
+
+
+REPORT = "report runs/one"
+BENCHMARK = {"machine_info": {}, "commit_info": {}, "benchmarks": [{"name": "x"}], "version": "5"}
+
+CASES: list[tuple[str, str, Make, str, int]] = [
+    ("no such run", REPORT, lambda f: None, "runs/one", 2),
+    ("a run without a finished record", REPORT, lambda f: (f / "runs/one/records").mkdir(parents=True), "runs/one", 2),
+    ("record.json cut", REPORT, run(cut("record.json", 60)), "damaged record", 2),
+    ("record.json empty", REPORT, run(cut("record.json", 0)), "damaged record", 2),
+    ("record.json of another version", REPORT, run(edited('"schema_version": 1', '"schema_version": 99')), "99", 2),
+    ("record.json that is a list", REPORT, run(lambda f: (f / "record.json").write_text("[1]")), "damaged", 2),
+    ("record.json without its spec", REPORT, run(edited('"spec"', '"spek"')), "key 'spec'", 2),
+    ("measurements.parquet cut", REPORT, run(cut("measurements.parquet", 200)), "measurements.parquet", 2),
+    ("measurements.parquet missing", REPORT, run(lambda f: (f / "measurements.parquet").unlink()), "measurements", 2),
+    ("the report's folder is a file", f"{REPORT} -o note/r.html", also(run(), text("note", "mine")), "note", 2),
+    ("the report is a folder", f"{REPORT} -o page", also(run(), lambda f: (f / "page").mkdir()), "page", 2),
+    ("a section unknown", f"{REPORT} -o r.md --section sumary", run(), "summary", 2),
+    ("a section of a whole page", f"{REPORT} --section summary", run(), ".md", 2),
+    ("prices that are no TOML", f"{REPORT} --prices p.toml", also(run(), text("p.toml", "=")), "not TOML", 2),
+    ("a benchmark file that is no JSON", "report b.json", text("b.json", "{"), "b.json", 2),
+    ("a benchmark file of other benchmarks", "report b.json", text("b.json", json.dumps(BENCHMARK)), "b.json", 2),
+    ("JSON that is none of pytest-benchmark's", "report b.json", text("b.json", '{"a": 1}'), "b.json", 2),
+    ("the same run twice", f"{REPORT} runs/one -o r.html", run(), "r.html", 0),
+    ("an export below a file", "export runs/one --format json -o note/r.json", also(run(), text("note", "mine")),
+     "note", 2),
+    ("an export in an unknown form", "export runs/one --format xlsx -o r.xlsx", run(), "invalid choice", 2),
+    ("a timeline of a run without steps", "export runs/one --format perfetto -o t.json", run(), "no step", 2),
+    ("a baseline that is not there", "compare main runs/one", run(), "no baseline", 2),
+    ("a baseline's name with a path", "baseline save ../x runs/one", run(), "letters, digits", 2),
+    ("a baseline that is there already", "baseline save a runs/one",
+     also(run(), lambda f: (f / "runs/baselines/a").mkdir(parents=True)), "exists", 2),
+    ("a comparison of nothing alike", "compare runs/one runs/one", run(), "Nothing is comparable", 2),
+    ("a comparison with an alpha of 3", "compare runs/one runs/one --alpha 3", run(), "--alpha", 2),
+    ("a GPU record that is no JSON", "score r.json", text("r.json", "{"), "r.json", 2),
+    ("a GPU record that is something else", "score r.json", text("r.json", "{}"), "r.json", 2),
+    ("a GPU record that is not there", "score r.json", lambda f: None, "r.json", 2),
+]  # fmt: skip
