@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations robustness bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations robustness kill-trials bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,11 @@ slow: setup
 # docs/robustness.md: what happens to bad input of every kind, from what each command does.
 robustness: setup
 	$(BIN)/python -m tests.data.robust docs/robustness.md
+
+# Signals at random moments of prepare, train, record and report: nothing half is taken for whole, nothing finished is lost.
+# About half an hour; KILLS="--trials 40 --jobs report" takes less.
+kill-trials: setup
+	$(BIN)/python -m tests.kill_trials $(KILLS)
 
 # Plants mistakes in a copy of the sources, one at a time: each must be caught. MODELS="fat din" takes some.
 mutations: setup
