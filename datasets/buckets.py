@@ -229,13 +229,15 @@ class Buckets:
             return {c: self.shards.stored_vocabulary(c) for c in columns.categorical}
         train = self.rows().filter(cut.split == "train")
         for name, source in columns.categorical.items():
-            seen = [train.select(pl.col(source).cast(pl.String).alias("value"))]
+            # Counted as they are and made text afterwards: text of every row takes several times the memory.
+            seen = [train.select(pl.col(source).alias("value"))]
             if name in columns.counted and cut.valid_from is not None:
                 early = self.logs().filter(pl.col("time") < cut.valid_from)
                 of_log = (column for column, shared in columns.events.values() if shared == name)
-                seen += [early.select(pl.col(column).cast(pl.String).alias("value")) for column in of_log]
-            counts = pl.concat(seen).group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
-            self.shards.vocabulary(name, counts, columns.min_count)
+                seen += [early.select(pl.col(column).alias("value")) for column in of_log]
+            rows = pl.concat(seen, how="vertical_relaxed")
+            counts = rows.group_by("value").agg(pl.len().alias("count")).collect(engine="streaming")
+            self.shards.vocabulary(name, counts.with_columns(pl.col("value").cast(pl.String)), columns.min_count)
         files = [self.shards.vocabulary_file(c) for c in columns.categorical]
         self.journal.finish("vocabularies", self.shards.state(), files)
         return {c: self.shards.stored_vocabulary(c) for c in columns.categorical}
