@@ -33,6 +33,8 @@ BUCKET_BYTES = 96 << 20
 """Text a bucket of users."""
 SPILL_ROWS = 2_000_000
 """Rows that are spread over the buckets at once: a file a bucket each time."""
+PIECE_ROWS = 1_000_000
+"""Rows of a bucket that are spread over splits and windows at once."""
 WINDOW_ROWS = 2_000_000
 """Rows that are in memory while they are brought into time order."""
 
@@ -276,15 +278,14 @@ class Buckets:
         for bucket in range(self.count):
             log = self.file("log", bucket)
             if (noted := self.journal.done(f"spread:{bucket}")) is None:
-                rows = pl.read_parquet(self.file("rows", bucket))
-                window = pl.Series("window", np.searchsorted(cut.bounds, rows["time"].to_numpy(), side="right"))
-                rows = rows.with_columns(pl.col("hist_begin", "hist_end") + at, cut.split.alias("split"), window)
                 files = []
-                for (name, number), part in rows.partition_by(
-                    "split", "window", as_dict=True, include_key=False
-                ).items():
-                    files.append(self.file(f"{name}-{number:05d}", bucket))
-                    part.write_parquet(files[-1], compression="lz4")
+                for piece, rows in enumerate(_pieces(self.file("rows", bucket))):
+                    window = pl.Series("window", np.searchsorted(cut.bounds, rows["time"].to_numpy(), side="right"))
+                    rows = rows.with_columns(pl.col("hist_begin", "hist_end") + at, cut.split.alias("split"), window)
+                    parts = rows.partition_by("split", "window", as_dict=True, include_key=False)
+                    for (name, number), part in parts.items():
+                        files.append(self.file(f"{name}-{number:05d}-{piece:03d}", bucket))
+                        part.write_parquet(files[-1], compression="lz4")
                 noted = {"events": pl.scan_parquet(log).select(pl.len()).collect().item()}
                 self.journal.finish(f"spread:{bucket}", noted, files, [self.file("rows", bucket), log])
             at += noted["events"]
@@ -323,6 +324,13 @@ def _together(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
             held = []
     if held:
         yield pl.concat(held)
+
+
+def _pieces(file: Path) -> Iterator[pl.DataFrame]:
+    """The rows of a file, `PIECE_ROWS` at a time."""
+    whole = pl.scan_parquet(file)
+    for at in range(0, whole.select(pl.len()).collect().item(), PIECE_ROWS):
+        yield whole.slice(at, PIECE_ROWS).collect()
 
 
 def slices(rows: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
