@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.ready-$(TARGET)
 SHELL := /bin/bash
 
-.PHONY: setup compare test suite-ci check gpu-kit mutations robustness kill-trials bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
+.PHONY: setup compare test suite-ci check gpu-kit mutations robustness fuzz kill-trials bench-targets bench-suites full-size peers peers-setup peers-traces slow clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ slow: setup
 # docs/robustness.md: what happens to bad input of every kind, from what each command does.
 robustness: setup
 	$(BIN)/python -m tests.data.robust docs/robustness.md
+
+# Files spoiled at random through every reader, ten minutes each; FUZZ="--seconds 30 --only nsys,kineto" takes less.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Signals at random moments of prepare, train, record and report: nothing half is taken for whole, nothing finished is lost.
 # About half an hour; KILLS="--trials 40 --jobs report" takes less.
