@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ctrbench.bench.exports import loaded
+from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.reports import records
 from ctrbench.reports.comparison import Provenance, Subject
@@ -81,7 +82,7 @@ class Side:
         from ctrbench.datasets.prepared import Prepared  # brings torch; a baseline needs none
 
         try:
-            prepared = Prepared.open(Path(str(spec["prepared"])))
+            prepared = Prepared.open(Path(str(spec.get("prepared", ""))))
         except (OSError, ValueError):
             return None
         if prepared.fingerprint != spec["fingerprint"]:
@@ -141,6 +142,7 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
     lost: dict[tuple[Subject, str], list[str]] = defaultdict(list)
     for key, body in bodies.items():
         if (who := _who(body)) is not None:
+            _check(folder / "records" / key, body)
             found[who][key] = body
     for path in sorted((folder / "records").glob("*/failure.json")):
         if path.parent.name in bodies:  # it went well in the end
@@ -152,6 +154,14 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
         if (who := _who(body)) is not None:
             lost[who].append(f"{body['status']}: {body['reason']}")
     return {who: Group(found[who], tuple(lost[who])) for who in dict.fromkeys((*found, *lost))}
+
+
+def _check(place: Path, body: Body) -> None:
+    """Raises BadInput where what was asked for is no specification of a run."""
+    try:
+        RunSpec.from_json(body["spec"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise BadInput(f"{place}: damaged record: {error}; delete it and run with run.resume=true") from None
 
 
 def _who(body: Body) -> tuple[Subject, str] | None:

@@ -139,18 +139,20 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         FileNotFoundError: if there is no finished record.
         DamagedRecord: if a file cannot be read; it names the file and the remedy.
     """
+    from pyarrow import ArrowException  # its errors are not all of Python's kinds
+
     bodies, tables = {}, []
     for path in sorted((runs_dir / "records").glob("*/record.json")):
         try:
             bodies[path.parent.name] = _body(path.read_text())
-            tables.append(pd.read_parquet(path.parent / "measurements.parquet"))
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            tables.append(pd.read_parquet(path.parent / "measurements.parquet").astype(object))
+        except (OSError, ValueError, ArrowException) as error:
             raise DamagedRecord(
                 f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true"
             ) from None
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
-    return typed(pd.concat([t.astype(object) for t in tables], ignore_index=True)), bodies
+    return typed(pd.concat(tables, ignore_index=True)), bodies
 
 
 def _body(text: str) -> dict[str, Any]:
