@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -41,7 +42,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
     given = dict(pairs)
     if len(given) < len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise UnknownName(f"{twice}: given twice; leave one of them out")
+        print(f"note: {twice} is given twice; the last one counts", file=sys.stderr)
     model_path = given.pop("model.path", given.pop("model_path", ""))
     if model_path:
         own = registry.register_path(model_path)

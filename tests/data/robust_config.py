@@ -33,7 +33,6 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("no '='", "run quick", nothing, "key=value", 2),
     ("no key", "run =quick", nothing, "key=value", 2),
     ("YAML that does not close", "run model=[din", nothing, "model", 2),
-    ("a key given twice", "run run.seeds=1 run.seeds=2", nothing, "run.seeds", 2),
     ("a path without data", "run data.path=train.txt", nothing, "data=NAME", 2),
     ("a split that the data do not have", "run data=movielens_1m data.split=per_usr", nothing, "per_user", 2),
     ("optimizers that exclude each other", "run run.embedding=per_table", nothing, "run.table_optimizer=adagrad", 2),

@@ -142,7 +142,7 @@ def test_size_classes_hold_their_upper_edge() -> None:
         (
             "words.json",
             b'{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "ts": "5", "dur": 1, "args": {"device": 0}}]}',
-            "event 0 (kernel) lacks a valid",
+            "event 0 (kernel) holds a value of the wrong kind",
         ),
     ],
 )

@@ -210,3 +210,9 @@ def test_options_that_fit_a_model_to_the_data_make_no_variant(tmp_path: Path) ->
         if spec.model == "composite" and spec.kind == "quality":
             assert (spec.variant, spec.config["liked_ids"]) == ("", liked)
     assert {s.kind for s in specs if s.model == "composite"} >= {"quality", "time", "tune", "count"}
+
+
+def test_a_key_given_twice_is_said_and_the_last_one_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = build_plan(["suite=ci", "run.seeds=1", "run.seeds=2"])
+    assert plan.run.seeds == 2
+    assert capsys.readouterr().err == "note: run.seeds is given twice; the last one counts\n"
