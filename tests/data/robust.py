@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctrbench.bench import registry
 from ctrbench.bench.cli import main
 
 AREAS = {
@@ -98,7 +99,7 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
 def _typed(command: str, folder: Path) -> tuple[str, int, str]:
     """All that was printed, the exit code, and the exception that came out of it."""
     printed, crashed, code, old = io.StringIO(), "", 0, Path.cwd()
-    kept = os.environ.get("CTRBENCH_CACHE")
+    kept, models = os.environ.get("CTRBENCH_CACHE"), dict(registry._OWN)
     os.environ["CTRBENCH_CACHE"] = str(folder / CACHE)
     os.chdir(folder)
     try:
@@ -110,6 +111,8 @@ def _typed(command: str, folder: Path) -> tuple[str, int, str]:
         crashed = f"{type(error).__name__}: {error}"
     finally:
         os.chdir(old)
+        registry._OWN.clear()  # a model file of this case is nobody else's
+        registry._OWN.update(models)
         if kept is None:
             del os.environ["CTRBENCH_CACHE"]
         else:
