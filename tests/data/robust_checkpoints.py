@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -21,6 +22,7 @@ AGAIN = "data prepare criteo --path train.txt --out out"
 def _made() -> Path:
     """A raw file and what is prepared from it, made once a process."""
     folder = Path(tempfile.mkdtemp(prefix="robust-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     prepare("criteo", criteo_file(folder, rows=300), folder / "out")
     return folder
 
