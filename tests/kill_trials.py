@@ -143,7 +143,6 @@ class Trials:
     def __init__(self, job: Job, place: Path, moments: random.Random) -> None:
         self.job, self.place, self.moments = job, place, moments
         self.seen: Counter[str] = Counter()
-        self.said: Counter[str] = Counter()
 
     def run(self, trials: int) -> None:
         """Signals until there were so many."""
@@ -188,8 +187,7 @@ class Trials:
     def _fresh(self) -> Path:
         for old in self.place.glob("at-*"):
             shutil.rmtree(old)
-        folder = Path(tempfile.mkdtemp(prefix="at-", dir=self.place))
-        return folder
+        return Path(tempfile.mkdtemp(prefix="at-", dir=self.place))
 
     def _start(self, folder: Path) -> subprocess.Popen[str]:
         env = {**os.environ, "CTRBENCH_CACHE": str(self.place / "cache"), "OMP_NUM_THREADS": "1"}
