@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from ctrbench.reports import drawing, figures, sweep, tables, ties
@@ -22,7 +24,7 @@ def summary(c: Context) -> Section:
         exhibits += exhibit(
             table, title=f"{data} ({track} track, preset {tables.presets(c.frame, data)})", open=True, data=data
         )
-        said = _quality_sentence(table, data, c.names.title(tables.reference_of(c.frame, data)))
+        said = _quality_sentence(c, table, data)
         span = extremes(table, "Step time")
         parts.append(said + (f" The median training step takes {span}." if span else ""))
     return Section(
@@ -53,7 +55,7 @@ def quality(c: Context) -> Section | None:
             title=f"{data} ({track} track)",
             data=data,
         )
-        parts.append(_quality_sentence(table, data, other))
+        parts.append(_quality_sentence(c, table, data))
         for kind, found in pairs.items():
             parts.append(f"Model by model{f' ({kind})' if kind else ''} {ties.sentence(found, c.names)}")
             exhibits += exhibit(
@@ -78,21 +80,42 @@ def quality(c: Context) -> Section | None:
     )
 
 
-def _quality_sentence(table: pd.DataFrame, data: str, other: str) -> str:
-    models = known(table[table["Camp"] != "floor"], "AUC")
+def _quality_sentence(c: Context, table: pd.DataFrame, data: str) -> str:
+    trained = table[table["Camp"] != "floor"]
+    equal, apart = _on_equal_data(c, trained, data)
+    models, other = known(equal, "AUC"), c.names.title(tables.reference_of(c.frame, data))
     if models.empty:
-        return f"On {data} no model finished training." if (table["Camp"] != "floor").any() else ""
+        return f"On {data} no model finished training." if len(trained) else ""
     best = max((row for _, row in models.iterrows()), key=lambda r: r["AUC"].value)
-    said = f"On {data} the highest mean AUC of a model is {best['AUC'].text} {best['AUC'].band} ({best['Model']})."
+    auc = best["AUC"]
+    said = f"On {data} the highest mean AUC of a model{apart} is {auc.text} {auc.band} ({best['Model']})."
     floors = known(table[table["Camp"] == "floor"], "AUC")
     top = max((row for _, row in floors.iterrows()), key=lambda r: r["AUC"].value, default=None)
-    if top is not None and top["AUC"].value > best["AUC"].value:
+    if top is not None and top["AUC"].value > auc.value:
         said += f" The floor {top['Model']} has more: {top['AUC'].text} {top['AUC'].band}."
-    for group, rows in by_group(table[table["Camp"] != "floor"]):
+    for group, rows in by_group(equal):
         counts = rows["Paired verdict"].value_counts()
         calls = [f"{counts[v]} {v}" for v in ("better", "tied", "worse") if v in counts]
         said += f" Against {other}{group}: {', '.join(calls)}." if calls else ""
     return said
+
+
+def _on_equal_data(c: Context, trained: pd.DataFrame, data: str) -> tuple[pd.DataFrame, str]:
+    """Trainings on the rows and histories that most have (of several the most rows); what is said of the others."""
+    name, _, split = data.partition(" · ")
+    seen = {}
+    for body in c.bodies.values():
+        spec = body.get("spec", {})
+        if spec.get("kind") == "quality" and spec.get("data") == name and split in ("", spec.get("split")):
+            title = c.names.title(spec["model"], spec["variant"])
+            seen[title] = (int(spec["train_rows"]), int(spec["history_length"]))
+    counts = Counter(seen[title] for title in known(trained, "AUC")["Model"] if title in seen)
+    if len(counts) < 2:
+        return trained, ""
+    rows, length = most = max(counts, key=lambda one: (counts[one], one))
+    equal = trained[[seen.get(title) == most for title in trained["Model"]]]
+    at = f"{rows:,} rows" + (f" and histories of {length}" if length else "")
+    return equal, f" among the {len(equal)} trained on {at} ({len(trained) - len(equal)} on others are not compared)"
 
 
 def floors(c: Context) -> Section | None:

@@ -234,8 +234,9 @@ def _drawn(found: list[Series], names: Names) -> list[Exhibit]:
                 here = [one for one in found if (one.data, one.axis, one.metric) == (data, axis, metric)]
                 if here:
                     table = points_table(here, names)
-                    caption = f"{loss} against {head[:1].lower()}{head[1:]} on {data}"
-                    out += exhibit(table, (caption, figure(here, table, names)), title=caption, data=data)
+                    against = f"{loss} against {head[:1].lower()}{head[1:]}"
+                    drawn = ("What was seen, and both laws where loss moves", figure(here, table, names))
+                    out += exhibit(table, drawn, title=f"{data}: {against}", data=data)
     return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctrbench.bench.config import build_plan
-from ctrbench.reports import claims, records, scaling_fits
+from ctrbench.reports import claims, quality, records, scaling_fits
 from ctrbench.reports.cells import tidy
 from ctrbench.reports.claim_evidence import Evidence
 from ctrbench.reports.claim_rules_scaling import curves
@@ -68,6 +68,35 @@ def test_each_planted_law_gets_its_word(tmp_path: Path) -> None:
         row = table.loc[model].iloc[0]
         for head in ("Exponent c", "Floor a", "Largest size, predicted"):
             assert (row[head].value, row[head].reason) == (None, reason)
+
+
+def test_an_exhibit_of_a_law_says_nothing_twice(tmp_path: Path) -> None:
+    plant(tmp_path, "fat", power(0.3), 0.0003)
+    drawn = [e for e in shown(tmp_path).exhibits if e.figures]
+    assert [e.title for e in drawn] == [
+        "movielens_1m: log loss against training FLOPs", "movielens_1m: 1 - AUC against training FLOPs"
+    ]  # fmt: skip
+    assert all(caption != e.title for e in drawn for caption, _ in e.figures)
+
+
+@pytest.mark.parametrize(("axis", "places", "at"), [
+    ("rows", (2000, 4000), "1,000 rows and histories of 32"), ("length", (64, 128), "1,000 rows and histories of 32"),
+])  # fmt: skip
+def test_the_highest_auc_is_named_among_trainings_on_equal_data(
+    tmp_path: Path, axis: str, places: tuple[int, ...], at: str
+) -> None:
+    plant(tmp_path, "fat", power(0.3), 0.0003)  # 1,000 rows
+    plant(tmp_path, "din", lambda x: 0.3 + 0.0 * x, 0.0003, axis=axis, places=places)
+    sentence = quality.summary(context(tmp_path)).sentence
+    head = "On movielens_1m the highest mean AUC of a model among the 5 trained on"
+    assert sentence.startswith(f"{head} {at} (2 on others ")
+    assert "(FAT · dim=128)" in sentence
+    assert "DIN" not in sentence
+
+
+def test_trainings_on_equal_data_need_no_word_of_it(tmp_path: Path) -> None:
+    plant(tmp_path, "fat", power(0.3), 0.0003)
+    assert quality.summary(context(tmp_path)).sentence.startswith("On movielens_1m the highest mean AUC of a model is ")
 
 
 @pytest.mark.parametrize(
