@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UnknownName, BadInput) as error:
         return _wrong(str(error))
     except OSError as error:  # no permission, a file where a folder belongs, a full disk
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
         place = error.filename2 or error.filename or "disk"
         return _wrong(f"{place}: {error.strerror}; choose a place that can be read and written, or make room")

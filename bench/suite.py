@@ -157,7 +157,10 @@ def _run_dir(plan: Plan) -> Path:
         for folder in sorted((p.parent for p in out.glob("*/plan.sha256")), reverse=True):
             if not folder.is_symlink() and (folder / "plan.sha256").read_text() == digest:  # `latest` is a link
                 return folder
-    folder = out / time.strftime(f"%Y%m%d-%H%M%S-{plan.suite}")
+    named = out / time.strftime(f"%Y%m%d-%H%M%S-{plan.suite}")
+    number, folder = 1, named
+    while folder.exists():  # a second run within the second, or a clock that was set back
+        number, folder = number + 1, named.with_name(f"{named.name}-{number + 1}")
     folder.mkdir(parents=True)
     records.write_atomic(folder / "plan.sha256", digest.encode())
     return folder
@@ -361,9 +364,8 @@ def _draw(runs_dir: Path, console: Console) -> None:
     from ctrbench.reports.tables import console_tables
 
     table, bodies = records.load(runs_dir)
-    partial = runs_dir / "measurements.parquet.partial"
-    table.to_parquet(partial, index=False)
-    partial.replace(runs_dir / "measurements.parquet")
+    with records.whole(runs_dir / "measurements.parquet") as partial:
+        table.to_parquet(partial, index=False)
     report = build_report(table, bodies, runs_dir / "report.html", kernel_rows.load([runs_dir]))
     latest = runs_dir.parent / "latest"
     fresh = runs_dir.parent / f".latest-{os.getpid()}"

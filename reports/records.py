@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -96,29 +97,33 @@ def frame(rows: Iterable[Measurement]) -> pd.DataFrame:
     return pd.DataFrame([asdict(r) for r in rows], columns=list(COLUMNS))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write to that becomes `path` where all went well; an error names `path` and leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+        yield partial
         partial.replace(path)
-    except OSError:  # a full disk, or a folder of that name
+    except OSError as error:  # a full disk, or a folder of that name
         partial.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # the system names none where a write fails
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    with whole(path) as partial, partial.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
 
 
 def save(record: RunRecord, runs_dir: Path) -> Path:
     """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole."""
     folder = runs_dir / "records" / record.key
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "measurements.parquet"
-    partial = table.with_name("measurements.parquet.partial")
-    typed(frame(record.rows)).to_parquet(partial, index=False)
-    partial.replace(table)
+    with whole(folder / "measurements.parquet") as partial:
+        typed(frame(record.rows)).to_parquet(partial, index=False)
     body = {
         "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
         "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
