@@ -25,7 +25,7 @@ ELSEWHERE = {
 }
 """Page -> the test that runs its commands, or the programs behind them on recordings kept beside the project."""
 MAY_FAIL = ("--tool nsys", "--tool ncu", " compare ", "gate_trials check")
-"""Exit code 1 is an answer: there is no such tool here; the gate found something worse; four pairs are too few to say."""
+"""Exit code 1 is an answer: there is no such tool here; the gate found something worse; four pairs are too few."""
 
 
 def commands(page: str) -> list[str]:

@@ -34,7 +34,7 @@ def typed(folder: Path, words: list[str], before: Callable[[], None] | None = No
 
 def stamps(folder: Path) -> dict[str, int]:
     """Every whole record and when it was written; each must read."""
-    found = {}
+    found: dict[str, int] = {}
     for run in (p.parent for p in folder.glob("runs/*/plan.sha256") if not p.parent.is_symlink()):
         found |= {key: (run / "records" / key / "record.json").stat().st_mtime_ns for key in records.finished(run)}
         if found:
