@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ctrbench.reports.measures import withheld
+from ctrbench.reports.measures import OF_SCORES, withheld
 from ctrbench.reports.records import Measurement, Status
 
 TIMED = (
     "step_time", "throughput", "infer_latency", "loader_stall", "cpu_core_seconds", "cpu_core_s_per_million",
     "rss_peak", "mfu_cpu", "mbu",
 )  # fmt: skip
-TRAINED = ("auc", "gauc", "logloss", "ne", "calibration")
+TRAINED = ("auc", "gauc", "logloss", "ne", "calibration", *(m.id for m in OF_SCORES))
 COUNTED = (
     "flops_fwd_per_sample", "flops_train_per_sample", "flop_coverage", "ops_per_step", "ops_per_sample",
     "kernels_per_step", "kernels_per_sample", "bytes_operands", "bytes_compulsory", "ai_operands", "ai_compulsory",

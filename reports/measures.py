@@ -1,50 +1,28 @@
 # ruff: noqa: E501 - the catalogue is a table; one measure a line
-"""The catalogue of measures: each declared once; console, columns, axis labels and docs read the declaration."""
+"""The catalogue of measures: each declared once; console, columns, axis labels and docs read the declaration.
+
+Those of test scores may stand in a file of their own (`MEASURE`, see CONTRIBUTING.md) instead of the table.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from ctrbench.reports.declared import Better, Measure, Style, modules_with
 from ctrbench.reports.records import Measurement, Origin, Status
-
-Style = Literal["time", "bytes", "si", "count", "percent", "auc", "number"]
-"""How a value of this measure is printed; see `ctrbench.reports.cells.text_of`."""
-Better = Literal["up", "down", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measure:
-    """One declared measure."""
-
-    id: str
-    """The record's `metric`."""
-    title: str
-    """Short name for column heads and axes."""
-    unit: str
-    better: Better
-    """Direction: larger is better, smaller is better, or descriptive."""
-    words: str
-    """The formula in words."""
-    source: str
-    """Instrument or publication that the definition comes from."""
-    style: Style = "number"
-
-    @property
-    def axis(self) -> str:
-        """Axis label with unit."""
-        return self.title if self.unit in ("ratio", "1") else f"{self.title} ({self.unit})"
 
 
 def _table(*rows: tuple[str, str, str, Better, Style, str, str]) -> Mapping[str, Measure]:
-    declared = {
-        r[0]: Measure(id=r[0], title=r[1], unit=r[2], better=r[3], style=r[4], words=r[5], source=r[6]) for r in rows
-    }
-    if len(declared) != len(rows):
-        raise ValueError("a measure is declared twice")
+    listed = [Measure(id=r[0], title=r[1], unit=r[2], better=r[3], style=r[4], words=r[5], source=r[6]) for r in rows]
+    found: list[Measure] = [module.MEASURE for module in modules_with("MEASURE")]
+    declared: dict[str, Measure] = {}
+    for m in (*listed, *found):
+        if m.id in declared:
+            raise ValueError(f"measure {m.id} is declared twice in reports/: give one of them another id")
+        declared[m.id] = m
     return MappingProxyType(declared)
 
 
@@ -199,6 +177,9 @@ MEASURES: Mapping[str, Measure] = _table(
     ("peak_gbs", "DRAM peak", "GB/s", "up", "number", "peak DRAM bandwidth of a catalogued GPU", _SHEET),
     ("ridge", "Ridge", "FLOP/B", "none", "number", "dense peak / DRAM bandwidth: intensity below which bandwidth is the limit", _ROOF),
 )  # fmt: skip
+
+OF_SCORES: tuple[Measure, ...] = tuple(m for m in MEASURES.values() if m.of_scores is not None)
+"""Those that are computed from kept test scores because their declaration says how."""
 
 
 def measure(metric: str) -> Measure:

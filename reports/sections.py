@@ -36,6 +36,7 @@ from ctrbench.reports import (
     utilisation,
 )
 from ctrbench.reports import pairs as field_pairs
+from ctrbench.reports.declared import modules_with
 from ctrbench.reports.drawing import known
 from ctrbench.reports.exhibits import Context, Exhibit, Section, delta_column, exhibit, extremes
 
@@ -291,5 +292,14 @@ BUILDERS: tuple[Callable[[Context], Section | None], ...] = (
 def build_sections(
     context: Context, builders: Iterable[Callable[[Context], Section | None]] = BUILDERS
 ) -> list[Section]:
-    """All sections that have something to show, in order."""
-    return [s for s in (build(context) for build in builders) if s is not None]
+    """All sections that have something to show, in order.
+
+    Those with a file of their own say which section they stand `AFTER`; where it is not shown they come last.
+    """
+    shown = [s for s in (build(context) for build in builders) if s is not None]
+    for module in modules_with("AFTER"):
+        made: Section | None = module.section(context)
+        if made is not None:
+            place = next((n for n, s in enumerate(shown, 1) if s.id == module.AFTER), len(shown))
+            shown.insert(place, made)
+    return shown

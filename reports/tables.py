@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ctrbench.reports.cells import BANDED, KNOWN, Cell, absent, data_labels, pick, tidy, where
+from ctrbench.reports.measures import OF_SCORES
 from ctrbench.reports.names import REFERENCES, Names, names_of
 from ctrbench.reports.records import ORIGINS
 
@@ -130,6 +131,7 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
             "Log loss": pick(mine, "logloss"),
             "Normalised entropy": pick(mine, "ne"),
             "Calibration": pick(mine, "calibration"),
+            **{m.title: pick(mine, m.id) for m in OF_SCORES if m.id in set(frame["metric"])},
         })  # fmt: skip
         index.append(model)
     return pd.DataFrame(rows, index=index)
@@ -343,14 +345,8 @@ def console_tables(frame: pd.DataFrame, bodies: Bodies | None = None) -> list[Ri
 
 
 MARKDOWN_HEADS = (
-    "Model",
-    "AUC",
-    "ΔAUC",
-    "Paired verdict",
-    "Forward FLOPs / sample",
-    "Samples / s",
-    "CUDA kernels / step",
-)
+    "Model", "AUC", "ΔAUC", "Paired verdict", "Forward FLOPs / sample", "Samples / s", "CUDA kernels / step",
+)  # fmt: skip
 
 
 def markdown(frame: pd.DataFrame, bodies: Bodies) -> str:

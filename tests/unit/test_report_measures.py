@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctrbench.reports.cells import text_of
-from ctrbench.reports.measures import MEASURES, make, measure, withheld
+from ctrbench.reports.measures import MEASURES, _table, make, measure, withheld
 
 BASE = {"run": "r", "model": "fat", "phase": "train", "data": "d", "track": "sequence"}
 OWED = (
@@ -46,6 +46,12 @@ def test_unknown_measure_names_the_nearest() -> None:
         withheld(BASE, "loglos", "because")
     with pytest.raises(KeyError, match="not declared"):
         measure("zzzzzz")
+
+
+def test_two_declarations_of_one_id_are_refused() -> None:
+    row = ("mine", "Mine", "s", "down", "time", "words", "source")
+    with pytest.raises(ValueError, match="mine is declared twice"):
+        _table(row, row)  # type: ignore[arg-type]
 
 
 def test_withheld_has_no_value_and_a_reason() -> None:
