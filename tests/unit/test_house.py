@@ -61,8 +61,11 @@ def test_wheel_holds_every_module_and_data_file(tmp_path):
         check=True, capture_output=True,
     )  # fmt: skip
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    wanted = {"ctrbench/" + f for f in tracked(r"\.(py|toml|yaml|html|css|js|c|json)$") if f.split("/")[0] in ROOMS}
+    wanted = {
+        "ctrbench/" + f for f in tracked(r"\.(py|toml|yaml|html|css|js|c|json|typed)$") if f.split("/")[0] in ROOMS
+    }
     assert wanted - names == set()
+    assert {f"ctrbench/{room}/py.typed" for room in ROOMS} <= names
     assert {n for n in names if n.endswith(".py")} == {w for w in wanted if w.endswith(".py")}
 
 
