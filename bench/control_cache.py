@@ -19,6 +19,7 @@ from ctrbench.bench.controls import METRICS, code_of
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.spec import cache_dir
 from ctrbench.reports import records
+from ctrbench.reports.privacy import hidden
 
 FILES = ("measurements.parquet", "record.json")
 """Of an entry; record.json is copied last and marks a record whole."""
@@ -42,6 +43,7 @@ def usable(spec: RunSpec) -> bool:
             and tuple(table.columns) == records.COLUMNS
             and list(table["metric"]) == [METRICS[spec.kind]]
             and list(table["value"]) == [body["extra"]["auc"]]
+            and hidden(body) == body  # kept by a version that wrote places as they are
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Not there, cut off, or JSON and Parquet of another shape: whatever is wrong with it, the run is made again.

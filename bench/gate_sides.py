@@ -25,6 +25,7 @@ from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.reports import records
 from ctrbench.reports.comparison import Provenance, Subject
+from ctrbench.reports.privacy import shown
 
 BASELINES = Path("runs/baselines")
 CARD, ROWS, SCORES = "baseline.json", "rows", "scores.npz"
@@ -82,7 +83,7 @@ class Side:
         from ctrbench.datasets.prepared import Prepared  # brings torch; a baseline needs none
 
         try:
-            prepared = Prepared.open(Path(str(spec.get("prepared", ""))))
+            prepared = Prepared.open(shown(str(spec.get("prepared", ""))))
         except (OSError, ValueError):
             return None
         if prepared.fingerprint != spec["fingerprint"]:

@@ -35,7 +35,8 @@ from omegaconf import DictConfig
 
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
 from ctrbench.reports import grid
-from ctrbench.reports.records import finished, write_atomic
+from ctrbench.reports.privacy import hidden
+from ctrbench.reports.records import finished, write_atomic, write_json
 
 CONF = Path(__file__).resolve().parent / "conf"
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
@@ -47,10 +48,11 @@ LAUNCHERS = {
 }
 """Launcher -> module that brings it."""
 ASKED, LOCK, LOG, END = "point.json", "lock", "log.txt", "end.json"
-"""In the folder of a point: its label and settings; held while its suite runs, with the process id; what that said; its
-exit code. `grid.GRID` in the folder of the sweep holds the settings of every point."""
+"""In the folder of a point: its label and settings, until its suite has ended; held while that runs, with the process
+id; what it said; its exit code. `grid.GRID` in the folder of the sweep holds the settings of every point by its name.
+What stays says nothing of this machine (`reports/privacy.py`)."""
 BUSY = 3
-"""Code of a job whose point runs already."""
+"""Code of a job whose point runs already, or has been run by another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +72,13 @@ class Point:
     """One combination of settings."""
 
     settings: tuple[str, ...]
+    known: str = ""
+    """Its name, where the settings are those of `grid.GRID`."""
 
     @property
     def name(self) -> str:
         """Of its folder: the same settings always have the same."""
-        return hashlib.sha256("\n".join(sorted(self.settings)).encode()).hexdigest()[:12]
+        return self.known or hashlib.sha256("\n".join(sorted(self.settings)).encode()).hexdigest()[:12]
 
     def folder(self, out: Path) -> Path:
         """Where its suite writes."""
@@ -147,10 +151,12 @@ def sweep(settings: Sequence[str], launcher: str, out: Path, options: Sequence[s
     _check_launcher(launcher)
     asked, out = points(settings), out.resolve()  # jobs may start elsewhere
     _check(asked)
-    write_atomic(out / grid.GRID, json.dumps([p.settings for p in asked], indent=1).encode())
+    write_json(out / grid.GRID, {p.name: p.settings for p in asked})
     todo = [p for p in asked if p.state(out).status not in ("done", "running")]
     print(f"{len(asked)} points, {len(todo)} to run by {launcher}; into {out}", flush=True)
     for point, label in zip(asked, labels(asked), strict=True):
+        if point not in todo:
+            continue
         write_atomic(point.folder(out) / ASKED, json.dumps([label, *point.settings]).encode())
     try:
         if todo:
@@ -200,6 +206,8 @@ def _launch(todo: Sequence[Point], launcher: str, out: Path, options: Sequence[s
             raise UnknownName(f"--option: {str(error).splitlines()[0]}") from None
         except Exception as error:  # of submitit and joblib, each its own
             print(f"launcher {launcher}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        finally:
+            (out / "hydra" / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own; it names folders, nobody reads it
 
 
 def _quoted(value: object) -> str:
@@ -210,12 +218,14 @@ def _quoted(value: object) -> str:
 def run_point(config: DictConfig) -> int:
     """One job of a launcher: the suite of one point, in a process of its own, its words in a file; its exit code."""
     folder = Path(config.out) / "points" / config.point
-    label, *settings = json.loads((folder / ASKED).read_text())
     with (folder / LOCK).open("a+") as lock, (folder / LOG).open("ab") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return BUSY
+        if not (folder / ASKED).is_file():  # another job ran it while this one waited
+            return BUSY
+        label, *settings = json.loads((folder / ASKED).read_text())
         (folder / END).unlink(missing_ok=True)
         print(f"{label}: {folder / LOG}", flush=True)
         command = [*_program(), "run", *settings, f"run.out={folder}", "run.resume=true"]
@@ -230,7 +240,10 @@ def run_point(config: DictConfig) -> int:
             suite.terminate()
             suite.wait()
             raise
+        finally:
+            write_atomic(folder / LOG, hidden((folder / LOG).read_text(errors="replace")).encode())
         write_atomic(folder / END, json.dumps({"code": code}).encode())
+        (folder / ASKED).unlink()
     print(f"{label}: exit code {code}", flush=True)
     return code
 
@@ -268,7 +281,7 @@ def _last_words(log: Path) -> str:
 
 def states(out: Path) -> list[tuple[Point, State]]:
     """Every point of a sweep's folder with its state."""
-    asked = [Point(tuple(s)) for s in json.loads((out / grid.GRID).read_text())]
+    asked = [Point(tuple(s), name) for name, s in json.loads((out / grid.GRID).read_text()).items()]
     return [(p, p.state(out)) for p in asked]
 
 

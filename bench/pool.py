@@ -23,6 +23,7 @@ import psutil
 from ctrbench.bench.proc import keep_freed_memory
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports import records
+from ctrbench.reports.privacy import hidden
 
 PRELOAD = ["torch", "torchrec", "ctrbench.bench.jobs"]
 
@@ -75,7 +76,7 @@ def _child(spec: RunSpec, runs_dir: str, errors: str, suite: int) -> None:
         memory = (
             isinstance(error, MemoryError) or "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error)
         )
-        Path(errors).write_text(("oom\n" if memory else "failed\n") + traceback.format_exc())
+        Path(errors).write_text(("oom\n" if memory else "failed\n") + hidden(traceback.format_exc()))
         os._exit(1)
 
 

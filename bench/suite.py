@@ -293,7 +293,7 @@ def _write_failure(outcome: Outcome, runs_dir: Path) -> None:
         "reason": outcome.reason,
         "rows": [asdict(r) for r in rows],
     }
-    records.write_atomic(runs_dir / "records" / spec.key / "failure.json", json.dumps(body, indent=1).encode())
+    records.write_json(runs_dir / "records" / spec.key / "failure.json", body)
 
 
 def _failed_rows(specs: list[RunSpec], runs_dir: Path) -> Iterator[Measurement]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ctrbench.reports.privacy import hidden
+
 SCHEMA_VERSION = 1
 
 Origin = Literal["measured", "derived", "counted", "modelled", "imported", "cited", "abstained"]
@@ -119,16 +121,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
+def write_json(path: Path, body: Any) -> None:
+    """Writes a JSON file whole or not at all, without what a record must not say (`privacy.hidden`)."""
+    write_atomic(path, json.dumps(hidden(body), indent=1, default=lambda other: hidden(str(other))).encode())
+
+
 def save(record: RunRecord, runs_dir: Path) -> Path:
-    """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole."""
+    """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole.
+
+    No folder, user, host or secret of this machine is written (`privacy.hidden`).
+    """
     folder = runs_dir / "records" / record.key
+    rows = pd.DataFrame(hidden([asdict(r) for r in record.rows]), columns=list(COLUMNS))
     with whole(folder / "measurements.parquet") as partial:
-        typed(frame(record.rows)).to_parquet(partial, index=False)
+        typed(rows).to_parquet(partial, index=False)
     body = {
         "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
         "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
     }  # fmt: skip
-    write_atomic(folder / "record.json", json.dumps(body, indent=1, default=str).encode())
+    write_json(folder / "record.json", body)
     return folder
 
 

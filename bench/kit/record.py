@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctrbench.datasets.errors import BadInput
+from ctrbench.reports.privacy import hidden
 from ctrbench.reports.records import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,17 +23,8 @@ _KEYS = ("started", "dry_run", "device", "environment", "dtype", "models")
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:
-    """Writes the record whole or not at all; folders of this machine, which messages of errors name, are taken out."""
-    write_atomic(path, (without_folders(json.dumps(record, indent=1, sort_keys=True)) + "\n").encode())
-
-
-def without_folders(text: str) -> str:
-    """The text with the checkout, the environment and the home of this machine under neutral names."""
-    named = {sys.prefix: "<environment>", str(ROOT): "<checkout>", str(Path.home()): "<home>"}
-    for folder in sorted(named, key=len, reverse=True):
-        if len(folder) > 1:
-            text = text.replace(folder, named[folder])
-    return text
+    """Writes the record whole or not at all, without what it must not say (`privacy.hidden`)."""
+    write_atomic(path, (json.dumps(hidden(record), indent=1, sort_keys=True) + "\n").encode())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -86,6 +86,6 @@ def test_a_whole_report_of_two_runs_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_a_finished_point_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "grid.json").write_text('[["suite=ci"]]')
+    (tmp_path / "grid.json").write_text('{"point": ["suite=ci"]}')
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 2
     assert "no point of the sweep has finished" in capsys.readouterr().err
