@@ -108,7 +108,7 @@ def _on_equal_data(c: Context, trained: pd.DataFrame, data: str) -> tuple[pd.Dat
         spec = body.get("spec", {})
         if spec.get("kind") == "quality" and spec.get("data") == name and split in ("", spec.get("split")):
             title = c.names.title(spec["model"], spec["variant"])
-            seen[title] = (int(spec["train_rows"]), int(spec["history_length"]))
+            seen[title] = (int(spec.get("train_rows") or 0), int(spec.get("history_length") or 0))
     counts = Counter(seen[title] for title in known(trained, "AUC")["Model"] if title in seen)
     if len(counts) < 2:
         return trained, ""
