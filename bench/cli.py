@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ctrbench.bench.trace.commands import TOOLS
 from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
 
-if TYPE_CHECKING:  # commands that read no data start without torch
+if TYPE_CHECKING:  # a command imports what it needs when it runs: --help starts at once, report without torch
+    from rich.console import Console
+
     from ctrbench.datasets.prepared import Prepared
 
 CONTROL_ROWS = 200_000
@@ -161,11 +161,18 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _console() -> Console:
+    """Tables as wide as they are where no terminal cuts them."""
+    from rich.console import Console
+
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
 def _run(options: argparse.Namespace) -> int:
     from ctrbench.bench.config import build_plan
     from ctrbench.bench.suite import run_suite
 
-    return run_suite(build_plan(options.settings), Console(soft_wrap=not sys.stdout.isatty()))
+    return run_suite(build_plan(options.settings), _console())
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -173,7 +180,7 @@ def _tune(options: argparse.Namespace) -> int:
     from ctrbench.bench.suite import run_suite
     from ctrbench.bench.tuning import only_tuning
 
-    return run_suite(only_tuning(build_plan(options.settings)), Console(soft_wrap=not sys.stdout.isatty()))
+    return run_suite(only_tuning(build_plan(options.settings)), _console())
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -195,7 +202,7 @@ def _profile(options: argparse.Namespace) -> int:
         settings=tuple(options.settings), tool=options.tool, out=Path(options.out) if options.out else None,
         steps=options.steps, arch=options.arch, every=options.every, operators=options.operators,
     )  # fmt: skip
-    return run_profile(request, Console(soft_wrap=not sys.stdout.isatty()))
+    return run_profile(request, _console())
 
 
 def _trace(options: argparse.Namespace) -> int:
