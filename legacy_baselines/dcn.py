@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross_vector import Impl, cross_vector, cross_vector_cost
 from ctrbench.kernels.linear import Linear
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.legacy_baselines.dcn_serving import request_flops, serving
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -153,10 +153,9 @@ def flops(config: DCNConfig, schema: FeatureSchema, lengths: Mapping[str, int] |
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 21,343,491 parameters."""
+    """BARS' Criteo_x1 run."""
     config = DCNConfig(dim=10, cross_layers=3, mlp=(400, 400, 400), dropout=0.1, missing_vector=False)
-    note = "BARS Criteo_x1 log: 21,343,491 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 21_343_491)
 
 
 SPEC = ModelSpec(

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.cross import Impl, cross, cross_cost
 from ctrbench.kernels.cross_mixture import Act, mixture, mixture_cost
 from ctrbench.kernels.linear import Linear
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.legacy_baselines.dcn_v2_serving import request_flops, serving
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -226,10 +226,9 @@ def flops(config: DCNv2Config, schema: FeatureSchema, lengths: Mapping[str, int]
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 22,018,021 parameters."""
+    """BARS' Criteo_x1 run."""
     config = DCNv2Config(dim=10, cross_layers=3, mlp=(500, 500, 500), dropout=0.1, missing_vector=False)
-    note = "BARS Criteo_x1 log: 22,018,021 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 22_018_021)
 
 
 SPEC = ModelSpec(

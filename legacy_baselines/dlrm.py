@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.dot_interaction import dot_interaction, pairs_of
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.cards import fixed, shared_rows, switched
 from ctrbench.models.embedding import TableConfig
@@ -138,13 +138,12 @@ def flops(config: DLRMConfig, schema: FeatureSchema, lengths: Mapping[str, int] 
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 21,664,241 parameters."""
+    """BARS' Criteo_x1 run."""
     config = DLRMConfig(
         dim=10, bottom=(400, 400, 400), top=(400, 400, 400), bn=True, bottom_dropout=0.1, dropout=0.2,
         missing_vector=False,
     )  # fmt: skip
-    note = "BARS Criteo_x1 log: 21,664,241 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 21_664_241)
 
 
 SPEC = ModelSpec(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.ffm import ffm, ffm_cost
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.cards import fixed, shared_rows
 from ctrbench.models.embedding import TableConfig
@@ -93,10 +93,9 @@ def flops(config: FFMConfig, schema: FeatureSchema, lengths: Mapping[str, int] |
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 398,486,357 parameters."""
+    """BARS' Criteo_x1 run."""
     config = FFMConfig(dim=5, missing_vector=False)
-    note = "BARS Criteo_x1 log: 398,486,357 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 398_486_357)
 
 
 SPEC = ModelSpec(

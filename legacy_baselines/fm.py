@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
 from ctrbench.kernels.fm import Impl, fm
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.legacy_baselines.serving_split import split_forms
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.cards import fixed, shared_rows
@@ -87,10 +87,9 @@ def flops(config: FMConfig, schema: FeatureSchema, lengths: Mapping[str, int] | 
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 22,949,477 parameters."""
+    """BARS' Criteo_x1 run."""
     config = FMConfig(dim=10, missing_vector=False)
-    note = "BARS Criteo_x1 log: 22,949,477 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 22_949_477)
 
 
 SPEC = ModelSpec(

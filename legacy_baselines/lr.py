@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.models.blocks import FeatureEmbedder
 from ctrbench.models.cards import fixed, shared_rows, switched
 from ctrbench.models.embedding import TableConfig
@@ -66,9 +66,8 @@ def flops(config: LRConfig, schema: FeatureSchema, lengths: Mapping[str, int] | 
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 2,086,317 parameters."""
-    note = "BARS Criteo_x1 log: 2,086,317 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=LRConfig(missing_vector=False), schema=criteo_x1(), note=note),)
+    """BARS' Criteo_x1 run."""
+    return criteo_x1_run(LRConfig(missing_vector=False), 2_086_317)
 
 
 SPEC = ModelSpec(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ctrbench.datasets.published_schemas import criteo_x1
 from ctrbench.datasets.schema import Batch, FeatureSchema
+from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.legacy_baselines.serving_split import request_flops, split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.cards import fixed, shared_rows, switched
@@ -81,10 +81,9 @@ def flops(config: WideDeepConfig, schema: FeatureSchema, lengths: Mapping[str, i
 
 
 def published() -> tuple[Preset, ...]:
-    """BARS' Criteo_x1 run: 23,429,477 parameters."""
+    """BARS' Criteo_x1 run."""
     config = WideDeepConfig(dim=10, mlp=(400, 400, 400), bn=True, dropout=0.1, missing_vector=False)
-    note = "BARS Criteo_x1 log: 23,429,477 parameters; rows per field spread by us, their sum is published"
-    return (Preset(label="criteo_x1", config=config, schema=criteo_x1(), note=note),)
+    return criteo_x1_run(config, 23_429_477)
 
 
 SPEC = ModelSpec(
