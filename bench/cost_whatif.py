@@ -10,12 +10,10 @@ from functools import cache
 from itertools import combinations
 from typing import Any, cast
 
-import pandas as pd
-
-from ctrbench.bench.cost_amounts import Amount, Facts
+from ctrbench.bench.cost_amounts import Amount
 from ctrbench.bench.cost_prices import GPU, OBJECT, RAM, SSD, VCPU, Prices
 from ctrbench.bench.cost_terms import ACCELERATOR, HOST, TOTAL, Assumptions, request_terms
-from ctrbench.bench.cost_workloads import CPU, HISTORY, Workload, workloads
+from ctrbench.bench.cost_workloads import CPU, HISTORY, Workload
 
 REUSE = "reuse"
 RANGES = {
@@ -94,19 +92,6 @@ class Curves:
             found = [(start, gap), *found]  # the ranking turns between what was measured and the range
         sides = [Crossing(at, *(("a", "b") if before < 0 else ("b", "a"))) for at, before in found]
         return min(sides, key=lambda c: knob.distance(c.at), default=None)
-
-
-def sensitivity(rows: pd.DataFrame, prices: Prices, assumptions: Assumptions, a: str, b: str) -> list[dict[str, Any]]:
-    """Every knob that flips the ranking of two models, on each data set and deployment; keys: see `cost.cost_extra`.
-
-    Raises:
-        ValueError: a model that was not served.
-    """
-    known = workloads(Facts(rows), assumptions.legacy_features)
-    for name in (a, b):
-        if name not in {w.columns["model"] for w in known}:
-            raise ValueError(f"model {name!r} was not served: these rows price {sorted({_model(w) for w in known})}")
-    return sensitivities([w for w in known if _model(w) in (a, b)], prices, assumptions)[1]
 
 
 def sensitivities(

@@ -99,20 +99,6 @@ def auc_covariance(label_N: Array, score_KN: Array, user_N: Array | None = None)
     return AucCovariance(auc_K, covariance_KK, up_KU + down_KU)
 
 
-def auc_interval(label_N: Array, score_N: Array, user_N: Array | None = None, level: float = 0.95) -> tuple[float, ...]:
-    """(AUC, low, high) of one scoring; the interval is taken on the logit scale, so that it stays within (0, 1).
-
-    Raises:
-        ValueError: as `auc_covariance`.
-    """
-    found = auc_covariance(label_N, score_N, user_N)
-    auc, se = float(found.auc_K[0]), math.sqrt(float(found.covariance_KK[0, 0]))
-    if not 0 < auc < 1:
-        return auc, auc, auc
-    middle, reach = math.log(auc / (1 - auc)), norm.ppf((1 + level) / 2) * se / (auc * (1 - auc))
-    return auc, 1 / (1 + math.exp(reach - middle)), 1 / (1 + math.exp(-reach - middle))
-
-
 def paired_auc_test(label_N: Array, a_SN: Array, b_SN: Array, user_N: Array | None = None) -> AucTest:
     """AUC of `a_SN` minus that of `b_SN`; row s of both is the same seed.
 

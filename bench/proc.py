@@ -1,17 +1,13 @@
-"""What the operating system says of this process: memory, CPU time, input and output (Linux)."""
+"""What the operating system says of this process: memory and CPU time (Linux)."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 _SELF = Path("/proc/self")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -44,21 +40,9 @@ def allocator() -> str:
     return "freed memory kept for reuse" if _keeps_freed else "as the C library has it"
 
 
-def cpu_seconds(live_children: bool = False) -> float:
-    """User + system seconds of all threads of this process and of its finished children.
-
-    Args:
-        live_children: add children still running (a walk over /proc, about a millisecond).
-    """
-    total = sum(os.times()[:4])
-    if live_children:
-        for child in psutil.Process().children(recursive=True):
-            try:
-                used = child.cpu_times()
-            except psutil.NoSuchProcess:  # ended meanwhile: os.times() has it from the next call on
-                continue
-            total += used.user + used.system
-    return total
+def cpu_seconds() -> float:
+    """User + system seconds of all threads of this process and of its finished children."""
+    return sum(os.times()[:4])
 
 
 def rss_peak() -> int:
@@ -89,74 +73,3 @@ def memory_aside() -> Iterator[None]:
             (_SELF / "clear_refs").write_text("5")  # proc(5): resets the peak to the current resident set
         except OSError:
             _kept_peak = 0
-
-
-def pss() -> int | None:
-    """Proportional set of this process, bytes; None where the kernel does not tell. Sum it over loader workers."""
-    try:
-        text = (_SELF / "smaps_rollup").read_text()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Io:
-    """Bytes this process asked for, and those that came from or went to a device."""
-
-    rchar: int
-    """Read calls, page cache included."""
-    wchar: int
-    read_bytes: int
-    """From the device: 0 when the cache is warm."""
-    write_bytes: int
-
-    def __sub__(self, other: Io) -> Io:
-        return Io(
-            rchar=self.rchar - other.rchar, wchar=self.wchar - other.wchar,
-            read_bytes=self.read_bytes - other.read_bytes, write_bytes=self.write_bytes - other.write_bytes,
-        )  # fmt: skip
-
-
-def io_counters() -> Io | None:
-    """Counters of /proc/self/io since the start of the process; None where not readable."""
-    try:
-        pairs = dict(line.split(": ") for line in (_SELF / "io").read_text().splitlines())
-    except OSError:
-        return None
-    return Io(
-        rchar=int(pairs["rchar"]), wchar=int(pairs["wchar"]),
-        read_bytes=int(pairs["read_bytes"]), write_bytes=int(pairs["write_bytes"]),
-    )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Usage:
-    """What a `usage()` block cost; complete when the block has ended."""
-
-    wall_s: float = 0.0
-    cpu_core_s: float = 0.0
-    io: Io | None = None
-
-    @property
-    def cores_used(self) -> float:
-        """CPU core-seconds per second of wall time."""
-        return self.cpu_core_s / self.wall_s
-
-
-@contextmanager
-def usage(live_children: bool = False) -> Iterator[Usage]:
-    """Measures a block of code.
-
-    Args:
-        live_children: as in `cpu_seconds`.
-    """
-    out, io = Usage(), io_counters()
-    cpu, wall = cpu_seconds(live_children), time.perf_counter()
-    try:
-        yield out
-    finally:
-        out.wall_s = time.perf_counter() - wall
-        out.cpu_core_s = cpu_seconds(live_children) - cpu
-        after = io_counters()
-        out.io = after - io if after is not None and io is not None else None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctrbench.bench.quality import auc, checked_labels
+from ctrbench.bench.quality import checked_labels
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -24,16 +24,6 @@ Z_95, POWER_80 = 1.959964, 0.841621
 """Normal quantiles: two-sided 5 % error, and 80 % power for the minimum detectable difference."""
 P99_STEPS = 1000
 """A P99 of fewer steps than this is not given (measures.md, section 7)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A mean over seeds and its 95 % interval."""
-
-    mean: float
-    ci_low: float
-    ci_high: float
-    se: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,27 +146,18 @@ def _difference(a_SD: Array, b_SD: Array) -> Floats:
     return np.asarray(a_SD - b_SD, dtype=np.float64)
 
 
-def paired_interval(a_SD: Array, b_SD: Array, *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean over seeds of a - b; row s of both is the same seed.
+def paired_from_draws(delta: float, a_SD: Array, b_SD: Array, *, seed: int = 0) -> PairedDifference:
+    """95 % percentile interval of the mean over seeds of a - b, minimum detectable difference and the verdict.
 
     Args:
+        delta: mean over seeds of the difference on the rows as they are.
         a_SD: `auc_draws` of each seed of the one model.
-        b_SD: the same of the other, on the same rows with the same draws. One row beside several of `a_SD` is a model
-            that was trained once: the interval then holds no seed noise of its own.
+        b_SD: the same of the other, on the same rows with the same draws; row s of both is the same seed. One row
+            beside several of `a_SD` is a model that was trained once: the interval then holds no seed noise of its own.
         seed: of the resampling of seeds.
 
     Raises:
         ValueError: if draws or seeds do not pair.
-    """
-    return mean_interval(_difference(a_SD, b_SD), seed=seed)
-
-
-def paired_from_draws(delta: float, a_SD: Array, b_SD: Array, *, seed: int = 0) -> PairedDifference:
-    """`paired_interval` with standard error, minimum detectable difference and the verdict.
-
-    Args:
-        delta: mean over seeds of the difference on the rows as they are.
-        a_SD, b_SD, seed: as in `paired_interval`.
     """
     values_D = _mean_draws(_difference(a_SD, b_SD), seed)
     low, high = _interval(values_D)
@@ -184,32 +165,6 @@ def paired_from_draws(delta: float, a_SD: Array, b_SD: Array, *, seed: int = 0) 
     return PairedDifference(
         delta=delta, ci_low=low, ci_high=high, se=se, mdd=(Z_95 + POWER_80) * se, tied=low <= 0 <= high
     )
-
-
-def joint_bootstrap(label_N: Array, scores_SN: Array, user_N: Array, *, draws: int = 400, seed: int = 0) -> Interval:
-    """Mean AUC over seeds, with an interval that resamples users (rows where no user) and seeds jointly."""
-    scores_SN = np.atleast_2d(scores_SN)
-    draws_SD = np.stack([auc_draws(label_N, s, user_N, draws=draws, seed=seed) for s in scores_SN])
-    values_D = _mean_draws(draws_SD, seed)
-    low, high = _interval(values_D)
-    mean = float(np.mean([auc(label_N, s) for s in scores_SN]))
-    return Interval(mean=mean, ci_low=low, ci_high=high, se=float(values_D.std(ddof=1)))
-
-
-def paired_difference(
-    label_N: Array, a_SN: Array, b_SN: Array, user_N: Array, *, draws: int = 400, seed: int = 0
-) -> PairedDifference:
-    """AUC of `a_SN` minus that of `b_SN`: same rows, same resampled users, row s of both the same seed.
-
-    Raises:
-        ValueError: if the seeds do not pair, or as `quality.auc`.
-    """
-    a_SN, b_SN = np.atleast_2d(a_SN), np.atleast_2d(b_SN)
-    draws_of = [
-        np.stack([auc_draws(label_N, s, user_N, draws=draws, seed=seed) for s in side]) for side in (a_SN, b_SN)
-    ]
-    means = [np.mean([auc(label_N, s) for s in side]) for side in (a_SN, b_SN)]
-    return paired_from_draws(float(means[0] - means[1]), draws_of[0], draws_of[1], seed=seed)
 
 
 def percentiles(samples: Sequence[float]) -> dict[str, float]:
@@ -258,24 +213,6 @@ def _blocks(steps: Floats, block: int, count: int, rng: np.random.Generator) -> 
     start = rng.integers(0, len(steps) - block + 1, (count, blocks, 1))
     index = (start + np.arange(block)).reshape(count, -1)[:, : len(steps)]
     return np.asarray(steps[index])
-
-
-def warmup_steps(samples: Sequence[float], *, least: int = 10, window: int = 20, moves: float = 0.02) -> int | None:
-    """Steps to drop as warm-up: at least `least`, and until the running median settles.
-
-    The running median of `window` steps has settled at step k when that of steps k.. differs from that of the window
-    after it by less than `moves`.
-
-    Returns:
-        steps to drop, or None if the median never settles (report the run as clock_unstable).
-    """
-    values = np.asarray(samples, dtype=np.float64)
-    if len(values) < least + 2 * window:
-        return None
-    median = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
-    now, later = median[least:-window], median[least + window :]
-    settled = np.flatnonzero(np.abs(later - now) < moves * now)
-    return least + int(settled[0]) if settled.size else None
 
 
 def auc_standard_error(auc: float, positives: int, negatives: int) -> float:

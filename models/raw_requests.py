@@ -163,17 +163,3 @@ def _dense(value: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
     """Values with 0 where missing, and where that is."""
     missing = np.isnan(value)
     return torch.from_numpy(np.where(missing, np.float32(0), value)), torch.from_numpy(missing.astype(np.float32))
-
-
-def request_of(schema: FeatureSchema, vocabularies: Vocabularies, raw: RawRequest) -> Requests:
-    """One raw request, R = 1, as the models take it.
-
-    Args:
-        schema: of the model; histories are cut to its lengths.
-        vocabularies: of the data it was trained on.
-        raw: the request.
-
-    Raises:
-        BadInput: as `encode` and `RequestForm.built`.
-    """
-    return RequestForm(schema).built(encode(schema, vocabularies, raw), raw)

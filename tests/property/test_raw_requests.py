@@ -20,9 +20,9 @@ from ctrbench.datasets.errors import BadInput
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.movielens_1m import CATEGORICAL, events, fetch
 from ctrbench.datasets.prepare import prepare
-from ctrbench.datasets.schema import MISSING, OOV, Field
-from ctrbench.models.raw_requests import RawRequest, Vocabularies, request_of
-from ctrbench.models.requests import full_rows, take_users
+from ctrbench.datasets.schema import MISSING, OOV, FeatureSchema, Field
+from ctrbench.models.raw_requests import RawRequest, RequestForm, Vocabularies, encode
+from ctrbench.models.requests import Requests, full_rows, take_users
 
 _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_data.py"))
 
@@ -47,6 +47,10 @@ def raw_of(rows: list[dict[str, Any]], one: Any, user: dict[str, Any]) -> RawReq
         time=user["time"], user_id=user["user_id"],
         events={"hist": {**hist, "time": one.event_times["hist"].numpy()}},
     )  # fmt: skip
+
+
+def request_of(schema: FeatureSchema, vocabularies: Vocabularies, raw: RawRequest) -> Requests:
+    return RequestForm(schema).built(encode(schema, vocabularies, raw), raw)
 
 
 @given(st.lists(st.integers(0, 79), min_size=1, max_size=9), st.integers(0, 79))

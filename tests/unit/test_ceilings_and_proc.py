@@ -59,35 +59,21 @@ def test_drift_needs_equal_conditions() -> None:
 
 
 def test_cpu_seconds_count_work_and_not_waiting() -> None:
-    with proc.usage() as slept:
-        time.sleep(0.2)
-    with proc.usage() as worked:
-        while proc.cpu_seconds() - slept.cpu_core_s < 0:
-            pass
-        end = time.thread_time() + 0.2
-        while time.thread_time() < end:
-            pass
-    assert slept.wall_s >= 0.2
-    assert slept.cpu_core_s < 0.1
-    assert worked.cpu_core_s >= 0.18  # os.times() ticks in 10 ms
-    assert slept.cores_used < 0.5
-
-
-BURN = "import time\nend = time.thread_time() + 0.3\nwhile time.thread_time() < end: pass\n"
-
-
-def test_cpu_seconds_of_children_finished_and_running() -> None:
     before = proc.cpu_seconds()
-    subprocess.run([sys.executable, "-c", BURN], check=True)
+    time.sleep(0.2)
+    rested = proc.cpu_seconds()
+    end = time.thread_time() + 0.2
+    while time.thread_time() < end:
+        pass
+    assert rested - before < 0.1
+    assert proc.cpu_seconds() - rested >= 0.18  # os.times() ticks in 10 ms
+
+
+def test_cpu_seconds_of_finished_children() -> None:
+    before = proc.cpu_seconds()
+    burn = "import time\nend = time.thread_time() + 0.3\nwhile time.thread_time() < end: pass\n"
+    subprocess.run([sys.executable, "-c", burn], check=True)
     assert proc.cpu_seconds() - before >= 0.28
-    child = subprocess.Popen([sys.executable, "-c", BURN + "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        deadline = time.perf_counter() + 30
-        while proc.cpu_seconds(live_children=True) - proc.cpu_seconds() < 0.28:
-            assert time.perf_counter() < deadline, "the running child's time never showed"
-            time.sleep(0.02)
-    finally:
-        child.communicate(b"\n")
 
 
 PEAK = """
@@ -153,17 +139,3 @@ def test_freed_memory_is_kept_but_not_as_the_peak_of_a_model() -> None:
     name, heap, aside = run("kept")
     assert (name, heap) == ("freed memory kept for reuse", "0 20"), "from the heap, 20 MiB left there"
     assert int(aside) < 5
-
-
-def test_input_and_pss(tmp_path: Path) -> None:
-    file = tmp_path / "data.bin"
-    file.write_bytes(b"x" * 1_000_000)
-    before = proc.io_counters()
-    assert before is not None
-    with proc.usage() as used:
-        file.read_bytes()
-    assert used.io is not None
-    assert used.io.rchar >= 1_000_000
-    assert used.io.read_bytes >= 0
-    pss = proc.pss()
-    assert pss is None or 1 << 20 < pss <= proc.rss_peak()

@@ -11,15 +11,12 @@ from sklearn.metrics import roc_auc_score
 from ctrbench.bench import statistics
 from ctrbench.bench.quality import auc
 from ctrbench.bench.statistics import (
+    PairedDifference,
     auc_draws,
-    joint_bootstrap,
     mean_interval,
-    paired_difference,
     paired_from_draws,
-    paired_interval,
     percentiles,
     two_level_bootstrap,
-    warmup_steps,
 )
 
 
@@ -28,6 +25,20 @@ def clustered(rng: np.random.Generator, users: int, effect: float = 1.0) -> tupl
     user = np.repeat(np.arange(users), rng.integers(3, 13, users))
     logit = effect * rng.normal(size=users)[user] + 0.5 * rng.normal(size=len(user))
     return (rng.random(len(user)) < 1 / (1 + np.exp(-logit))).astype(int), user, logit
+
+
+def draws_of(label: np.ndarray, scores_SN: np.ndarray, user: np.ndarray, draws: int) -> np.ndarray:
+    return np.stack([auc_draws(label, s, user, draws=draws) for s in scores_SN])
+
+
+def mean_auc(label: np.ndarray, scores_SN: np.ndarray) -> float:
+    return float(np.mean([auc(label, s) for s in scores_SN]))
+
+
+def paired(label: np.ndarray, a_SN: np.ndarray, b_SN: np.ndarray, user: np.ndarray, *, draws: int) -> PairedDifference:
+    """The verdict on two models from their scores, as the summary of a suite makes it."""
+    delta = mean_auc(label, a_SN) - mean_auc(label, b_SN)
+    return paired_from_draws(delta, *(draws_of(label, side, user, draws) for side in (a_SN, b_SN)))
 
 
 @pytest.mark.parametrize("levels", [0, 7])
@@ -85,39 +96,29 @@ def test_paired_difference_cancels_what_models_share() -> None:
     label, user, logit = clustered(rng, 300)
     a_SN = np.stack([logit + 0.1 * rng.normal(size=len(logit)) for _ in range(3)])
     b_SN = a_SN + 0.6 * rng.normal(size=a_SN.shape)
-    pair = paired_difference(label, a_SN, b_SN, user, draws=300)
-    assert pair.delta == pytest.approx(np.mean([auc(label, s) for s in a_SN]) - np.mean([auc(label, s) for s in b_SN]))
+    pair = paired(label, a_SN, b_SN, user, draws=300)
     assert pair.ci_low < pair.delta < pair.ci_high
     assert not pair.tied
     assert pair.mdd == pytest.approx(2.8016 * pair.se, rel=1e-4)  # z(.975) + z(.8)
-    alone = joint_bootstrap(label, a_SN, user, draws=300)
-    assert pair.se < alone.se
-    assert alone.ci_low < alone.mean < alone.ci_high
-
-
-def test_paired_difference_agrees_with_its_parts() -> None:
-    rng = np.random.default_rng(8)
-    label, user, logit = clustered(rng, 80)
-    a, b = logit, logit + rng.normal(size=len(logit))
-    draws = [np.stack([auc_draws(label, s, user, draws=100, seed=6)]) for s in (a, b)]
-    pair = paired_difference(label, a[None], b[None], user, draws=100, seed=6)
-    assert (pair.ci_low, pair.ci_high) == paired_interval(*draws, seed=6)
-    assert pair == paired_from_draws(pair.delta, *draws, seed=6)
+    low, high = mean_interval(draws_of(label, a_SN, user, 300))
+    assert low < mean_auc(label, a_SN) < high
+    assert pair.ci_high - pair.ci_low < high - low
 
 
 def test_a_model_is_tied_with_itself() -> None:
     rng = np.random.default_rng(1)
     label, user, logit = clustered(rng, 30)
-    pair = paired_difference(label, logit[None], logit[None], user, draws=50)
+    pair = paired(label, logit[None], logit[None], user, draws=50)
     assert (pair.delta, pair.se, pair.tied) == (0.0, 0.0, True)
 
 
 def test_unequal_seeds_do_not_pair() -> None:
     with pytest.raises(ValueError, match="3 seeds against 2"):
-        paired_interval(np.zeros((3, 10)), np.zeros((2, 10)))
+        paired_from_draws(0.0, np.zeros((3, 10)), np.zeros((2, 10)))
     with pytest.raises(ValueError, match="10 draws against 9"):
-        paired_interval(np.zeros((3, 10)), np.zeros((3, 9)))
-    assert paired_interval(np.full((3, 10), 0.7), np.full((1, 10), 0.5)) == pytest.approx((0.2, 0.2))
+        paired_from_draws(0.0, np.zeros((3, 10)), np.zeros((3, 9)))
+    once = paired_from_draws(0.2, np.full((3, 10), 0.7), np.full((1, 10), 0.5))
+    assert (once.ci_low, once.ci_high) == pytest.approx((0.2, 0.2))
 
 
 def test_coverage_of_the_joint_interval() -> None:
@@ -137,8 +138,8 @@ def test_coverage_of_the_joint_interval() -> None:
     hits = []
     for _ in range(120):
         label, scores, user = study(60)
-        found = joint_bootstrap(label, scores, user, draws=200)
-        hits.append(found.ci_low <= truth <= found.ci_high)
+        low, high = mean_interval(draws_of(label, scores, user, 200))
+        hits.append(low <= truth <= high)
     assert 0.88 <= np.mean(hits) <= 1.0
 
 
@@ -149,7 +150,7 @@ def test_false_alarm_rate_of_the_paired_verdict() -> None:
     for _ in range(120):
         label, user, logit = clustered(rng, 60)
         sides = [logit + 0.5 * rng.normal(size=(3, len(logit))) for _ in range(2)]
-        tied.append(paired_difference(label, sides[0], sides[1], user, draws=200).tied)
+        tied.append(paired(label, sides[0], sides[1], user, draws=200).tied)
     assert np.mean(tied) >= 0.88
 
 
@@ -198,14 +199,3 @@ def test_blocks_are_neighbours() -> None:
     blocks = statistics._blocks(np.arange(55.0), 10, 30, np.random.default_rng(0))
     assert blocks.shape == (30, 55)
     assert (np.diff(blocks[:, :50].reshape(30, 5, 10), axis=2) == 1).all()
-
-
-def test_warmup_ends_where_the_median_settles() -> None:
-    assert warmup_steps([1.0] * 50) == 10  # already steady: the least
-    slow = [5.0] * 30 + [1.0] * 70
-    dropped = warmup_steps(slow)
-    assert dropped is not None
-    # A window of 20 has median 1 as soon as 11 of its steps are past step 30, that is from step 21 on.
-    assert dropped == 21
-    assert warmup_steps([1.1**k for k in range(100)]) is None  # never settles
-    assert warmup_steps([1.0] * 49) is None  # too short to tell
