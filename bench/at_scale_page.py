@@ -16,7 +16,7 @@ from ctrbench.bench import registry, table_costs
 from ctrbench.bench.at_scale import PLANS, WORLDS, Band, Fabric, Step, fabrics, step
 from ctrbench.bench.at_scale_rows import compute_of, mfu_at_scale, with_compute, work_of
 from ctrbench.bench.cost_prices import load_prices
-from ctrbench.bench.counting.published import PublishedPoint, published_points
+from ctrbench.bench.counting.published import published_points
 from ctrbench.datasets.errors import BadInput
 from ctrbench.reports.at_scale import PLANS as PLAN_WORDS
 from ctrbench.reports.cells import text_of
@@ -65,12 +65,10 @@ def _model(model: str, fabric: Fabric) -> Iterator[str]:
         for world in WORLDS:
             plan, found = min(((p, step(work, world, fabric, p)) for p in PLANS), key=lambda x: x[1].communication[1])
             bound = mfu_at_scale(point, work, world, fabric)
-            yield _row(
-                spec.title, preset.label, world, PLAN_WORDS[plan], *_numbers(point, found), _percent(bound or 0.0)
-            )
+            yield _row(spec.title, preset.label, world, PLAN_WORDS[plan], *_numbers(found), _percent(bound or 0.0))
 
 
-def _numbers(point: PublishedPoint, found: Step) -> tuple[str, ...]:
+def _numbers(found: Step) -> tuple[str, ...]:
     return (
         text_of(found.traffic.total, "communication_bytes"), _times(found.communication), _times(found.compute),
         _times(found.seconds), f"{_percent(found.share[0])} to {_percent(found.share[1])}",

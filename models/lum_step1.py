@@ -19,7 +19,7 @@ from ctrbench.datasets.published_schemas import taobao_like
 from ctrbench.datasets.schema import FIRST_ID, Batch, FeatureSchema
 from ctrbench.kernels.attention import visible_pairs
 from ctrbench.models.cards import fixed, switched
-from ctrbench.models.lum_backbone import EventFields, UserModel, UserModelConfig, event_fields
+from ctrbench.models.lum_backbone import UserModel, UserModelConfig, event_fields
 from ctrbench.models.lum_rows import Sequences, Targets, decoder_flops, loss_flops, pack, targets_of
 from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, OwnBatches, Preset, Stage
 
@@ -129,11 +129,11 @@ def make_batch(
     }
     targets = targets_of(Sequences(ids, segment_RL, place_RL), roles.item)
     host = {"lengths": {roles.history: [sum(row) for row in spans]}, "spans": spans, "items": len(targets.item_U)}
-    return _batch(roles, ids, segment_RL, place_RL, targets, host, device)
+    return _batch(ids, segment_RL, place_RL, targets, host, device)
 
 
 def _batch(
-    roles: EventFields, ids: Mapping[str, Tensor], segment_RL: Tensor, place_RL: Tensor, targets: Targets,
+    ids: Mapping[str, Tensor], segment_RL: Tensor, place_RL: Tensor, targets: Targets,
     host: Mapping[str, object], device: str,
 ) -> PackedBatch:  # fmt: skip
     rows, length = segment_RL.shape

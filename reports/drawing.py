@@ -242,7 +242,7 @@ def dots(
     return fig
 
 
-def series(rows: pd.DataFrame, names: Names) -> list[tuple[int, str, str, pd.DataFrame]]:
+def series(rows: pd.DataFrame) -> list[tuple[int, str, str, pd.DataFrame]]:
     """(number of the preset within its model, model, legend name, its rows) in table order."""
     out: list[tuple[int, str, str, pd.DataFrame]] = []
     seen: dict[str, int] = {}

@@ -75,7 +75,7 @@ def kernels(table: pd.DataFrame, names: Names) -> go.Figure | None:
         xaxis=log_axis(x),
         yaxis=log_axis(y),
     )
-    for i, model, name, part in series(rows, names):
+    for i, model, name, part in series(rows):
         fig.add_trace(
             go.Scatter(
                 x=[c.value for c in part["CUDA kernels / step"]],
@@ -152,7 +152,7 @@ def bound_of(table: pd.DataFrame, gpu: str, names: Names) -> go.Figure | None:
         xaxis={"type": "log", "tickvals": batches, "ticktext": [f"{b:,.0f}" for b in batches]},
         yaxis={"range": [0, 103]},
     )
-    for i, model, name, part in series(rows, names):
+    for i, model, name, part in series(rows):
         fig.add_trace(
             go.Scatter(
                 x=[float(b.replace(",", "")) for b in part["Batch"]],
@@ -241,7 +241,7 @@ def gpu_roofline(table: pd.DataFrame, peak: float, bandwidth: float, names: Name
         yaxis=log_axis([*y, peak, min(span) * bandwidth / 1000]),
     )
     roof(fig, f"{RIDGE_GPU} bf16 dense peak and DRAM, cited", peak, bandwidth / 1000, span)
-    for _, model, name, part in series(rows, names):
+    for _, model, name, part in series(rows):
         row = part.iloc[0]
         fig.add_trace(
             go.Scatter(

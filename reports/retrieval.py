@@ -94,7 +94,7 @@ def _found(c: Context, mine: pd.DataFrame, data: str) -> pd.DataFrame:
     for model, variant in _who(c, mine):
         own = where(mine, model=model, variant=variant)
         runs = _runs(c, data, model, variant)
-        claim = _claim(data, model, own["split"])
+        claim = _claim(data, model)
         rows.append({
             "Model": c.names.title(model, variant), "Camp": c.names.camp(model),
             "Asked under the condition": "yes" if _conditioned(own) else "no",
@@ -160,7 +160,7 @@ def _ids(c: Context, mine: pd.DataFrame, data: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _claim(data: str, model: str, split: Iterable[Any]) -> Mapping[str, Any] | None:
+def _claim(data: str, model: str) -> Mapping[str, Any] | None:
     """The published figure of this model on these data; `data` may carry the split behind it."""
     name = data.split(" · ")[0]
     return next((r for r in cited()["retrieval"] if (r["data"], r.get("key")) == (name, model)), None)

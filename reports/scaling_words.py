@@ -32,8 +32,6 @@ class Comparison:
     """Share of curves of the fitted saturating law on which the power law predicts at least that much better."""
     p_if_power: float
     """Share of curves of the fitted power law on which the saturating law predicts at least that much better."""
-    p_if_flat: float
-    """p-value of means as far apart as these, were all sizes equal: analysis of variance."""
 
 
 def compare(compute_N: Floats, loss_NS: Floats, draws: int = DRAWS, seed: int = 0) -> Comparison:
@@ -61,8 +59,8 @@ def compare(compute_N: Floats, loss_NS: Floats, draws: int = DRAWS, seed: int = 
         lead_D = _lead(compute_N, drawn_DN, weight_N)
         beyond_D = (lead_D >= own) if name == "saturating" else (lead_D <= own)
         p[name] = float((1 + beyond_D.sum()) / (1 + draws))
-    flat = _flat(loss_NS)
-    return Comparison(_word(curves, p, flat), curves["power"], curves["saturating"], p["saturating"], p["power"], flat)
+    word = _word(curves, p, _flat(loss_NS))
+    return Comparison(word, curves["power"], curves["saturating"], p["saturating"], p["power"])
 
 
 def _word(curves: Mapping[Name, Curve], p: Mapping[Name, float], flat: float) -> Word:

@@ -128,7 +128,7 @@ def _train(plan: Plan, device: torch.device, console: Console) -> int:
             _say_lost(training, error, out)
             return 1
     if rank == 0:
-        _record(plan, spec, training, (score, label, user), busy, out, console)
+        _record(spec, training, (score, label, user), busy, out, console)
     return 0
 
 
@@ -198,7 +198,7 @@ def _say_lost(training: Training, error: RuntimeError, out: Path) -> None:
 
 
 def _record(
-    plan: Plan, spec: RunSpec, training: Training, found: tuple[Any, Any, Any], busy: float, out: Path, console: Console
+    spec: RunSpec, training: Training, found: tuple[Any, Any, Any], busy: float, out: Path, console: Console
 ) -> None:
     """What the training was and gave, as a record beside its checkpoints."""
     score, label, user = found

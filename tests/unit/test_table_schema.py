@@ -15,7 +15,6 @@ _tiny = runpy.run_path(str(Path(__file__).parents[1] / "data" / "tiny_table.py")
 SEQUENCE, TABULAR, shop = _tiny["SEQUENCE"], _tiny["TABULAR"], _tiny["shop"]
 LABEL, TIME, USER = "label: {column: clicked}\n", "time: {column: when}\n", "user: uid\n"
 ITEM = "{name: item, column: sku, kind: categorical, role: item, min_count: 2}"
-PAST = '{name: hist_item, column: past_sku, kind: sequence, target: item, separator: "|", max_length: 6}'
 TIMES = 'event_times:\n  - {column: past_when, separator: "|"}\n'
 
 WRONG: dict[str, tuple[str, str, str]] = {
