@@ -72,7 +72,7 @@ Runs = Mapping[Side, Sequence[Run]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class Verdict:  # figures with a word on each, like train.Budget in form alone
     """A pair, judged: the peer's time over ours at its faster optimizer, our AUC against the peer's better one."""
 
     peer: Peer

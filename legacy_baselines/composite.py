@@ -231,7 +231,7 @@ def published() -> tuple[Preset, ...]:
     )
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="composite",
     title="Composite (DCN-v2 + DIN)",
     family="legacy",

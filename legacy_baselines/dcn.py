@@ -158,7 +158,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 21_343_491)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="dcn",
     title="DCN",
     family="legacy",

@@ -185,7 +185,7 @@ def card(config: DCNv2Config) -> FidelityCard:
     return FidelityCard(
         model="dcn_v2",
         paper="2008.13535",
-        rows=(
+        rows=(  # the last four as on DCN's card: a card quotes sections of its own paper
             CardRow(mechanism="cross layer of the form in use", status="faithful", section="3.2, 3.5",
                     switch=f"form={config.form}, cross_impl={config.cross_impl}",
                     note="full matrix or mixture, both are the paper's; fused and plain give the same value"),
@@ -231,7 +231,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 22_018_021)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="dcn_v2",
     title="DCN-v2",
     family="legacy",

@@ -18,6 +18,7 @@ from ctrbench.legacy_baselines.bars import criteo_x1_run
 from ctrbench.legacy_baselines.fm import FmTerm
 from ctrbench.legacy_baselines.serving_split import request_flops, split_forms
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
+from ctrbench.models.cards import field_rows
 from ctrbench.models.embedding import TableConfig
 from ctrbench.models.spec import CardRow, FidelityCard, Flops, ModelSpec, Preset, Stage, Status
 
@@ -77,14 +78,7 @@ def card(config: DeepFMConfig) -> FidelityCard:
                     note="BARS' runs use batch norm; the paper names only dropout"),
             CardRow(mechanism="sizes", status="adapted", section="3", switch=f"dim={config.dim}, mlp={config.mlp}",
                     note="small preset is sized for a CPU, and kept above the design's least so as not to be weak"),
-            CardRow(mechanism="numeric fields", status="adapted", section="n/k",
-                    switch=f"missing_vector={config.missing_vector}",
-                    note="value times one learned vector (FuxiCTR); missing values may have their own vector"),
-            CardRow(mechanism="behaviour history", status="adapted", section="n/k",
-                    note="the paper has none: each sequence field enters mean-pooled as one more field"),
-            CardRow(mechanism="optimizer", status="adapted", section="n/k",
-                    switch=f"tables.optimizer={config.tables.optimizer}",
-                    note="Adam on dense weights, the tables' own optimizer inside their backward"),
+            *field_rows(config),
         ),
     )  # fmt: skip
 
@@ -101,7 +95,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 23_429_477)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="deepfm",
     title="DeepFM",
     family="legacy",

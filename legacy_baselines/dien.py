@@ -218,7 +218,7 @@ def published() -> tuple[Preset, ...]:
     return (Preset(label="taobao_ad", config=config, schema=taobao_ad_x1(), note=note),)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="dien",
     title="DIEN",
     family="legacy",

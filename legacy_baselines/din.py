@@ -151,7 +151,7 @@ def published() -> tuple[Preset, ...]:
     )  # fmt: skip
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="din",
     title="DIN",
     family="legacy",

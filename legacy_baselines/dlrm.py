@@ -146,7 +146,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 21_664_241)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="dlrm",
     title="DLRM",
     family="legacy",

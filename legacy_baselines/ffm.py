@@ -98,7 +98,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 398_486_357)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="ffm",
     title="FFM",
     family="legacy",

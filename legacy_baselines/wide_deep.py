@@ -22,7 +22,7 @@ from ctrbench.models.spec import FidelityCard, Flops, ModelSpec, Preset, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WideDeepConfig:
+class WideDeepConfig:  # the options of DNN, whose network the deep part is
     """Defaults are the `small` preset: wider than the design's least (8, 64-32), so that the baseline is not weak."""
 
     dim: int = 16
@@ -86,7 +86,7 @@ def published() -> tuple[Preset, ...]:
     return criteo_x1_run(config, 23_429_477)
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="wide_deep",
     title="Wide & Deep",
     family="legacy",

@@ -28,8 +28,13 @@ def shared_rows(config: Any, sizes: str) -> tuple[CardRow, ...]:
         config: with `missing_vector` and `tables`.
         sizes: the sizes in use, as `name=value` pairs.
     """
+    least = "small preset kept above the design's least so as not to be weak"
+    return fixed("sizes", "adapted", "n/k", least, sizes), *field_rows(config)
+
+
+def field_rows(config: Any) -> tuple[CardRow, ...]:
+    """`shared_rows` without the sizes."""
     return (
-        fixed("sizes", "adapted", "n/k", "small preset kept above the design's least so as not to be weak", sizes),
         fixed("numeric fields", "adapted", "n/k", "value times one learned vector (FuxiCTR); missing values may have "
               "their own vector", f"missing_vector={config.missing_vector}"),
         fixed("behaviour history", "adapted", "n/k",

@@ -200,7 +200,7 @@ def published() -> tuple[Preset, ...]:
     )  # fmt: skip
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="hstu",
     title="HSTU",
     family="transformer",

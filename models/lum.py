@@ -226,7 +226,7 @@ def published() -> tuple[Preset, ...]:
     )  # fmt: skip
 
 
-SPEC = ModelSpec(
+SPEC = ModelSpec(  # spelt out in every model file: each is read alone
     name="lum",
     title="LUM",
     family="transformer",

@@ -49,7 +49,7 @@ from ctrbench.models.spec import Flops, ModelSpec, Preset, Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OneTransConfig:
+class OneTransConfig:  # options of its own paper; like FatConfig in form alone
     """Defaults are the `small` preset; L_S is the padded length of the histories (and [SEP] tokens)."""
 
     dim: int = 16

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from ctrbench.reports.cells import Cell
-from ctrbench.reports.claim_evidence import (
+from ctrbench.reports.claim_evidence import (  # what rules speak in: the same names as in claim_rules_counts
     OPEN,
     REFUTED,
     SUPPORTED,

@@ -36,7 +36,7 @@ _MFU = "Chowdhery et al. 2022 (MFU)"
 _CEIL = "this machine, measured in alternation with the runs"
 _SHEET = "vendor datasheet, dense peak"
 
-MEASURES: Mapping[str, Measure] = _table(
+MEASURES: Mapping[str, Measure] = _table(  # a row a measure, all of one form
     # time
     ("step_time", "Step time", "s", "down", "time", "wall time of one training step at steady state: median over processes of the per-process P50", _CLOCK),
     ("throughput", "Throughput", "samples/s", "up", "si", "real samples / step wall time", _CLOCK),

@@ -102,7 +102,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lookup:
+class Lookup:  # figures with a word on each, like Projection in form alone
     """One table-batched lookup, forward and backward."""
 
     lookups: int

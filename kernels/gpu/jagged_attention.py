@@ -89,6 +89,8 @@ def _backward_queries(
     put(d_q + head * D, acc * scale, first, q1, o_n, D, BLOCK_Q, BLOCK_D)
 
 
+# Begins as _backward_queries, with the parts of queries and keys swapped: a program owns the rows that it writes, and
+# Triton has no helper that could return early for its caller.
 @triton.jit
 def _backward_keys(
     grad, q, k, v, lse, delta, d_k, d_v, q_starts, k_starts, scale, H, q_n, kv_n, o_n,

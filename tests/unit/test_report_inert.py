@@ -41,7 +41,7 @@ def test_plotly_reads_no_tag_entity_or_template() -> None:
 
 @pytest.mark.parametrize(
     ("text", "inert"),
-    [
+    [  # a table of pairs, like other tables of cases in form alone
         ("a | b", "a \\| b"),
         ("<script>x</script>", "&lt;script>x&lt;/script>"),
         ("p < 0.05 & q", "p < 0.05 & q"),
