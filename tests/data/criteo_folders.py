@@ -1,9 +1,21 @@
-"""Reading and spoiling folders of Criteo files that the generator made."""
+"""Folders of Criteo files that the generator makes, read and spoilt."""
 
 from __future__ import annotations
 
 import gzip
 from pathlib import Path
+
+from ctrbench.datasets.criteo_forms import write_form
+from ctrbench.datasets.criteo_synthetic import Parameters
+
+PARAMETERS = Parameters(rows=3000, seed=2, cap=300)
+
+
+def write_folders(folder: Path) -> Path:
+    """The folder with the folders x1, x4 and 1tb (three days)."""
+    for form in ("x1", "x4", "1tb"):
+        write_form(form, PARAMETERS, folder / form, days=3)
+    return folder
 
 
 def rows_of(file: Path, delimiter: str) -> list[list[str]]:

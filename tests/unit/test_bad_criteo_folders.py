@@ -10,8 +10,6 @@ import polars as pl
 import pytest
 
 from ctrbench.datasets.account import Account
-from ctrbench.datasets.criteo_forms import write_form
-from ctrbench.datasets.criteo_synthetic import Parameters
 from ctrbench.datasets.criteo_text import CSV, ENCODED, Layout, read
 from ctrbench.datasets.errors import BadInput, UnknownName
 from ctrbench.datasets.prepare import prepare
@@ -19,15 +17,12 @@ from ctrbench.datasets.prepared import SPLITS
 
 _folders = runpy.run_path(str(Path(__file__).parents[1] / "data" / "criteo_folders.py"))
 rows_of, spoil, copy_folder = _folders["rows_of"], _folders["spoil"], _folders["copy_folder"]
-PARAMETERS = Parameters(rows=3000, seed=2, cap=300)
+write_folders = _folders["write_folders"]
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the folders x1, x4 and 1tb (three days)."""
-    folder = tmp_path_factory.mktemp("forms")
-    for form in ("x1", "x4", "1tb"):
-        write_form(form, PARAMETERS, folder / form, days=3)
+    folder: Path = write_folders(tmp_path_factory.mktemp("forms"))
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from tests.data.text_lines import with_line
 
 from ctrbench.datasets import criteo_text
 from ctrbench.datasets.account import Account
@@ -43,15 +44,7 @@ def _read(path: Path, policy: str = "strict", chunk: int = 4096, max_bad: float 
 
 
 def _with(good: list[bytes], line: int, field: int | None, value: bytes) -> list[bytes]:
-    """The good lines with one field of one line (1-based) replaced, or the whole line."""
-    lines = list(good)
-    fields = lines[line - 1].split(b"\t")
-    if field is None:
-        lines[line - 1] = value
-    else:
-        fields[field] = value
-        lines[line - 1] = b"\t".join(fields)
-    return lines
+    return with_line(good, line, field, value, b"\t")
 
 
 _COUNT = "wrong field count, 40 expected"
