@@ -1,13 +1,13 @@
 """docs/architecture.md, from the code: `python -m ctrbench.bench.architecture_page docs/architecture.md`.
 
-Which room imports which, how often, and what is imported most, read from the sources without importing them.
+Which room imports which, which modules most others import, and rings, read from the sources without importing them.
+No counts: the page changes when the structure does, not with every import.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,7 +25,7 @@ ROOMS = {
     "bench": "command line, runs, timing, counting, tracing, serving, the gate",
 }
 """Room -> what it holds, lowest first."""
-SHOWN = 15
+SHOWN = 10
 """Modules in the table of the most imported ones."""
 Sources = Mapping[str, ast.Module]
 
@@ -38,9 +38,8 @@ def page() -> str:
         "# Architecture", "",
         "Made from the code by `python -m ctrbench.bench.architecture_page docs/architecture.md`; a test compares.", "",
         "A folder is a room and imports as `ctrbench.<room>`. An arrow says that modules of one room import modules of "
-        "another, the number how many such pairs of modules there are. What is not drawn does not happen: `make check` "
-        "refuses an import against the arrows.",
-        "", *_drawing(imports), "", "## Rooms", "", *_rooms(imports), "", "## Folders", "", *_folders(imports),
+        "another. What is not drawn does not happen: `make check` refuses an import against the arrows.",
+        "", *_drawing(imports), "", "## Rooms", "", *_rooms(imports),
         "", "## Most imported modules", "", "Where reading pays first.", "", *_most(imports, sources),
         "", "## Cycles", "", *_cycles(imports),
     ]) + "\n"  # fmt: skip
@@ -84,46 +83,36 @@ def _imported(node: ast.AST) -> Iterator[str]:
     yield from (name.removeprefix("ctrbench.") for name in names if name.startswith("ctrbench."))
 
 
-def pairs(imports: nx.DiGraph) -> Counter[tuple[str, str]]:
-    """(importing room, imported room) -> pairs of modules."""
-    rooms = ((a.split(".")[0], b.split(".")[0]) for a, b in imports.edges)
-    return Counter(pair for pair in rooms if pair[0] != pair[1])
+def room_pairs(imports: nx.DiGraph) -> set[tuple[str, str]]:
+    """(importing room, imported room)."""
+    rooms = {(a.split(".")[0], b.split(".")[0]) for a, b in imports.edges}
+    return {(a, b) for a, b in rooms if a != b}
 
 
 def _drawing(imports: nx.DiGraph) -> Iterator[str]:
     yield from ("```mermaid", "flowchart TD")
-    size = Counter(m.split(".")[0] for m in imports)
-    for room in reversed(ROOMS):
-        yield f'    {room}["{room}<br/>{size[room]} modules"]'
     order = list(ROOMS)
-    for (a, b), count in sorted(pairs(imports).items(), key=lambda e: (-order.index(e[0][0]), -order.index(e[0][1]))):
-        yield f"    {a} -->|{count}| {b}"
+    yield from (f"    {room}" for room in reversed(order))
+    for a, b in sorted(room_pairs(imports), key=lambda e: (-order.index(e[0]), -order.index(e[1]))):
+        yield f"    {a} --> {b}"
     yield "```"
 
 
 def _rooms(imports: nx.DiGraph) -> Iterator[str]:
     yield from ("| room | holds | imports | is imported by |", "|---|---|---|---|")
+    drawn = sorted(room_pairs(imports))
     for room, words in ROOMS.items():
-        to = ", ".join(f"`{b}` {n}" for (a, b), n in sorted(pairs(imports).items()) if a == room)
-        by = ", ".join(f"`{a}` {n}" for (a, b), n in sorted(pairs(imports).items()) if b == room)
+        to = ", ".join(f"`{b}`" for a, b in drawn if a == room)
+        by = ", ".join(f"`{a}`" for a, b in drawn if b == room)
         yield f"| `{room}/` | {words} | {to or 'nothing'} | {by or 'nothing'} |"
 
 
-def _folders(imports: nx.DiGraph) -> Iterator[str]:
-    yield from ("| folder | modules | imports inside | from outside it | into it |", "|---|---|---|---|---|")
-    folder = {m: m.rpartition(".")[0] for m in imports}
-    for one, count in sorted(Counter(folder.values()).items()):
-        ends = [(folder[a] == one, folder[b] == one) for a, b in imports.edges]
-        inside, out, into = ends.count((True, True)), ends.count((True, False)), ends.count((False, True))
-        yield f"| `{one.replace('.', '/')}/` | {count} | {inside} | {out} | {into} |"
-
-
 def _most(imports: nx.DiGraph, sources: Sources) -> Iterator[str]:
-    yield from ("| module | imported by | is |", "|---|---|---|")
+    yield from ("| module | is |", "|---|---|")
     by = sorted(imports.in_degree, key=lambda e: (-e[1], e[0]))
-    for module, count in by[:SHOWN]:
+    for module, _ in sorted(by[:SHOWN]):
         said = (ast.get_docstring(sources[module]) or "").splitlines()
-        yield f"| `{module.replace('.', '/')}.py` | {count} | {said[0] if said else ''} |"
+        yield f"| `{module.replace('.', '/')}.py` | {said[0] if said else ''} |"
 
 
 def _cycles(imports: nx.DiGraph) -> Iterator[str]:

@@ -281,7 +281,12 @@ def _last_words(log: Path) -> str:
 
 def states(out: Path) -> list[tuple[Point, State]]:
     """Every point of a sweep's folder with its state."""
-    asked = [Point(tuple(s), name) for name, s in json.loads((out / grid.GRID).read_text()).items()]
+    points_of = json.loads((out / grid.GRID).read_text())
+    if not isinstance(points_of, dict):  # of a version that listed the settings without names
+        raise BadInput(
+            f"{out / grid.GRID}: of an older version; run the same `ctrbench sweep` again, it keeps what is done"
+        )
+    asked = [Point(tuple(settings), name) for name, settings in points_of.items()]
     return [(p, p.state(out)) for p in asked]
 
 

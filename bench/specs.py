@@ -249,6 +249,12 @@ def _unbuildable(spec: RunSpec, prepared: Prepared) -> TypeError | ValueError | 
             model_spec.build(model_config(spec, model_spec), schema)
     except (TypeError, ValueError) as error:
         return error
+    except Exception as error:
+        if not registry.own_file(spec.model):
+            raise
+        raise BadInput(
+            f"{spec.model}: its build() ended with {type(error).__name__}: {error}; mend the file"
+        ) from error
     return None
 
 
