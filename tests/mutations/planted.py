@@ -6,21 +6,9 @@ weight. `old` occurs exactly once in the file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One planted mistake."""
-
-    model: str
-    what: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-    """Tests, or files of them, one of which must fail."""
-
+from tests.mutations.mistake import Mistake
+from tests.mutations.planted_counts import COSTS, COUNTING, DATA
+from tests.mutations.planted_statistics import STATISTICS
 
 FAT = ("tests/property/test_fat.py", "tests/reference/test_slow_twins.py::test_fat")
 ONETRANS = ("tests/property/test_onetrans.py", "tests/reference/test_slow_onetrans.py::test_onetrans")
@@ -217,4 +205,5 @@ PLANTED = (
     Mistake("tables", "sorted by the low bits alone", _ROWS, "shift < 32 && (highest >> shift)",
             "shift < DIGIT && (highest >> shift)", TABLES),
     Mistake("tables", "an id outside its table is read", _ROWS, "(uint64_t)ids[n] >= (uint64_t)rows[f]", "0", TABLES),
+    *STATISTICS, *COUNTING, *COSTS, *DATA,
 )  # fmt: skip

@@ -25,7 +25,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.mutations.planted import PLANTED, Mistake  # noqa: E402
+from tests.mutations.mistake import Mistake  # noqa: E402
+from tests.mutations.planted import PLANTED  # noqa: E402
 
 COPIED = ("bench", "datasets", "kernels", "legacy_baselines", "models", "reports", "tests", "pyproject.toml", ".typing")
 LEFT_OUT = ("tests/property/test_lum.py::test_pre_training_learns_what_popularity_cannot",)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
+from scipy.stats import f_oneway
 
-from ctrbench.reports.scaling_laws import LAWS, POWER, SATURATING, Curve, curve, extrapolated, fit
+from ctrbench.reports.scaling_laws import LAWS, POWER, SATURATING, Curve, curve, cv_squares, extrapolated, fit
 from ctrbench.reports.scaling_words import Comparison, compare
 
 _planted = runpy.run_path(str(Path(__file__).parents[1] / "data" / "planted_laws.py"))
@@ -166,6 +167,48 @@ def test_the_band_of_the_exponent_is_where_the_f_test_rejects() -> None:
     best, *ends = found.exponent()
     for end in ends:
         assert squares(end) - squares(best) == pytest.approx(allowed, rel=0.02)
+
+
+def test_lack_of_fit_is_the_f_test_by_hand() -> None:
+    """Five sizes leave two degrees of freedom; the tail of F(2, d) is (1 + 2 F / d)^(-d / 2)."""
+    found = curve(POWER, FIVE, losses(power(0.3), 0.001, 3))
+    ratio = float(found.fit.squares_D[0]) / 2 / found.seed_sd**2
+    assert found.lack == pytest.approx((1 + 2 * ratio / 10) ** -5.0)
+    assert 0.001 < found.lack < 0.999
+
+
+def test_curves_are_drawn_with_the_error_of_means() -> None:
+    """Around a line of three parameters two of five means are free; few seeds widen their squares by d / (d - 2)."""
+    found = curve(POWER, FIVE, losses(power(0.3), 0.0002, 0), draws=4000)
+    assert found.draws.squares_D.mean() == pytest.approx(2 * found.seed_sd**2 * 10 / 8, rel=0.15)
+
+
+def test_a_left_out_size_is_not_fitted() -> None:
+    """A largest size off its law by d is missed by d at least; a fit that saw it would come closer."""
+    y_N = power(0.3)(FIVE) + np.array([0.0, 0.0, 0.0, 0.0, 0.01])
+    assert cv_squares(POWER, FIVE, y_N[None], np.ones(5))[0] > 0.999 * 0.01**2
+
+
+def test_the_largest_size_has_no_say_in_its_own_prediction() -> None:
+    y_NS = losses(power(0.3), 0.001, 0)
+    other_NS = y_NS + np.array([0.0, 0.0, 0.0, 0.0, 0.05])[:, None]
+    *said, seen = extrapolated(POWER, FIVE, y_NS, draws=50)
+    *again, raised = extrapolated(POWER, FIVE, other_NS, draws=50)
+    assert said == again
+    assert raised == pytest.approx(seen + 0.05)
+
+
+@pytest.mark.parametrize("law", [POWER, SATURATING], ids=lambda law: law.name)
+def test_a_loss_that_rises_is_fitted_by_its_mean(law: object) -> None:
+    y_N = 0.5 - 0.05 * FIVE**-0.3
+    found = fit(law, FIVE, y_N[None], np.ones(5))  # type: ignore[arg-type]
+    assert found.b_D[0] == 0
+    assert found.at(FIVE)[0] == pytest.approx(np.full(5, y_N.mean()))
+
+
+def test_no_difference_between_sizes_is_analysis_of_variance() -> None:
+    y_NS = losses(power(0.1), 0.01, 1)
+    assert compare(FIVE, y_NS, draws=20).p_if_flat == pytest.approx(float(f_oneway(*y_NS).pvalue))
 
 
 def test_units_of_compute_do_not_matter() -> None:

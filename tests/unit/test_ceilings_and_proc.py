@@ -103,6 +103,13 @@ def test_peak_memory_keeps_the_run_and_leaves_out_the_harness() -> None:
     assert 90 <= own < 150
 
 
+def test_the_peak_is_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t  3000 kB\nVmRSS:\t  10 kB\n")  # kB there are KiB
+    monkeypatch.setattr(proc, "_SELF", tmp_path)
+    monkeypatch.setattr(proc, "_kept_peak", 0)
+    assert proc.rss_peak() == 3000 * 1024
+
+
 KEPT = """
 import ctypes, sys
 from ctrbench.bench import proc

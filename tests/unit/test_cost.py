@@ -306,6 +306,43 @@ def test_the_peak_counts_once_it_is_more_than_the_room_that_was_left() -> None:
     assert costs == [NEAR(0.4), NEAR(0.4), NEAR(0.8)]
 
 
+def test_every_replica_holds_the_tables_in_memory() -> None:
+    one, three = (
+        usd(priced([*served(), *shared_rows()], plan=replace(PLAN, replicas=n)), "cpu")["dram"] for n in (1.0, 3.0)
+    )
+    assert three == NEAR(3 * one)
+
+
+def test_training_more_often_costs_a_request_more() -> None:
+    """Twice the samples a request: twice its share of training and a log of twice as many samples a day."""
+    rows = [*served(), *shared_rows()]
+    often = replace(PLAN, requests_before_retraining=PLAN.requests_before_retraining / 2)
+    once, twice = usd(priced(rows), "cpu"), usd(priced(rows, plan=often), "cpu")
+    assert twice["training"] == NEAR(2 * once["training"])
+    assert twice["storage"] == NEAR((2 * 103.68 + 2.4) * 0.0219 / 730 / 0.36)
+    assert often.samples_a_day == 2 * PLAN.samples_a_day == 2 * 8.64e6
+
+
+def test_a_rate_with_ends_and_rows_that_differ() -> None:
+    """1 / rate has its ends the other way round; of three rows the middle counts and the outer ends are the band."""
+    base = {"run": "r", "model": "din"}
+    rates = [
+        make(base, "throughput", v, "measured", phase="train", ci_low=v - 1, ci_high=v + 2) for v in (5.0, 4.0, 9.0)
+    ]
+    found = Facts(frame(rates)).find("throughput", model="din")
+    assert (found.value, found.low, found.high) == (5.0, 3.0, 11.0)
+    inverse = found.inverse()
+    assert (inverse.value, inverse.low, inverse.high) == NEAR((1 / 5, 1 / 11, 1 / 3))
+
+
+def test_models_are_apart_where_their_bands_are() -> None:
+    """vCPU prices span half to twice: models that differ by a tenth overlap, by a hundred times they do not."""
+    for cpu, apart in ((0.022, False), (20.0, True)):
+        rows = frame([*served("din"), *served("fat", "transformer", cpu=cpu), *shared_rows()])
+        (pair,) = [p for p in cost_extra(rows, ROUND, PLAN)["pairs"] if p["deployment"] == "cpu"]
+        assert (pair["apart"], pair["usd_a"] < pair["usd_b"]) == (apart, True)
+
+
 def two_models() -> pd.DataFrame:
     """`lean` computes little and waits in large tables; `busy` computes ten times as much in small ones."""
     lean = [replace(r, value=4e11) if r.metric == "bytes_tables" else r for r in served("lean", cpu=0.01)]

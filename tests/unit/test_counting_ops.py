@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ctrbench.bench.audit import count_module
 from ctrbench.bench.counting.launches import kernels_of
-from ctrbench.bench.counting.ops import classify, classify_name
+from ctrbench.bench.counting.ops import attention_flops, classify, classify_name
 from ctrbench.bench.counting.rows import StepCounts
 
 torch.set_num_threads(1)
@@ -113,6 +113,11 @@ def test_attention_counts_the_full_rectangle_and_twice_that_backward(device: str
     assert not counts.unknown
 
 
+def test_attention_of_unequal_sides_by_hand() -> None:
+    query, key, value = (torch.empty(2, 4, *shape) for shape in ((3, 8), (5, 8), (5, 6)))
+    assert attention_flops(query, key, value) == 2 * (2 * 4) * (3 * 5) * (8 + 6)
+
+
 def test_attention_inside_multihead_attention_is_one_operator_on_meta() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.1).to("meta")
     counts = count_module(layer, torch.randn(4, 8, 16, device="meta"))
@@ -150,6 +155,9 @@ def test_operand_bytes_by_hand() -> None:
 
     expanded = count_module(Apply(lambda x, w: x + w.expand(4, 9), 1, 9), torch.randn(4, 9))
     assert _bytes(expanded, "aten.add") == 4 * (4 * 9 + 9 + 4 * 9)
+
+    some = count_module(Apply(lambda x, w: x + w[:3].expand(4, 3), 100), torch.randn(4, 3))
+    assert _bytes(some, "aten.add") == 4 * (4 * 3 + 3 + 4 * 3)  # three of a hundred values, however often
 
     same = count_module(Apply(lambda x, w: w * w, 9), torch.randn(1))
     assert _bytes(same, "aten.mul") == 4 * (9 + 9)

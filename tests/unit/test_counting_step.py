@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ctrbench.bench.counting.counter import count_step
-from ctrbench.bench.counting.rows import backward_ratio_error, coverage, withhold_reason
+from ctrbench.bench.counting.rows import at_batch, backward_ratio_error, coverage, withhold_reason
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field, synthetic_batch
 from ctrbench.models.blocks import MLP, FeatureEmbedder, mlp_flops
 from ctrbench.models.embedding import TableConfig
@@ -136,6 +137,30 @@ def test_table_bytes_are_those_of_the_byte_table(device: str) -> None:
     n, bags = BATCH * 7, BATCH * 3
     assert found["forward"] == n * 8 + (bags + 1) * 8 + n * DIM * 4 + bags * DIM * 4
     assert found["backward"] == n * DIM * 4 + 4 * n * (8 + 4) + 2 * n * (DIM * 4 + DIM * 4)
+
+
+def test_halved_floats_leave_ids_as_they_are() -> None:
+    """In bfloat16 rows and gradients halve; ids, offsets, sorted keys and the optimizer's state keep their bytes."""
+    counts = count_step(Toy("meta"), synthetic_batch(SCHEMA, BATCH, device="meta"), train=True)
+    found = {r.part: r.bytes_half for r in counts.rows if "tbe" in r.op or "split_embedding" in r.op}
+    n, bags = BATCH * 7, BATCH * 3
+    assert found["forward"] == n * 8 + (bags + 1) * 8 + n * DIM * 2 + bags * DIM * 2
+    assert found["backward"] == n * DIM * 2 + 4 * n * (8 + 4) + 2 * n * (DIM * 2 + DIM * 4)
+
+
+@pytest.mark.parametrize(("times", "said"), [(0.5, ""), (0.45, "1.900"), (1.0, ""), (1.05, "3.100")])
+def test_a_backward_outside_one_to_two_forwards_is_named(times: float, said: str) -> None:
+    counts = count_step(Toy("meta"), synthetic_batch(SCHEMA, BATCH, device="meta"), train=True)
+    rows = tuple(replace(r, flops=r.flops * times) if r.part == "backward" else r for r in counts.rows)
+    assert said in backward_ratio_error(replace(counts, rows=rows))
+    assert bool(said) == bool(backward_ratio_error(replace(counts, rows=rows)))
+
+
+def test_counts_at_another_batch_are_those_of_a_trace_there() -> None:
+    low, high, between = (
+        count_step(Toy("meta"), synthetic_batch(SCHEMA, n, device="meta"), train=True) for n in (33, 129, 57)
+    )
+    assert at_batch(low, high, 57) == between
 
 
 def test_meta_and_cpu_agree_where_they_run_the_same_operators() -> None:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from ctrbench.bench import registry
 from ctrbench.bench.counts import checkpoint_bytes, compulsory_bytes, unique_rows, useful_flops
 from ctrbench.datasets.schema import Batch, FeatureSchema, padding_share, synthetic_batch
+from ctrbench.kernels.attention import lower_right, visible_pairs
 from ctrbench.models.embedding import TableConfig, dense_parameters, embedding_tables
 
 
@@ -44,6 +45,11 @@ def test_without_histories_every_row_is_alike(tabular_schema: FeatureSchema) -> 
     batch = synthetic_batch(tabular_schema, 5)
     expected = spec.flops(spec.config(), tabular_schema, None).visible
     assert useful_flops(spec, spec.config(), tabular_schema, batch).visible == expected
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (4, 4), (3, 7)])
+def test_visible_pairs_are_those_of_the_mask(queries: int, keys: int) -> None:
+    assert visible_pairs(queries, keys) == int(lower_right(queries, keys, torch.device("cpu")).sum())
 
 
 def _batch(schema: FeatureSchema, ids: dict[str, list[list[int]]]) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import logit
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 from sklearn.metrics import roc_auc_score
 
 from ctrbench.bench.delong import AucCovariance, auc_covariance, paired_auc_test
@@ -115,7 +115,11 @@ def test_paired_test_by_hand() -> None:
     assert found.delta == pytest.approx(delta.mean())
     assert found.se == pytest.approx(np.sqrt(v_u + v_s))
     assert found.df == pytest.approx(2 * (v_u + v_s) ** 2 / v_s**2)
-    assert found.ci_low < found.delta < found.ci_high
+    law = t(found.df)  # few degrees of freedom: a normal law would call too much
+    assert found.p == pytest.approx(law.cdf(-found.delta / found.se) + law.sf(found.delta / found.se))
+    assert (law.cdf((found.ci_high - found.delta) / found.se), found.ci_low + found.ci_high) == pytest.approx(
+        (0.975, 2 * found.delta)
+    )
     swapped = paired_auc_test(label, b, a)
     assert (swapped.delta, swapped.p) == pytest.approx((-found.delta, found.p))
     one = paired_auc_test(label, a[0], b[0])
@@ -124,6 +128,16 @@ def test_paired_test_by_hand() -> None:
     assert (same.delta, same.p, same.ci_low, same.ci_high) == (0, 1, 0, 0)
     with pytest.raises(ValueError, match="same seeds"):
         paired_auc_test(label, a, b[:2])
+
+
+def test_the_interval_of_an_auc_by_hand() -> None:
+    """Equally far from the AUC on the logit scale, by 1.96 standard errors there."""
+    rng = np.random.default_rng(1)
+    label, score, _ = rows(rng)
+    area, low, high = auc_interval(label, score)
+    se = float(auc_covariance(label, score).covariance_KK[0, 0]) ** 0.5
+    low, area_, high = (np.log(x / (1 - x)) for x in (low, area, high))
+    assert (high - area_, area_ - low) == pytest.approx([1.959964 * se / (area * (1 - area))] * 2)
 
 
 def test_bca_follows_skew_as_scipy_does() -> None:

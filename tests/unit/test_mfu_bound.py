@@ -132,6 +132,17 @@ def test_table_rows_may_wait_in_l2_and_cross_once_or_twice_beyond_it(train: bool
     assert more == pytest.approx(batch * (2 * (row + 4) if train else row))
 
 
+def test_masked_flops_and_the_optimizer_are_accounted_for() -> None:
+    """FLOPs that a mask hides are no model FLOPs; a step that updates weights has one more kernel than one that does
+    not."""
+    one = schema(Field(name="c", kind="categorical", role="item", cardinality=100))
+    model = DeepFM(DeepFMConfig(dim=7, mlp=(8,)), one, "meta")
+    counts = count_step(model, synthetic_batch(one, 64, device="meta"), train=True)
+    bound = mfu_bound(counts, model, H100, masked_flops=1000.0)
+    assert bound.flops == counts.flops() - 1000
+    assert bound.kernels == counts.unfusable + 1
+
+
 def schema(*fields: Field) -> FeatureSchema:
     return FeatureSchema(name="t", track="tabular", fields=fields)
 

@@ -99,7 +99,8 @@ def test_power_equals_trials_of_the_real_tests() -> None:
     assert size is not None
     assert design.power(size) >= 0.95 > design.power(size - 0.002)
     assert design.power(1.0) == 0
-    assert Design(processes=3, cv=0.02, trials=50).detectable() is None  # exact p cannot reach 0.05 / 3
+    assert Design(processes=4, cv=0.02, trials=50).detectable() is None  # exact p, 2 / 70, cannot reach 0.05 / 3
+    assert Design(processes=4, cv=0.02, trials=50, tests=1).detectable() is not None
     with pytest.raises(ValueError, match="scatter"):
         Design(processes=5, cv=0.0)
 

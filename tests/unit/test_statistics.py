@@ -50,7 +50,7 @@ def test_draws_equal_row_replication(levels: int, kind: str) -> None:
     user = {"users": user, "no users": np.full(len(user), -1), "both": np.where(user % 3 == 0, -1, user)}[kind]
     score = np.round(logit * levels) if levels else logit
     unit, units = statistics.units_of(user)
-    assert units == (np.unique(user[user >= 0]).size + int((user < 0).sum()))
+    assert units == (np.unique(user[user >= 0]).size + int((user < 0).sum())) == np.unique(unit).size
     got = auc_draws(label, score, user, draws=25, seed=11)
     for value, weight_U in zip(got, statistics._weights(unit, units, label == 1, 25, 11), strict=True):
         again = np.repeat(np.arange(len(label)), weight_U[unit].astype(int))
@@ -63,6 +63,8 @@ def test_same_seed_gives_every_model_the_same_users() -> None:
     label, user, logit = clustered(rng, 50)
     np.testing.assert_array_equal(auc_draws(label, logit, user, seed=4), auc_draws(label, np.tanh(logit), user, seed=4))
     assert (auc_draws(label, logit, user, seed=4) != auc_draws(label, logit, user, seed=5)).any()
+    worst = auc_draws(label, -logit, user, seed=4)  # another order of rows, the same users
+    np.testing.assert_allclose(worst, 1 - auc_draws(label, logit, user, seed=4), atol=1e-12)
 
 
 def test_draws_with_one_class_are_redrawn() -> None:
@@ -89,6 +91,20 @@ def test_seed_noise_enters_the_interval() -> None:
     assert values.std() == pytest.approx(0.02 / np.sqrt(3), rel=0.05)
     assert low < 0.72 < high
     assert mean_interval(draws_SD[:1]) == (0.70, 0.70)
+
+
+def test_intervals_leave_out_two_and_a_half_percent_on_either_side() -> None:
+    even_D = np.linspace(0.0, 1.0, 1001)
+    assert mean_interval(even_D[None]) == pytest.approx((0.025, 0.975))
+    assert paired_interval(even_D[None], np.full((1, 1001), 0.5)) == pytest.approx((-0.475, 0.475))
+
+
+def test_seeds_that_both_models_share_leave_no_noise() -> None:
+    """Both gain and lose alike with the seed: resampled together the difference never moves."""
+    a_SD = np.array([[0.70], [0.72], [0.74]]) + np.zeros((3, 500))
+    pair = paired_from_draws(0.01, a_SD, a_SD - 0.01)
+    assert (pair.ci_low, pair.ci_high, pair.se) == pytest.approx((0.01, 0.01, 0.0), abs=1e-12)
+    assert not pair.tied
 
 
 def test_paired_difference_cancels_what_models_share() -> None:
@@ -199,3 +215,13 @@ def test_blocks_are_neighbours() -> None:
     blocks = statistics._blocks(np.arange(55.0), 10, 30, np.random.default_rng(0))
     assert blocks.shape == (30, 55)
     assert (np.diff(blocks[:, :50].reshape(30, 5, 10), axis=2) == 1).all()
+    many = statistics._blocks(np.arange(20.0), 10, 400, np.random.default_rng(0))
+    assert (many.min(), many.max()) == (0, 19)  # every step may be drawn
+
+
+def test_standard_error_of_an_auc_is_hanley_and_mcneils() -> None:
+    # A = .8: Q1 = .8 / 1.2 = 2/3, Q2 = 1.28 / 1.8 = .71111, A^2 = .64; their example has A = .893 of 51 and 58.
+    assert statistics.auc_standard_error(0.8, 1, 1) == pytest.approx(0.16**0.5)
+    assert statistics.auc_standard_error(0.8, 2, 1) == pytest.approx(((0.16 + 2 / 3 - 0.64) / 2) ** 0.5)
+    assert statistics.auc_standard_error(0.8, 1, 2) == pytest.approx(((0.16 + 1.28 / 1.8 - 0.64) / 2) ** 0.5)
+    assert statistics.auc_standard_error(0.893, 51, 58) == pytest.approx(0.0325, abs=1e-4)
