@@ -24,8 +24,10 @@ PRICES = ("tests/unit/test_cost_prices.py",)
 TABLE_COSTS = ("tests/unit/test_table_costs.py",)
 LOADER = ("tests/property/test_loader_twin.py",)
 EARLIER = ("tests/property/test_history_strictly_earlier.py",)
-TAOBAO = ("tests/property/test_taobao_rows.py",)
-PREPARED = ("tests/unit/test_prepare.py",)
+TAOBAO = ("tests/property/test_taobao_rows.py::test_rows_against_the_raw_file",)
+POOL = ("tests/property/test_taobao_rows.py::test_weighting_is_what_it_says",)
+SPLITS = ("tests/unit/test_prepare.py::test_movielens_splits",)
+FEATURES = ("tests/unit/test_prepare.py::test_movielens_features",)
 
 COUNTING = (
     # --------------------------------------------------------------- FLOPs
@@ -249,20 +251,21 @@ DATA = (
     Mistake("data", "histories over users", _MOVIES, 'pl.col("at").min().over("user_id").alias("hist_begin")',
             'pl.col("at").min().alias("hist_begin")', EARLIER),
     Mistake("data", "vocabularies of all rows", _MOVIES, 'train = log.filter(pl.col("split") == "train")',
-            "train = log", PREPARED),
+            "train = log",
+            ("tests/unit/test_prepare.py::test_movielens_vocabularies_are_of_train_rows_only",)),
     Mistake("data", "split by file order for time", _MOVIES, 'ordered = log.sort("time", "position")\n        cuts',
-            "ordered = log\n        cuts", PREPARED),
+            "ordered = log\n        cuts", SPLITS),
     Mistake("data", "validation from the start of train", _MOVIES, "valid = int(test * 0.9)", "valid = int(test * 0.1)",
-            PREPARED),
+            SPLITS),
     Mistake("data", "a like from three stars on", _MOVIES, "(pl.col(\"rating\").cast(pl.Int8) >= 4)",
-            '(pl.col("rating").cast(pl.Int8) >= 3)', PREPARED),
+            '(pl.col("rating").cast(pl.Int8) >= 3)', FEATURES),
     Mistake("data", "own items among the negatives", _NEGATIVES, "if not sampler.exclude_own:", "if True:", TAOBAO),
     Mistake("data", "negatives of the users beside", _NEGATIVES, "np.repeat(user_N, sampler.ratio)",
             "np.tile(user_N, sampler.ratio)", TAOBAO),
     Mistake("data", "popularity of the item before", _NEGATIVES,
             'np.searchsorted(self._cumulated_J, event_K, side="right")',
-            'np.searchsorted(self._cumulated_J, event_K, side="left")', TAOBAO),
-    Mistake("data", "uniform over events", _NEGATIVES, 'if sampler.weighting == "uniform":', "if False:", TAOBAO),
+            'np.searchsorted(self._cumulated_J, event_K, side="left")', POOL),
+    Mistake("data", "uniform over events", _NEGATIVES, 'if sampler.weighting == "uniform":', "if False:", POOL),
     Mistake("data", "one event of history too many asked for", _TAOBAO, '>= task.min_history)', '> task.min_history)',
             TAOBAO),
     Mistake("data", "the positive comes first in its second", _TAOBAO,

@@ -258,6 +258,8 @@ def test_movielens_features(tmp_path: Path) -> None:
     user, item, rating, time = events[first]
     row = out.frame("train").row(0, named=True)
     assert (row["user_id"], row["time"], row["label"]) == (user, time, int(rating >= 4))
+    labels = Counter(label for split in SPLITS for label in out.frame(split)["label"])
+    assert labels == Counter(int(rating >= 4) for _, _, rating, _ in events)  # three stars are no like
     got = {c: words[c][row[c]] for c in words}
     genres = ("Drama", "Comedy", "Sci-Fi", "Children's")
     assert got == {
@@ -266,6 +268,15 @@ def test_movielens_features(tmp_path: Path) -> None:
     }  # fmt: skip
     train_items = {i for i, n in Counter(i for i in out.frame("train")["item"]).items()}
     assert set(words["item"]) == train_items, "vocabulary is not of the train rows"
+
+
+def test_movielens_vocabularies_are_of_train_rows_only(tmp_path: Path) -> None:
+    """A film that is first rated by the last event is out of vocabulary there, as it would be in production."""
+    events = [(user, min(item, 28), rating, time) for user, item, rating, time in random_events(5, 300)]
+    folder = movielens_folder(tmp_path / "raw", [*events, (1, 29, 5, max(e[3] for e in events) + 1)])
+    out = prepare("movielens_1m", folder, tmp_path / "out")
+    assert "Film 29 (1990)" not in set(out.vocabulary("item")["value"])
+    assert out.frame("test").row(-1, named=True)["item"] == OOV
 
 
 @pytest.mark.parametrize(
