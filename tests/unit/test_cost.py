@@ -323,18 +323,6 @@ def test_training_more_often_costs_a_request_more() -> None:
     assert often.samples_a_day == 2 * PLAN.samples_a_day == 2 * 8.64e6
 
 
-def test_a_rate_with_ends_and_rows_that_differ() -> None:
-    """1 / rate has its ends the other way round; of three rows the middle counts and the outer ends are the band."""
-    base = {"run": "r", "model": "din"}
-    rates = [
-        make(base, "throughput", v, "measured", phase="train", ci_low=v - 1, ci_high=v + 2) for v in (5.0, 4.0, 9.0)
-    ]
-    found = Facts(frame(rates)).find("throughput", model="din")
-    assert (found.value, found.low, found.high) == (5.0, 3.0, 11.0)
-    inverse = found.inverse()
-    assert (inverse.value, inverse.low, inverse.high) == NEAR((1 / 5, 1 / 11, 1 / 3))
-
-
 def test_models_are_apart_where_their_bands_are() -> None:
     """vCPU prices span half to twice: models that differ by a tenth overlap, by a hundred times they do not."""
     for cpu, apart in ((0.022, False), (20.0, True)):
