@@ -130,16 +130,6 @@ def test_paired_test_by_hand() -> None:
         paired_auc_test(label, a, b[:2])
 
 
-def test_the_interval_of_an_auc_by_hand() -> None:
-    """Equally far from the AUC on the logit scale, by 1.96 standard errors there."""
-    rng = np.random.default_rng(1)
-    label, score, _ = rows(rng)
-    area, low, high = auc_interval(label, score)
-    se = float(auc_covariance(label, score).covariance_KK[0, 0]) ** 0.5
-    low, area_, high = (np.log(x / (1 - x)) for x in (low, area, high))
-    assert (high - area_, area_ - low) == pytest.approx([1.959964 * se / (area * (1 - area))] * 2)
-
-
 def test_bca_follows_skew_as_scipy_does() -> None:
     """Draws and influences of a mean of skewed values, through our BCa and through SciPy's."""
     rng = np.random.default_rng(4)

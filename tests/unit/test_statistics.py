@@ -96,7 +96,8 @@ def test_seed_noise_enters_the_interval() -> None:
 def test_intervals_leave_out_two_and_a_half_percent_on_either_side() -> None:
     even_D = np.linspace(0.0, 1.0, 1001)
     assert mean_interval(even_D[None]) == pytest.approx((0.025, 0.975))
-    assert paired_interval(even_D[None], np.full((1, 1001), 0.5)) == pytest.approx((-0.475, 0.475))
+    pair = paired_from_draws(0.0, even_D[None], np.full((1, 1001), 0.5))
+    assert (pair.ci_low, pair.ci_high) == pytest.approx((-0.475, 0.475))
 
 
 def test_seeds_that_both_models_share_leave_no_noise() -> None:
