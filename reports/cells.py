@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ctrbench.reports.measures import MEASURES, Style
+from ctrbench.reports.declared import Style
+from ctrbench.reports.measures import MEASURES
 
 Array = npt.NDArray[Any]
 KNOWN = ("ok", "unstable")
