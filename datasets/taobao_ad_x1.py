@@ -29,6 +29,7 @@ LISTED = Listed(
     },
 )  # fmt: skip
 
+# Spelt out in every data set's file, like amazon_electronics_x1: each is read alone.
 SPEC = DataSpec(
     name="taobao_ad_x1",
     title="TaobaoAd_x1 of BARS",
