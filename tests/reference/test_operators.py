@@ -85,4 +85,8 @@ def test_it_is_priced_and_benchmarked(name: str) -> None:
 
 
 def test_the_room_has_no_other_files() -> None:
-    assert {p.name for p in ROOM.iterdir() if p.suffix != ".py" and p.name != "__pycache__"} <= {"gpu", "cpu"}
+    assert {p.name for p in ROOM.iterdir() if p.suffix != ".py" and p.name != "__pycache__"} <= {
+        "gpu",
+        "cpu",
+        "py.typed",
+    }
