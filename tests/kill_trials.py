@@ -165,7 +165,7 @@ class Trials:
                     continue
             self._ended(process)
             if self.job.answer(folder) != answer:
-                self._bad(f"corrupt: {folder} ends otherwise than undisturbed")
+                self._bad("corrupt: ends otherwise than undisturbed", folder)
             self.seen["ended"] += 1
             folder, row, before = self._fresh(), 0, {}
 
@@ -173,16 +173,18 @@ class Trials:
         try:
             now = dict(self.job.whole(folder))
         except Exception as error:  # whatever reading raises, what was taken for whole is not
-            self._bad(f"corrupt: {folder}: {type(error).__name__}: {error}")
+            self._bad(f"corrupt: {type(error).__name__}: {error}", folder)
             return before
         gone = [k for k, v in before.items() if (now.get(k) != v if self.job.lasting else now.get(k, "") < v)]
         if gone:
-            self._bad(f"lost: {folder}: {gone}")
+            self._bad(f"lost: {gone}", folder)
         return now
 
-    def _bad(self, what: str) -> None:
+    def _bad(self, what: str, folder: Path) -> None:
         self.seen[what.split(":")[0]] += 1
-        print(f"{self.job.name}: {what}", flush=True)
+        kept = tempfile.mkdtemp(prefix=f"kill-trials-{self.job.name}-found-")
+        shutil.copytree(folder, kept, dirs_exist_ok=True, symlinks=True)
+        print(f"{self.job.name}: {what}; see {kept}", flush=True)
 
     def _fresh(self) -> Path:
         for old in self.place.glob("at-*"):

@@ -106,10 +106,6 @@ class Training:
         if not found:
             return None
         self.done = checkpoint.load(found[-1], self.wrapped, self.step, self.about)
-        if self.rank == 0:  # steps behind the checkpoint come again
-            curve = self.out / CURVE
-            kept = [line for line in curve.read_text().splitlines() if json.loads(line)["step"] <= self.done]
-            write_atomic(curve, "".join(f"{line}\n" for line in kept).encode())
         return found[-1]
 
     def run(self) -> None:
@@ -120,6 +116,7 @@ class Training:
         """
         before = {s: signal.signal(s, self._asked) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
+            self._forget_steps_to_come()
             self._train()
         finally:
             for number, handler in before.items():
@@ -201,6 +198,14 @@ class Training:
         return balance(self.shards, self.world)
 
     # ------------------------------------------------------------------ inside
+
+    def _forget_steps_to_come(self) -> None:
+        """Losses that an attempt wrote behind its last checkpoint, or before its first: their steps come again."""
+        curve = self.out / CURVE
+        if self.rank == 0 and curve.exists():
+            lines = curve.read_text().split("\n")[:-1]  # what has no end of line was cut off
+            kept = [line for line in lines if json.loads(line)["step"] <= self.done]
+            write_atomic(curve, "".join(f"{line}\n" for line in kept).encode())
 
     def _asked(self, *_: object) -> None:
         self._stop = True

@@ -167,6 +167,18 @@ def test_a_training_that_goes_on_ends_bit_by_bit_as_if_nobody_had_stopped_it(tmp
     assert [name for name in at_end if not torch.equal(at_end[name], stopped[name])] == []
 
 
+def test_an_attempt_killed_before_its_first_checkpoint_leaves_no_losses(tmp_path: Path) -> None:
+    """Found by `make kill-trials`: its steps stood twice in the curve."""
+    out = tmp_path / "out"
+    out.mkdir()
+    left = [json.dumps({"step": step, "loss": 9.0}) for step in range(1, 6)]
+    (out / "losses.jsonl").write_text("\n".join([*left, '{"step": 6, "lo']))
+    done = run("deepfm", out, 1, "dist.steps=12", "dist.resume=true")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(curve(out)) == 12
+    assert max(curve(out)) < 9.0
+
+
 def started(out: Path, *more: str) -> subprocess.Popen[str]:
     """Two processes that would go on for long, once they have written a checkpoint."""
     process = subprocess.Popen(
