@@ -13,7 +13,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from ctrbench.reports.records import write_atomic
+from ctrbench.bench.made_page import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
@@ -125,15 +125,5 @@ def _cycles(imports: nx.DiGraph) -> Iterator[str]:
         yield "None."
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Writes the page."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if len(given) != 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-    write_atomic(Path(given[0]), page().encode())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_page(page, __doc__))

@@ -9,13 +9,12 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from ctrbench.bench import cli, registry
 from ctrbench.bench.config import CONF, suite_names
+from ctrbench.bench.made_page import write_page
 from ctrbench.datasets.registry import dataset_names, dataset_spec
 from ctrbench.reports.measures import MEASURES
-from ctrbench.reports.records import write_atomic
 
 _SETTING = re.compile(r"^(\w+):\s*(.*?)\s*(?:#\s*(.*))?$")
 
@@ -122,15 +121,5 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Writes the page."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if len(given) != 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-    write_atomic(Path(given[0]), page().encode())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_page(page, __doc__))
