@@ -75,6 +75,11 @@ def test_no_permission_is_said_with_the_place(tmp_path: Path, words: list[str]) 
     shut = tmp_path / "shut"
     shut.mkdir(mode=0o000)
     (tmp_path / "t.json").write_text("{}")
+    look = [sys.executable, "-c", "import os; os.listdir('shut')"]
+    if not subprocess.run(
+        look, cwd=tmp_path, preexec_fn=plain_rights, stderr=subprocess.DEVNULL, check=False
+    ).returncode:
+        pytest.skip("this user may open everything and cannot give that up: nothing was tested")
     code, said = typed(tmp_path, words, plain_rights)
     assert (code, "shut" in said) == (2, True), said
 
