@@ -33,8 +33,8 @@ BUCKET_BYTES = 96 << 20
 """Text a bucket of users."""
 SPILL_ROWS = 2_000_000
 """Rows that are spread over the buckets at once: a file a bucket each time."""
-PIECE_ROWS = 1_000_000
-"""Rows of a bucket that are spread over splits and windows at once."""
+PIECE_ROWS = 2_000_000
+"""Rows of a bucket that are spread over splits and windows at once: a file a split and window each time."""
 WINDOW_ROWS = 2_000_000
 """Rows that are in memory while they are brought into time order."""
 
@@ -121,7 +121,7 @@ class Buckets:
             keyed = rows.with_columns((pl.col(user) % self.count).alias("bucket"))
             for (bucket,), part in keyed.partition_by("bucket", as_dict=True, include_key=False).items():
                 files.append(self.folder / f"{source}-{bucket}-{number:06d}.parquet")
-                part.write_parquet(files[-1], compression="lz4")
+                part.write_parquet(files[-1], compression="lz4", statistics=False)
             self.journal.finish(f"read {source}:{number}", account.state(), files)
             self.watch.at(f"reading {account.path.name}", account.mark, plain_bytes(account.path))
         self.journal.finish(f"read {source}", {})
@@ -285,7 +285,7 @@ class Buckets:
                     parts = rows.partition_by("split", "window", as_dict=True, include_key=False)
                     for (name, number), part in parts.items():
                         files.append(self.file(f"{name}-{number:05d}-{piece:03d}", bucket))
-                        part.write_parquet(files[-1], compression="lz4")
+                        part.write_parquet(files[-1], compression="lz4", statistics=False)
                 noted = {"events": pl.scan_parquet(log).select(pl.len()).collect().item()}
                 self.journal.finish(f"spread:{bucket}", noted, files, [self.file("rows", bucket), log])
             at += noted["events"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -58,17 +59,22 @@ def of_text(text: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 class Counts:
     """How often each value occurs, grown part by part; memory is that of the distinct values.
 
+    Every part is merged with all values so far: few large parts cost less than many small ones.
+
+    Args:
+        dtype: of the values, an unsigned type.
+
     Attributes:
-        value_N: distinct uint32 in rising order.
+        value_N: distinct values in rising order.
         count_N: int64.
     """
 
-    def __init__(self) -> None:
-        self.value_N = np.empty(0, np.uint32)
+    def __init__(self, dtype: npt.DTypeLike = np.uint32) -> None:
+        self.value_N = np.empty(0, dtype)
         self.count_N = np.empty(0, np.int64)
 
     def add(self, value_R: np.ndarray) -> None:
-        """Counts uint32 values."""
+        """Counts values."""
         if len(value_R):
             sorted_R = np.sort(value_R)  # vectorised in NumPy: several times as fast as a hash table
             start_N = np.append(0, np.flatnonzero(sorted_R[1:] != sorted_R[:-1]) + 1)
@@ -85,7 +91,7 @@ class Counts:
         self.value_N, self.count_N = both[start_N], np.add.reduceat(counts, start_N)
 
     def frame(self) -> pl.DataFrame:
-        """`value` (text) and `count`."""
+        """`value` (text of a uint32 token) and `count`."""
         return pl.DataFrame({"value": text_of(self.value_N), "count": pl.Series(self.count_N, dtype=pl.UInt32)})
 
 

@@ -16,14 +16,17 @@ import numpy.typing as npt
 import polars as pl
 
 from ctrbench.datasets.errors import BadInput, nearest
+from ctrbench.datasets.hex_tokens import Counts
 
 Integers = npt.NDArray[np.int64]
 
 WEIGHTINGS = ("popularity", "uniform")
 REDRAWS = 100
 """Times that a user's own item is drawn again before the pool is called too small."""
-MERGE_ROWS = 2_000_000
-"""Counts waiting to be merged: bounds memory at some 50 MB beside the pool's distinct items."""
+SORTED = 8_388_608
+"""Events whose pairs of item and category are sorted together when they are counted: 64 MB."""
+NARROW = 32
+"""Bits of an item and of a category that fit one number together; wider ids are counted by a hash table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +64,9 @@ class Pool:
 
     def __init__(self, counted: pl.DataFrame | None = None) -> None:
         """Empty, or the closed pool whose `table` is given."""
-        self._waiting: list[pl.DataFrame] = []
-        empty = pl.DataFrame(schema={"item": pl.Int64, "category": pl.Int64, "events": pl.Int64})
-        self.table = empty if counted is None else counted
+        self._pairs, self._waiting = Counts(np.uint64), [np.empty(0, np.uint64)]
+        self._wide = pl.DataFrame(schema={"item": pl.Int64, "category": pl.Int64, "events": pl.Int64})
+        self.table = self._wide if counted is None else counted
         self._item_J = self._cumulated_J = self._distinct_I = np.empty(0, np.int64)
         self.events = int(self.table["events"].sum())
         if counted is not None:
@@ -71,15 +74,30 @@ class Pool:
 
     def add(self, rows: pl.DataFrame) -> None:
         """Counts the events of `rows` (columns item and category)."""
-        self._waiting.append(rows.group_by("item", "category").agg(pl.len().cast(pl.Int64).alias("events")))
         self.events += rows.height
-        if sum(w.height for w in self._waiting) > MERGE_ROWS:
-            self._merge()
+        item_E, category_E = rows["item"].to_numpy(), rows["category"].to_numpy()
+        narrow_E = (item_E | category_E) >> NARROW == 0
+        pair_E = item_E.astype(np.uint64) << np.uint64(NARROW) | category_E.astype(np.uint64)
+        self._waiting.append(pair_E[narrow_E])
+        if sum(map(len, self._waiting)) >= SORTED:
+            self._count()
+        if not narrow_E.all():
+            found = rows.filter(~narrow_E).group_by("item", "category").agg(pl.len().cast(pl.Int64).alias("events"))
+            self._wide = pl.concat([self._wide, found]).group_by("item", "category").agg(pl.col("events").sum())
+
+    def _count(self) -> None:
+        self._pairs.add(np.concatenate(self._waiting))
+        self._waiting = [np.empty(0, np.uint64)]
 
     def close(self) -> None:
         """Ends the counting; from here on rows can be drawn."""
-        self._merge()
-        self.table = self.table.sort("item", "category")
+        self._count()
+        pair_J = self._pairs.value_N
+        narrow = {"item": pair_J >> np.uint64(NARROW), "category": pair_J & np.uint64((1 << NARROW) - 1),
+                  "events": self._pairs.count_N}  # fmt: skip
+        counted = pl.DataFrame({k: v.astype(np.int64) for k, v in narrow.items()})
+        self.table = pl.concat([self.table, counted, self._wide]).sort("item", "category")
+        self._pairs, self._wide = Counts(np.uint64), self._wide.clear()
         self._item_J = self.table["item"].rle_id().to_numpy().astype(np.int64)
         self._distinct_I = self.table["item"].unique(maintain_order=True).to_numpy()
         self._cumulated_J = self.table["events"].cum_sum().to_numpy()
@@ -132,10 +150,6 @@ class Pool:
             return rng.integers(0, len(self._item_J), size)
         event_K = rng.integers(0, self._cumulated_J[-1], size)
         return _places(self._cumulated_J, event_K, side="right")
-
-    def _merge(self) -> None:
-        merged = pl.concat([self.table, *self._waiting]).group_by("item", "category").agg(pl.col("events").sum())
-        self.table, self._waiting = merged, []
 
 
 def _places(sorted_N: Integers, wanted_K: Integers, side: Literal["left", "right"] = "left") -> Integers:

@@ -250,7 +250,7 @@ def test_counting_in_many_chunks_is_counting_once(monkeypatch: pytest.MonkeyPatc
     once, often = Pool(), Pool()
     once.add(rows)
     once.close()
-    monkeypatch.setattr("ctrbench.datasets.negatives.MERGE_ROWS", 100)
+    monkeypatch.setattr("ctrbench.datasets.negatives.SORTED", 100)
     for part in rows.iter_slices(70):
         often.add(part)
     often.close()

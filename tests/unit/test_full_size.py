@@ -22,20 +22,21 @@ def test_measures_kills_and_measures_nothing_twice(
     assert "| <= 4 GiB |" in said
     assert "| byte-identical files | identical | met |" in said
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["what"] for line in lines] == ["few, first", "whole", "few, again", "killed"]
-    assert [line["lines"] for line in lines[::2]] == [3000, 3000]
+    assert [line["what"] for line in lines] == ["few 1", "whole 1", "few 2", "whole 2", "few 3", "killed"]
+    assert [line["lines"] for line in lines[:5:2]] == [3000, 3000, 3000]
     assert len(lines[-1]["after"]) == len(lines[-1]["steps"]) <= 2
     assert not (tmp_path / f"{name}-out").exists()
     main(arguments)
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 6
 
 
 def test_other_bytes_and_too_much_memory_are_missed(tmp_path: Path) -> None:
     one = {"log": "criteo", "size": 7, "few": 5, "seconds": 1.0, "cpu": 1.0, "peak": 1, "lines": 5, "digest": "a",
            "files": 1, "bytes": 1}  # fmt: skip
     lines = [
-        one | {"what": "few, first"}, one | {"what": "whole", "peak": 5 << 30, "lines": 7, "cpu": 2.0},
-        one | {"what": "few, again"}, one | {"what": "killed", "digest": "b", "after": [1.0], "steps": [3]},
+        one | {"what": "few 1"}, one | {"what": "whole 1", "lines": 7, "cpu": 2.0}, one | {"what": "few 2"},
+        one | {"what": "whole 2", "peak": 5 << 30, "lines": 7, "cpu": 2.0}, one | {"what": "few 3", "cpu": 9.0},
+        one | {"what": "killed", "digest": "b", "after": [1.0], "steps": [3]},
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
