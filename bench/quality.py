@@ -41,18 +41,13 @@ class Quality:
 
     auc: float
     gauc: float | None
-    """Mean of the users' AUCs weighted by their rows; None where it does not exist, with `gauc_reason`."""
-    gauc_dropped_share: float | None
-    """Share of the users that were dropped because all their rows have one label; None without users."""
-    gauc_reason: str
-    """Why `gauc` is None; empty otherwise."""
+    """Mean of the users' AUCs weighted by their rows; None where it does not exist (`gauc` says why)."""
     logloss: float
     """Nats a row."""
     ne: float
     """Log loss over that of the constant train positive rate on the same rows; below 1 is better than the constant."""
     calibration: float
     """Mean score over share of positives."""
-    calibration_bins: tuple[CalibrationBin, ...]
 
 
 def auc(label_N: Array, score_N: Array) -> float:
@@ -166,9 +161,7 @@ def evaluate(label_N: Array, score_N: Array, user_N: Array, train_rate: float) -
     if not 0 < train_rate < 1:
         raise ValueError(f"train positive rate {train_rate}: must lie strictly between 0 and 1")
     logloss = cross_entropy(positive_N, score_N)
-    group_auc, dropped, reason = gauc(positive_N, score_N, user_N)
     return Quality(
-        auc=auc(positive_N, score_N), gauc=group_auc, gauc_dropped_share=dropped, gauc_reason=reason, logloss=logloss,
+        auc=auc(positive_N, score_N), gauc=gauc(positive_N, score_N, user_N)[0], logloss=logloss,
         ne=logloss / cross_entropy(positive_N, train_rate), calibration=float(score_N.mean() / positive_N.mean()),
-        calibration_bins=calibration_bins(positive_N, score_N),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,12 +21,13 @@ from ctrbench.bench.mode_rows import mode_rows
 from ctrbench.bench.option_gains import option_rows, same_seeds
 from ctrbench.bench.retrieval_rows import RANKS, over_seeds
 from ctrbench.bench.runspec import RunSpec, mode_options
+from ctrbench.bench.score_rows import score_rows
 from ctrbench.bench.serving.rows import utilisation_rows
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.bench.utilisation import counted_as, utilisation
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports.declared import Scored
-from ctrbench.reports.measures import OF_SCORES, make, withheld
+from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
 DRAWS = 400
@@ -194,11 +195,8 @@ def quality_summary(
                     **more,
                 )
             )
-        if ("gauc", "") not in by_metric:
-            rows.append(withheld(base, "gauc", "field_missing: the data has no user", phase="train"))
-        rows += _of_scores(base, [
-            Scored(label_N=label, score_N=s, user_N=user, train_rate=prepared.positive_rate("train")) for s in score_SN
-        ])  # fmt: skip
+        rate = prepared.positive_rate("train")
+        rows += score_rows(base, [Scored(label_N=label, score_N=s, user_N=user, train_rate=rate) for s in score_SN])
         if runs[0].spec.kind == "quality":
             rows += _budget(base, runs, count_of(who, counted))
     rows += _paired(trained, counted, draws, aucs, prepared.schema.track, run_id)
@@ -208,18 +206,6 @@ def quality_summary(
     doubt = pool_doubt(trained) if prepared.sampler is not None else ""
     known = ("ok", "unstable")
     return [replace(r, status="unstable", reason=doubt) if doubt and r.status in known else r for r in rows]
-
-
-def _of_scores(base: Mapping[str, Any], trained: list[Scored]) -> Iterator[Measurement]:
-    """Measures whose declaration says how: the mean over the seeds that have a value."""
-    for m in OF_SCORES:
-        assert m.of_scores is not None
-        values = [v for test in trained if (v := m.of_scores(test)) is not None]
-        if not values:
-            yield withheld(base, m.id, "its formula has no value on these test scores", phase="train")
-            continue
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        yield make(base, m.id, float(np.mean(values)), "measured", phase="train", n=len(values), sd=sd)
 
 
 def count_of(who: Who, counted: Mapping[Who, Body]) -> Body | None:

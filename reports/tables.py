@@ -5,7 +5,8 @@ Every table is a frame whose entries are text or `Cell`; its index is the model'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -120,21 +121,29 @@ def quality(frame: pd.DataFrame, data: str, names: Names) -> pd.DataFrame:
         mine = where(frame, data=data, model=model, variant=variant, trained=True)
         auc, delta = pick(mine, "auc"), delta_of(frame, data, model, variant, other)
         rows.append({
-            "Model": names.title(model, variant),
-            "Camp": names.camp(model),
+            "Model": names.title(model, variant), "Camp": names.camp(model),
             "AUC": auc,
             "Each seed": _seeds(mine),
             f"ΔAUC vs {names.title(other)}" if other else "ΔAUC": delta,
             "Paired verdict": "reference" if is_reference(model, variant, other) else verdict(delta),
             "Detectable ΔAUC": _detectable(mine, model, variant, other),
             "GAUC": pick(mine, "gauc"),
+            "Users without GAUC": pick(mine, "gauc_dropped"),
             "Log loss": pick(mine, "logloss"),
             "Normalised entropy": pick(mine, "ne"),
             "Calibration": pick(mine, "calibration"),
+            "Calibration by score bin": _bins(mine),
             **{m.title: pick(mine, m.id) for m in OF_SCORES if m.id in set(frame["metric"])},
         })  # fmt: skip
         index.append(model)
     return pd.DataFrame(rows, index=index)
+
+
+def _bins(mine: pd.DataFrame) -> str:
+    """Least and greatest of the score bins."""
+    rows = where(mine, metric="calibration")
+    found = rows[rows["scope"].str.startswith("bin:") & rows["value"].notna()]["value"]
+    return f"{found.min():.3f} to {found.max():.3f}" if len(found) else "—"
 
 
 def _detectable(mine: pd.DataFrame, model: str, variant: str, other: str) -> Cell:
@@ -226,13 +235,9 @@ def pairing(bodies: Bodies, names: Names) -> pd.DataFrame:
     return pd.DataFrame(rows, index=[m for _, m, _ in order])
 
 
-def _usual(runs: Iterable[Mapping[str, set[str]]], heads: tuple[str, ...]) -> dict[str, str]:
+def _usual(runs: Sequence[Mapping[str, set[str]]], heads: tuple[str, ...]) -> dict[str, str]:
     """The most frequent value of each head."""
-    counts: dict[str, dict[str, int]] = {h: {} for h in heads}
-    for run in runs:
-        for h in heads:
-            for value in run[h]:
-                counts[h][value] = counts[h].get(value, 0) + 1
+    counts = {h: Counter(value for run in runs for value in run[h]) for h in heads}
     return {h: max(c, key=lambda v: (c[v], v)) for h, c in counts.items()}
 
 

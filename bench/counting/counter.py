@@ -148,9 +148,11 @@ class Recorder(TorchDispatchMode):
         inputs, outputs = tensors(x), tensors(out)
         node = torch._C._current_autograd_node() if self.part == "backward" else None
         module = self._owner(node) if node is not None else (self.stack[-1] if self.part == "forward" else "")
-        row = self.sums.setdefault((func._schema.name.replace("::", "."), module, self.part), _Sum(kind))
+        flops = flops_of(func, x, out)
+        key = (func._schema.name.replace("::", "."), module, self.part)
+        row = self.sums.setdefault(key, _Sum("F" if flops else kind))
         row.calls += 1
-        row.flops += flops_of(func, x, out)
+        row.flops += flops
         row.elementwise += elementwise_flops(func, family, inputs, outputs)
         row.moved += operand_bytes(func, args, kwargs, out, self.table_optimizer)
         kernels, covered = kernels_of(func, family, x, inputs, self.device)

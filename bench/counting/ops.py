@@ -122,6 +122,33 @@ FORMULAS: dict[str, Formula] = {
 """Operators with a formula. LSTM and encoder fast paths are unknown on purpose: count them on meta instead."""
 
 
+def _weighted_bag(x: Mapping[str, Any], out: Any) -> float:
+    weighted = x.get("per_sample_weights") is not None
+    table: Tensor = x["weight"] if "weight" in x else x["grad"]
+    return 2.0 * x["indices"].numel() * table.shape[1] * weighted
+
+
+def _weights_of_bag(x: Mapping[str, Any], out: Any) -> float:
+    return 2.0 * x["indices"].numel() * x["grad"].shape[1]
+
+
+def _each_event(x: Mapping[str, Any], out: Any) -> float:
+    return 2.0 * x["h"].numel()
+
+
+WEIGHTED_SUMS: dict[str, Formula] = {
+    "aten::_embedding_bag": _weighted_bag,
+    "aten::_embedding_bag_forward_only": _weighted_bag,
+    "aten::_embedding_bag_backward": _weighted_bag,
+    "aten::_embedding_bag_dense_backward": _weighted_bag,
+    "aten::_embedding_bag_per_sample_weights_backward": _weights_of_bag,
+    "ctrbench::din_scores_back": _each_event,
+    "ctrbench::din_first_back": _each_event,
+}
+"""Operators of other families that hold DIN's sum of a_j h_j or a gradient of it: the FLOPs are those of the products
+of matrices that take its place on padded histories. A bag without weights has none."""
+
+
 def _names(text: str, room: str = "aten") -> frozenset[str]:
     return frozenset(f"{room}::{n}" for n in text.split())
 
@@ -250,7 +277,8 @@ def _classify(name: str, *, is_view: bool, pointwise: bool, reduction: bool) -> 
 
 def flops_of(func: OpOverload, x: Mapping[str, Any], out: Any) -> float:
     """Model FLOPs of one call; 0 for operators without a formula."""
-    formula = FORMULAS.get(base_name(func))
+    name = base_name(func)
+    formula = FORMULAS.get(name) or WEIGHTED_SUMS.get(name)
     return formula(x, out) if formula else 0.0
 
 

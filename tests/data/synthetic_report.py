@@ -147,8 +147,10 @@ def _quality(rng: random.Random, base: dict[str, Any], auc: float) -> list[Measu
     rows.append(make(base, "auc", mean, "measured", n=3, sd=0.0007, ci_low=mean - 0.004, ci_high=mean + 0.004))
     for metric, value in (("logloss", 0.55), ("ne", 0.83), ("calibration", 1.01)):
         rows.append(make(base, metric, value + 0.01 * rng.random(), "measured", n=3))
+    rows += [make(base, "calibration", 0.9 + 0.02 * k, "measured", scope=f"bin:{k}/10", n=3) for k in range(1, 11)]
     if base["track"] == "sequence":
         rows.append(make(base, "gauc", auc - 0.04, "measured", n=3))
+        rows.append(make(base, "gauc_dropped", 0.31, "measured"))
     else:
         rows.append(withheld(base, "gauc", "field_missing: the data has no user"))
     return rows

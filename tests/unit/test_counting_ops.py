@@ -182,6 +182,24 @@ def test_embedding_bag_bytes_are_those_of_the_byte_table() -> None:
     assert counts.flops() == 0
 
 
+def test_weighted_sum_of_a_bag_has_the_flops_of_its_product() -> None:
+    """[1, T] @ [T, C] a bag: 2TC forward, 2TC for each of its two gradients."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.share = nn.Parameter(torch.randn(50, 8)), nn.Parameter(torch.randn(12))
+
+        def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+            return functional.embedding_bag(
+                ids, self.table, offsets, mode="sum", include_last_offset=True, per_sample_weights=self.share
+            )  # fmt: skip
+
+    counts = count_module(Weighted(), (torch.randint(0, 50, (12,)), torch.tensor([0, 3, 6, 12])))
+    assert (counts.flops("forward"), counts.flops("backward")) == (2 * 12 * 8, 2 * 2 * 12 * 8)
+    assert {r.op for r in counts.rows if r.kind == "F"} >= {"aten._embedding_bag"}
+
+
 def test_elementwise_flops_are_apart_from_model_flops() -> None:
     counts = count_module(Apply(lambda x, w: (x * w).relu(), 9), torch.randn(4, 9))
     assert counts.flops() == 0

@@ -11,7 +11,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.bench import registry
-from ctrbench.bench.counts import checkpoint_bytes, compulsory_bytes, unique_rows, useful_flops
+from ctrbench.bench.counts import checkpoint_bytes, compulsory_bytes, counted_training, unique_rows, useful_flops
 from ctrbench.datasets.schema import Batch, FeatureSchema, padding_share, synthetic_batch
 from ctrbench.kernels.attention import lower_right, visible_pairs
 from ctrbench.models.embedding import TableConfig, dense_parameters, embedding_tables
@@ -38,6 +38,20 @@ def test_useful_flops_grow_with_events_and_stop_at_the_cut(sequence_schema: Feat
 
     assert at(0) < at(1) < at(6)
     assert at(6) == at(7) == at(100) == spec.flops(config, sequence_schema, None).visible
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [0, 2, 5]])
+def test_din_on_real_events_counts_what_its_closed_form_says(
+    sequence_schema: FeatureSchema, lengths: list[int]
+) -> None:
+    """Small widths, where the weighted sum of the events is a large part; it counted nothing before."""
+    spec = registry.model_spec("din")
+    config = spec.config(dim=2, attention=(4, 4), mlp=(4,), unit="jagged")
+    batch = _batch(sequence_schema, {f"hist_{k}": [[3] * n for n in lengths] for k in ("item", "genre", "action")})
+    counts, useful, reason = counted_training(spec, config, sequence_schema, spec.build(config, sequence_schema), batch)
+    assert not reason
+    assert counts.flops("forward") == pytest.approx(useful.visible)
+    assert counts.flops("backward") == pytest.approx(2 * useful.visible, rel=0.1)
 
 
 def test_without_histories_every_row_is_alike(tabular_schema: FeatureSchema) -> None:
