@@ -38,7 +38,7 @@ VALID_SHARE = 0.1
 """Validation is this share of the positives before the test cut, the latest ones."""
 CATEGORICAL = {"user": "user", "item": "item", "category": "item"}
 """Categorical field -> role."""
-ASIDE = ("raw_item", "raw_category")
+ASIDE = {"raw_item": "item", "raw_category": "category"}
 """Target ids of the file: the control must see items that `min_count` hides from models, or it misses leaks."""
 COLUMNS = Columns(
     categorical={"user": "user_id", "item": "item", "category": "category"},
@@ -140,8 +140,8 @@ def build_from(
         "pool_rows": pool_rows, **sampler.to_json(), **asdict(task),
     }  # fmt: skip
     return {
-        "schema": schema(name, cardinality, task.history), "split": cut.said, "aside": ASIDE, "sampler": described,
-        "history_only": account.kept - cut.positives, "sampled": cut.positives * sampler.ratio,
+        "schema": schema(name, cardinality, task.history), "split": cut.said, "aside": list(ASIDE),
+        "sampler": described, "history_only": account.kept - cut.positives, "sampled": cut.positives * sampler.ratio,
     }  # fmt: skip
 
 
@@ -184,8 +184,7 @@ def _rows_and_log(
     rows = pl.concat([p.with_columns(pl.lit(y, pl.Int8).alias("label")) for y, p in ((1, positive), (0, negative))])
     # Rows of one second are shuffled: were the positive always first, statistics of earlier rows would tell labels.
     shuffle = pl.Series("shuffle", rng.integers(0, 2**63, rows.height, dtype=np.int64))
-    aside = pl.col("item", "category").name.prefix("raw_")
-    return rows.drop("action").with_columns(shuffle, aside), log.select("item", "category", "action", "time")
+    return rows.drop("action").with_columns(shuffle), log.select("item", "category", "action", "time")
 
 
 def _drop_duplicates(events: pl.DataFrame, account: Account) -> pl.DataFrame:
