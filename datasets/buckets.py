@@ -282,10 +282,10 @@ class Buckets:
                 for piece, rows in enumerate(_pieces(self.file("rows", bucket))):
                     window = pl.Series("window", np.searchsorted(cut.bounds, rows["time"].to_numpy(), side="right"))
                     rows = rows.with_columns(pl.col("hist_begin", "hist_end") + at, cut.split.alias("split"), window)
-                    parts = rows.partition_by("split", "window", as_dict=True, include_key=False)
+                    parts = _narrow(rows).partition_by("split", "window", as_dict=True, include_key=False)
                     for (name, number), part in parts.items():
                         files.append(self.folder / f"{name}-{number:05d}-{piece:03d}-{bucket:05d}.arrow")
-                        part.write_ipc(files[-1])  # many, read once and whole: half of Parquet's time, 4/3 of its room
+                        part.write_ipc(files[-1])  # many, read once and whole: Parquet would take twice the time
                 noted = {"events": pl.scan_parquet(log).select(pl.len()).collect().item()}
                 self.journal.finish(f"spread:{bucket}", noted, files, [self.file("rows", bucket), log])
             at += noted["events"]
@@ -301,9 +301,8 @@ class Buckets:
             files = sorted(self.folder.glob(f"{name}-*.arrow"))
             for window, group in groupby(files, key=lambda f: f.name.split("-")[1]):
                 spent = list(group)
-                rows = pl.concat([pl.read_ipc(f.read_bytes()) for f in spent]).sort(
-                    "time", "shuffle", "position", "label"
-                )
+                parts = pl.concat([pl.read_ipc(f.read_bytes()) for f in spent], how="vertical_relaxed")
+                rows = parts.sort("time", "shuffle", "position", "label").cast({pl.UInt32: pl.Int64})
                 coded = rows.select(
                     *FIXED,
                     *(pl.col(f"hist_{s.rsplit('_', 1)[1]}").alias(s) for s in slices),
@@ -326,6 +325,17 @@ def _together(chunks: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
             held = []
     if held:
         yield pl.concat(held)
+
+
+def _narrow(rows: pl.DataFrame) -> pl.DataFrame:
+    """Int64 columns without a null whose numbers all fit become UInt32: half the room between two passes."""
+    wide = [c for c, kind in rows.schema.items() if kind == pl.Int64]
+    if not wide or rows.is_empty():
+        return rows
+    ends = rows.select(
+        ((pl.col(c).min() >= 0) & (pl.col(c).max() < 1 << 32) & (pl.col(c).null_count() == 0)).alias(c) for c in wide
+    )
+    return rows.cast({c: pl.UInt32 for c, fits in ends.row(0, named=True).items() if fits})
 
 
 def _pieces(file: Path) -> Iterator[pl.DataFrame]:

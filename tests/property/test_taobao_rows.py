@@ -259,3 +259,13 @@ def test_counting_in_many_chunks_is_counting_once(monkeypatch: pytest.MonkeyPatc
     for sampler in (Sampler(), Sampler(weighting="uniform")):
         draws = [p.draw(sampler, np.random.default_rng(1), np.zeros(99, np.int64), NONE) for p in (once, often)]
         np.testing.assert_array_equal(*draws)
+
+
+@pytest.mark.parametrize("numbers", [[0, 2**32 - 1], [0, 2**32], [-1, 5], [None, 5], []])
+def test_narrow_columns_hold_the_same_numbers(numbers: list[int | None]) -> None:
+    rows = pl.DataFrame(
+        {"a": pl.Series(numbers, dtype=pl.Int64), "label": pl.Series([1] * len(numbers), dtype=pl.Int8)}
+    )
+    narrow = buckets._narrow(rows)
+    assert (narrow["a"].dtype == pl.UInt32) == (numbers == [0, 2**32 - 1])
+    assert narrow.cast({pl.UInt32: pl.Int64}).equals(rows)
