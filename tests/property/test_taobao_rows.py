@@ -266,6 +266,6 @@ def test_narrow_columns_hold_the_same_numbers(numbers: list[int | None]) -> None
     rows = pl.DataFrame(
         {"a": pl.Series(numbers, dtype=pl.Int64), "label": pl.Series([1] * len(numbers), dtype=pl.Int8)}
     )
-    narrow = buckets._narrow(rows)
+    narrow = buckets_module._narrow(rows)
     assert (narrow["a"].dtype == pl.UInt32) == (numbers == [0, 2**32 - 1])
     assert narrow.cast({pl.UInt32: pl.Int64}).equals(rows)
