@@ -217,11 +217,11 @@ class _Dense(nn.Module):
 
     def forward(self) -> list[Tensor]:
         pool: list[Tensor] = []
-        used: set[int] = set()
+        used: dict[int, Tensor] = {}  # held, since the number of a tensor that is gone is given to the next one
         for i, layer in enumerate(self.sequence):
             count = 1 if str(i) in self.weighted or layer.op not in _TWO else 2
             given = self._operands(layer, count, pool)
-            used |= {id(t) for t in given}
+            used |= {id(t): t for t in given}
             apply = self.weighted[str(i)] if str(i) in self.weighted else _PLAIN[layer.op]
             with torch.set_grad_enabled(layer.differentiable):
                 pool.append(apply(*given))
