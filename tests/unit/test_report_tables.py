@@ -324,3 +324,13 @@ def test_a_size_that_could_not_be_counted_is_no_gpu_table() -> None:
     assert section is not None
     assert [e.group for e in section.exhibits] == ["FAT S"]
     assert section.sentence.startswith("1 published sizes")
+
+
+def test_table_of_quality_says_whom_gauc_leaves_out_and_how_far_bins_are_off() -> None:
+    rows, bodies = synthetic_records(0)
+    tidied = tidy(rows)
+    table = tables.quality(tidied, "movielens_1m", names_of(tidied, bodies)).loc["din"]
+    assert table["Users without GAUC"].value == 0.31
+    assert table["Calibration by score bin"] == "0.920 to 1.100"
+    no_users = tables.quality(tidied, "criteo_synthetic", names_of(tidied, bodies)).loc["deepfm"]
+    assert no_users["Users without GAUC"].value is None
