@@ -23,8 +23,8 @@ from ctrbench.datasets.spec import Raw, plain_bytes
 from ctrbench.datasets.transforms import check_transform, dense, fit, log_square
 
 COUNTED = 2_097_152
-"""Rows whose values are sorted together when they are counted: 220 MB of tokens. Each such group is merged with all
-values before it, so that at a quarter of the rows a tenth of the values would be four times the merging."""
+"""Rows whose values are sorted together when they are counted: 220 MB of tokens. A group is merged with all
+values before it: the smaller the groups, the more often all are copied."""
 GENERATED = "generated.json"
 """In folders that the generator wrote: their rows are never taken for Criteo's."""
 AS_CATEGORIES = "log_square_category"
