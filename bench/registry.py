@@ -83,7 +83,9 @@ def model_spec(name: str) -> ModelSpec:
 
 
 def _load_file(name: str, path: Path) -> ModuleType:
-    key = f"ctrbench_user_model_{name}"
+    """The file's module, made once a place and text: another folder's file of this name, or a new text, is another."""
+    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:16]
+    key = f"ctrbench_user_model_{name}_{digest}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, path)
         assert spec is not None

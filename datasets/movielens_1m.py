@@ -192,6 +192,7 @@ def events(raw: Raw, account: Account) -> pl.DataFrame:
         known = pl.col(key).is_in(table[key].implode())
         log = _drop(log, ~known.fill_null(False), f"not in the other file: {key}", key, file, account)
     account.kept += log.height
+    account.close()  # splits are cut by the times of rows: there is one
     joined = log.drop("line")
     for key, table in (("item_id", items), ("user_id", users)):
         joined = joined.join(table.drop("line"), on=key, how="left", maintain_order="left")

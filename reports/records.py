@@ -161,14 +161,33 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     for path in sorted((runs_dir / "records").glob("*/record.json")):
         try:
             bodies[path.parent.name] = _body(path.read_text())
-            tables.append(pd.read_parquet(path.parent / "measurements.parquet").astype(object))
-        except (OSError, ValueError, ArrowException) as error:
+            tables.append(_rows(path.parent / "measurements.parquet"))
+        except (OSError, ValueError, TypeError, ArrowException) as error:
             raise DamagedRecord(
                 f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true"
             ) from None
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
     return typed(pd.concat(tables, ignore_index=True)), bodies
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    """Raises ValueError, TypeError or an error of pyarrow for what are no measurements."""
+    from pyarrow.parquet import read_table
+
+    table = read_table(path).to_pandas(ignore_metadata=True)  # what pandas noted of its own types may be damaged
+    if absent := [c for c in COLUMNS if c not in table]:
+        raise ValueError(f"column {absent[0]!r} is missing")
+    return typed(table).astype(object)
+
+
+_SPEC: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "model", "variant", "preset", "data", "split", "level", "dtype", "device"), str),
+    **dict.fromkeys(("history_length", "train_rows", "epochs", "batch", "seed", "threads", "ranks"), int),
+    "config": dict, "serving": dict, "tuned": bool, "lr": (int, float), "flops_budget": (int, float),
+}  # fmt: skip
+"""What pages count on where a key is there."""
+_OF_A_TRAINING = ("model", "variant", "data", "split")
 
 
 def _body(text: str) -> dict[str, Any]:
@@ -183,6 +202,12 @@ def _body(text: str) -> dict[str, Any]:
         raise ValueError(f"schema_version {found!r}, this version reads {SCHEMA_VERSION}")
     if absent := [k for k in ("spec", "environment", "inputs", "extra") if not isinstance(body.get(k), dict)]:
         raise ValueError(f"key {absent[0]!r} is missing or no object")
+    spec = body["spec"]
+    for key, kind in _SPEC.items():
+        if key in spec and not isinstance(spec[key], kind):
+            raise ValueError(f"spec.{key} is {spec[key]!r:.40}, which a run never has")
+    if spec.get("kind") == "quality" and (absent := [k for k in _OF_A_TRAINING if k not in spec]):
+        raise ValueError(f"key 'spec.{absent[0]}' is missing")
     return body
 
 

@@ -77,8 +77,8 @@ def squeezed(cut: int = 0, flip: int = 0) -> Make:
     return make
 
 
-def movies(edit: Mapping[str, tuple[str, str]] = {}, without: str = "") -> Make:  # never written to
-    """The three files; `edit`: file -> (text, what stands there instead)."""
+def movies(edit: Mapping[str, tuple[str, str]] = {}, without: str = "", header: str = "") -> Make:  # never written to
+    """The three files; `edit`: file -> (text, what stands there instead); of `header` the first line is left."""
 
     def make(folder: Path) -> None:
         where = tiny_data.movielens_folder(folder / "ml-1m", tiny_data.random_events(0))
@@ -89,6 +89,9 @@ def movies(edit: Mapping[str, tuple[str, str]] = {}, without: str = "") -> Make:
             file.write_bytes(data.replace(old.encode(), new.encode(), 1))
         if without:
             (where / f"ml-1m.{without}").unlink()
+        if header:
+            file = where / f"ml-1m.{header}"
+            file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
 
     return make
 
@@ -180,6 +183,7 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("MovieLens, a column missing", MOVIES, movies({"inter": ("rating:float", "stars:float")}), "rating", 2),
     ("MovieLens, an item nobody described", MOVIES, movies({"item": ("Film 3 (1990)\t", "Film X (1990)\t")}),
      "Film 3", 2),
+    ("MovieLens, a header and no rating", MOVIES, movies(header="inter"), "no rows", 2),
     ("Avazu without its header", AVAZU, log("avazu", "train", "", "id,click", "0,0"), "train:1", 2),
     ("Avazu, a day that is none", AVAZU, log("avazu", "train", "", ",141021", ",149921"), "hour", 2),
     ("Taobao Ad without behavior_log.csv", AD, log("taobao_ad", "ad", without="behavior_log.csv"), "behavior_log", 2),

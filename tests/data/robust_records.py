@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import RunRecord, save
@@ -52,6 +54,16 @@ def cut(name: str, to: int) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:to])
 
 
+def without(column: str) -> Callable[[Path], object]:
+    """measurements.parquet without a column."""
+
+    def change(folder: Path) -> None:
+        file = folder / "measurements.parquet"
+        pd.read_parquet(file).drop(columns=column).to_parquet(file)
+
+    return change
+
+
 REPORT = "report runs/one"
 BENCHMARK = {"machine_info": {}, "commit_info": {}, "benchmarks": [{"name": "x"}], "version": "5"}
 
@@ -62,8 +74,12 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("record.json empty", REPORT, run(cut("record.json", 0)), "damaged record", 2),
     ("record.json of another version", REPORT, run(edited('"schema_version": 1', '"schema_version": 99')), "99", 2),
     ("record.json that is a list", REPORT, run(lambda f: (f / "record.json").write_text("[1]")), "damaged", 2),
+    ("record.json of a training without its model", REPORT, run(edited('"model":', '"modul":')), "spec.model", 2),
+    ("record.json, infinitely many rows", REPORT, run(edited('"train_rows": 1000', '"train_rows": 1e400')),
+     "spec.train_rows", 2),
     ("record.json without its spec", REPORT, run(edited('"spec"', '"spek"')), "key 'spec'", 2),
     ("measurements.parquet cut", REPORT, run(cut("measurements.parquet", 200)), "measurements.parquet", 2),
+    ("measurements.parquet without a column", REPORT, run(without("family")), "'family'", 2),
     ("measurements.parquet missing", REPORT, run(lambda f: (f / "measurements.parquet").unlink()), "measurements", 2),
     ("the report's folder is a file", f"{REPORT} -o note/r.html", also(run(), text("note", "mine")), "note", 2),
     ("the report is a folder", f"{REPORT} -o page", also(run(), lambda f: (f / "page").mkdir()), "page", 2),

@@ -161,6 +161,21 @@ def test_a_user_file_joins_the_models(tmp_path: Path, monkeypatch: pytest.Monkey
     assert registry.own_file("deepfm") == {}
 
 
+def test_a_user_file_is_the_one_that_stands_there_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one name in two folders, and a file that is changed, in one process."""
+    monkeypatch.setattr(registry, "_OWN", {})
+    for folder, title in (("a", "of a"), ("b", "of b"), ("a", "of a, changed")):
+        file = tmp_path / folder / "mine.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(
+            f"from dataclasses import replace\nfrom ctrbench.legacy_baselines import deepfm\n"
+            f"SPEC = replace(deepfm.SPEC, title='{title}')\n"
+        )
+        registry.register_path(str(file))
+        assert registry.model_spec("mine").title == title
+        assert registry.model_spec("mine").build is registry.model_spec("mine").build
+
+
 def test_a_user_file_that_cannot_be_imported_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_OWN", {})
     file = tmp_path / "broken_import.py"
