@@ -19,7 +19,7 @@ RULES: dict[Rule, tuple[str, ...]] = {
 }  # fmt: skip
 """Split rule -> its keys."""
 UNITS = ("s", "ms", "iso")
-_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,99}"  # files of vocabularies are named so
 _OF_KIND: dict[Kind, tuple[str, ...]] = {
     "dense": ("transform",),
     "categorical": ("min_count", "values"),
@@ -252,7 +252,7 @@ def _field(node: Node) -> TableField:
 def _name(node: Node, key: str, default: str | None) -> str:
     name = node.text(key, default)
     if not re.fullmatch(_NAME, name, re.ASCII):
-        node.fail(key, repr(name), "use letters, digits and _, no digit first")
+        node.fail(key, f"{name!r:.120}", "use at most 100 letters, digits and _, no digit first")
     return name
 
 

@@ -134,7 +134,7 @@ def save(record: RunRecord, runs_dir: Path) -> Path:
     folder = runs_dir / "records" / record.key
     rows = pd.DataFrame(hidden([asdict(r) for r in record.rows]), columns=list(COLUMNS))
     with whole(folder / "measurements.parquet") as partial:
-        typed(rows).to_parquet(partial, index=False)
+        typed(rows).to_parquet(partial, index=False, write_page_checksum=True)
     body = {
         "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
         "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
@@ -175,19 +175,21 @@ def _rows(path: Path) -> pd.DataFrame:
     """Raises ValueError, TypeError or an error of pyarrow for what are no measurements."""
     from pyarrow.parquet import read_table
 
-    table = read_table(path).to_pandas(ignore_metadata=True)  # what pandas noted of its own types may be damaged
+    stored = read_table(path, page_checksum_verification=True)
+    table = stored.to_pandas(ignore_metadata=True)  # what pandas noted of its own types may be damaged
     if absent := [c for c in COLUMNS if c not in table]:
         raise ValueError(f"column {absent[0]!r} is missing")
     return typed(table).astype(object)
 
 
 _SPEC: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("kind", "model", "variant", "preset", "data", "split", "level", "dtype", "device"), str),
+    **dict.fromkeys(("kind", "model", "variant", "preset", "data", "split", "fingerprint"), str),
+    **dict.fromkeys(("prepared", "level", "dtype", "device"), str),
     **dict.fromkeys(("history_length", "train_rows", "epochs", "batch", "seed", "threads", "ranks"), int),
     "config": dict, "serving": dict, "tuned": bool, "lr": (int, float), "flops_budget": (int, float),
 }  # fmt: skip
 """What pages count on where a key is there."""
-_OF_A_TRAINING = ("model", "variant", "data", "split")
+_OF_A_TRAINING = ("model", "variant", "data", "split", "fingerprint", "seed")
 
 
 def _body(text: str) -> dict[str, Any]:

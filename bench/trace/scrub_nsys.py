@@ -91,7 +91,7 @@ def scrub_nsys(source: Path, raw: bytes, out: Path, dropped: Dropped) -> None:
                     dropped.add(f"table {table}", old.execute(f"SELECT count(*) FROM {_quoted(table)}").fetchone()[0])
             new.commit()
             new.execute("VACUUM")
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter of a damaged schema
             raise BadRecording(f"{source}: damaged or cut database ({error}); export it again") from None
 
 

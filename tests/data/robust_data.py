@@ -207,6 +207,7 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("your table, schema with a Python tag", TABLE,
      shop(schema=("name: shop", "name: !!python/object/apply:os.getcwd []")), "shop.yaml", 2),
     ("your table, a key of the schema misspelt", TABLE, shop(schema=("min_count", "mincount")), "min_count", 2),
+    ("your table, a name of 300 letters", TABLE, shop(schema=("name: shop", f"name: {'a' * 300}")), "at most 100", 2),
     ("your table, no schema", TABLE.replace(" --schema shop.yaml", ""), shop(), "schema", 2),
     ("your table, a quote that never closes", TABLE, shop("\nu1", '\n"u1'), "shop.csv", 2),
 ]  # fmt: skip

@@ -75,6 +75,8 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("record.json of another version", REPORT, run(edited('"schema_version": 1', '"schema_version": 99')), "99", 2),
     ("record.json that is a list", REPORT, run(lambda f: (f / "record.json").write_text("[1]")), "damaged", 2),
     ("record.json of a training without its model", REPORT, run(edited('"model":', '"modul":')), "spec.model", 2),
+    ("a comparison of a training of unknown data", "compare runs/one runs/one",
+     run(edited('"fingerprint":', '"fingerpaint":')), "spec.fingerprint", 2),
     ("record.json, infinitely many rows", REPORT, run(edited('"train_rows": 1000', '"train_rows": 1e400')),
      "spec.train_rows", 2),
     ("record.json without its spec", REPORT, run(edited('"spec"', '"spek"')), "key 'spec'", 2),

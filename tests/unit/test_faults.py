@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.data import robust_records
 
 from ctrbench.bench import suite
 from ctrbench.bench.config import build_plan
@@ -93,3 +94,20 @@ def test_a_clock_set_back_or_standing_still_overwrites_no_run(tmp_path: Path, mo
     assert [f.name for f in folders] == [
         "20261127-120000-ci", "20261127-120000-ci-2", "20261127-110000-ci", "20261127-120000-ci-3"
     ]  # fmt: skip
+
+
+def test_a_byte_turned_in_the_numbers_is_seen(tmp_path: Path) -> None:
+    """Pages of measurements.parquet carry checksums: no number is read that was not written."""
+    robust_records.run()(tmp_path)
+    (file,) = tmp_path.rglob("measurements.parquet")
+    written, good = records.load(tmp_path / "runs/one")[0], file.read_bytes()
+    seen, pages = 0, len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    for at in range(4, pages, 23):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        try:
+            table = records.load(tmp_path / "runs/one")[0]
+        except records.DamagedRecord:
+            seen += 1
+        else:  # a statistic that nobody asks
+            assert table.equals(written), at
+    assert seen > 20
