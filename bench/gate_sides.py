@@ -160,7 +160,9 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
 def _check(place: Path, body: Body) -> None:
     """Raises BadInput where what was asked for is no specification of a run."""
     try:
-        RunSpec.from_json(body["spec"])
+        spec = RunSpec.from_json(body["spec"])
+        if spec.kind == "quality" and "fingerprint" not in body["spec"]:
+            raise ValueError("key 'spec.fingerprint' is missing")
     except (TypeError, ValueError, KeyError) as error:
         raise BadInput(f"{place}: damaged record: {error}; delete it and run with run.resume=true") from None
 

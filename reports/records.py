@@ -189,7 +189,7 @@ _SPEC: Mapping[str, type | tuple[type, ...]] = {
     "config": dict, "serving": dict, "tuned": bool, "lr": (int, float), "flops_budget": (int, float),
 }  # fmt: skip
 """What pages count on where a key is there."""
-_OF_A_TRAINING = ("model", "variant", "data", "split", "fingerprint", "seed")
+_OF_A_TRAINING = ("model", "variant", "data", "split")
 
 
 def _body(text: str) -> dict[str, Any]:
