@@ -252,7 +252,7 @@ def _field(node: Node) -> TableField:
 def _name(node: Node, key: str, default: str | None) -> str:
     name = node.text(key, default)
     if not re.fullmatch(_NAME, name, re.ASCII):
-        node.fail(key, f"{name!r:.120}", "use at most 100 letters, digits and _, no digit first")
+        node.fail(key, f"{name!r:.120}", "use letters, digits and _, no digit first, at most 100")
     return name
 
 
