@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.data import public_logs, robust, robust_checkpoints, robust_data, robust_records, robust_traces
 from tests.data.synthetic_ncu import counters, long_form
+from tests.unit import test_gate
 
 Make = Callable[[Path], object]
 WORDS = (
@@ -49,6 +50,11 @@ def _ncu(folder: Path) -> None:
     (folder / "t.csv").write_text(long_form([counters(), counters()]))
 
 
+def _two_sides(folder: Path) -> None:
+    for side in ("one", "two"):
+        test_gate.trainings(test_gate.times(folder / side))
+
+
 READERS = {
     "criteo": Reader(make=robust_data.criteo(), command=robust_data.CRITEO),
     "criteo_gz": Reader(make=robust_data.squeezed(), command=robust_data.CRITEO.replace("txt", "txt.gz"), binary=True),
@@ -67,7 +73,7 @@ READERS = {
                        files="out/manifest.json"),
     "record": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/record.json"),
     "measurements": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/*.parquet", binary=True),
-    "compare": Reader(make=robust_records.run(), command="compare runs/one runs/one", files="**/record.json"),
+    "compare": Reader(make=_two_sides, command="compare one two", files="two/**/*"),
     "nsys": Reader(make=robust_traces.nsys(), command="trace t.sqlite", binary=True),
     "scrub": Reader(make=robust_traces.nsys(), command="scrub t.sqlite -o o.sqlite", files="t.sqlite", binary=True),
     "kineto": Reader(make=robust_traces.kineto(lambda s: s), command="trace t.json"),
@@ -106,6 +112,11 @@ def fuzz(name: str, seconds: float, seed: int) -> tuple[int, Counter[int], list[
     good = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
     reader.make(good)
     targets = sorted(p.relative_to(good) for p in good.glob(reader.files) if p.is_file())
+    with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-") as checked:
+        shutil.copytree(good, checked, dirs_exist_ok=True)
+        said, code, _ = robust._typed(reader.command, Path(checked).resolve())
+        if code:  # then nothing behind that error would be reached
+            raise SystemExit(f"{name}: files without a fault end with exit code {code}: {said}")
     ends, count = time.monotonic() + seconds, 0
     while time.monotonic() < ends:
         folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-")).resolve()

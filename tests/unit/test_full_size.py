@@ -30,13 +30,13 @@ def test_measures_kills_and_measures_nothing_twice(
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 6
 
 
-def test_other_bytes_and_too_much_memory_are_missed(tmp_path: Path) -> None:
+def test_other_bytes_and_too_much_memory_of_the_resumed_are_missed(tmp_path: Path) -> None:
     one = {"log": "criteo", "size": 7, "few": 5, "seconds": 1.0, "cpu": 1.0, "peak": 1, "lines": 5, "digest": "a",
            "files": 1, "bytes": 1}  # fmt: skip
     lines = [
         one | {"what": "few 1"}, one | {"what": "whole 1", "lines": 7, "cpu": 2.0}, one | {"what": "few 2"},
-        one | {"what": "whole 2", "peak": 5 << 30, "lines": 7, "cpu": 2.0}, one | {"what": "few 3", "cpu": 9.0},
-        one | {"what": "killed", "digest": "b", "after": [1.0], "steps": [3]},
+        one | {"what": "whole 2", "lines": 7, "cpu": 2.0}, one | {"what": "few 3", "cpu": 9.0},
+        one | {"what": "killed", "peak": 5 << 30, "digest": "b", "after": [1.0], "steps": [3]},
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
