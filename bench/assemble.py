@@ -49,6 +49,22 @@ def lookup(spec: RunSpec) -> ModelSpec:
     return registry.model_spec(spec.model)
 
 
+def built_on_meta(spec: RunSpec, schema: FeatureSchema) -> nn.Module:
+    """The model without memory: what is wrong with its options shows before any work.
+
+    Raises:
+        TypeError, ValueError: it cannot be built with these options, or not on this schema.
+    """
+    model_spec = lookup(spec)
+    try:
+        with torch.device("meta"):
+            return model_spec.build(model_config(spec, model_spec), schema)
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        if not spec.config or spec.model_path:  # our own fault, or that of a user's file
+            raise
+        raise ValueError(f"no model has such sizes ({type(error).__name__}: {error}); choose others") from error
+
+
 def build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prepared]:
     """(model's spec, its config, schema, the model with weights of the seed, prepared data)."""
     seed_everything(spec.seed)

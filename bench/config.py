@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -31,8 +31,12 @@ def suite_names() -> list[str]:
     return sorted(p.stem for p in (CONF / "suite").glob("*.yaml"))
 
 
-def build_plan(arguments: Sequence[str]) -> Plan:
+def build_plan(arguments: Sequence[str], *, processes: bool = False) -> Plan:
     """Checks every name and key of `key=value` arguments and composes the plan.
+
+    Args:
+        arguments: as typed.
+        processes: of a training over processes, which alone has `dist.*`.
 
     Raises:
         UnknownName: naming the argument and the nearest valid names.
@@ -59,7 +63,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         )
         assert isinstance(suite_values, dict)
         base = compose("config", [])
-        _check_keys(given, base)
+        _check_keys(given, base, processes)
     typed = {k: _value(k, v) for k, v in given.items()}
     jobs = _jobs(suite_values, base, typed, only, data)
     run, cost = _run_options(base, suite_values, typed), _group("cost", base, suite_values, typed)
@@ -127,6 +131,9 @@ def _names(text: str, valid: Iterable[str], what: str) -> tuple[str, ...]:
     return names
 
 
+_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+
+
 def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Takes `<model>.<field>=value` out of the arguments and checks that the model can be so configured."""
     out: dict[str, dict[str, Any]] = {}
@@ -140,6 +147,7 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
     for model, options in out.items():
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         out[model] = plain
+        _check_sizes(model, plain)
         try:
             registry.model_spec(model).config(**plain)
         except (TypeError, ValueError) as error:
@@ -147,10 +155,40 @@ def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
+def _check_sizes(model: str, options: Mapping[str, Any]) -> None:
+    """Options that are numbers, switches, lists of numbers or one of some words are that."""
+    try:
+        kinds = get_type_hints(registry.model_spec(model).config)
+    except NameError:  # a user's file that imports its types for the type checker alone
+        return
+    for name, value in options.items():
+        kind, shown = kinds[name], f"{model}.{name}={list(value) if isinstance(value, tuple) else value!r}"
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise UnknownName(f"{shown}: unknown value {nearest(str(value), get_args(kind))}")
+        elif get_origin(kind) is tuple and get_args(kind)[0] is int:
+            if not isinstance(value, tuple) or not all(_is(v, (int,)) and v > 0 for v in value):
+                raise UnknownName(f"{shown}: must be a list of whole numbers above 0, e.g. [64,32]")
+        elif kind in (int, float, bool):
+            if not _is(value, _KINDS[kind.__name__]):
+                raise UnknownName(f"{shown}: must be {kind.__name__}")
+            if not math.isfinite(value) or value < 0:
+                raise UnknownName(f"{shown}: must be finite and not negative")
+
+
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
+def _check_keys(given: Mapping[str, str], base: DictConfig, processes: bool) -> None:
     known = ["suite", "model", "model_path", "floors", "timed", "published"]
-    known += [f"{group}.{k}" for group in ("run", "data", "serve", "dist", "cost") for k in base[group]]
+    groups = ["run", "data", "serve", "cost", *(["dist"] if processes else [])]
+    known += [f"{group}.{k}" for group in groups for k in base[group]]
     for key in given:
+        if key.startswith("dist.") and not processes:
+            raise UnknownName(
+                f"{key} is of a training over processes alone: torchrun -m {__package__}.distributed (README)"
+            )
         if key not in known and not key.startswith("data.options."):
             raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
 
@@ -163,15 +201,12 @@ def _group(name: str, base: DictConfig, suite: Mapping[Any, Any], given: Mapping
     return values
 
 
-_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
-
-
 def _check_kinds(group: str, values: Mapping[str, Any], options: type) -> None:
     """Every value of a group is of the type of its field."""
     kinds = {f.name: str(f.type) for f in fields(options)}
     for name, value in values.items():
         wanted = (list, tuple) if kinds[name].startswith("tuple") else _KINDS.get(kinds[name], (str,))
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        if not _is(value, wanted):
             raise UnknownName(f"{group}.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UnknownName(f"{group}.{name}={value!r}: must be a finite number")
