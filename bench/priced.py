@@ -11,6 +11,7 @@ import pandas as pd
 from ctrbench.bench.cost import cost_extra, cost_rows
 from ctrbench.bench.cost_prices import Prices, load_prices
 from ctrbench.bench.cost_terms import Assumptions, assumptions_of
+from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.reports import records
 from ctrbench.reports.records import RunRecord
 
@@ -26,7 +27,11 @@ def asked(options: Mapping[str, Any]) -> tuple[Prices, Assumptions]:
     """
     file = options.get("prices")
     values = {k: v for k, v in options.items() if k != "prices"}
-    return load_prices(Path(file) if file else None), assumptions_of(values)
+    prices, assumptions = load_prices(Path(file) if file else None), assumptions_of(values)
+    known = {**load_prices().by_name, **prices.by_name}  # a file without a known price withholds what needs it
+    if assumptions.network not in known:
+        raise BadInput(f"cost.network: no price {nearest(str(assumptions.network), known)}")
+    return prices, assumptions
 
 
 def priced(table: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> RunRecord | None:
