@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from ctrbench.datasets.errors import BadInput
-
-DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-"""What NumPy and zipfile raise for a file that is cut or has other bytes."""
 
 
 def arrays(
@@ -29,6 +24,8 @@ def arrays(
             raise ValueError(f"{absent[0]!r} is missing")
         if odd := [n for n, a in found.items() if a.dtype.kind not in "biuf" or not np.isfinite(a).all()]:
             raise ValueError(f"{odd[0]!r} holds what is no number")
-    except DAMAGED as error:
+    except PermissionError as error:
+        raise BadInput(f"{path}: {error.strerror}; make it readable") from None
+    except Exception as error:  # tokenize, ast, zlib, lzma and struct have errors of their own for other bytes
         raise BadInput(f"{path}: damaged: {error}; {remedy}") from None
     return found

@@ -16,6 +16,7 @@ from ctrbench.bench.modes import set_mode
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.train import seed_everything
 from ctrbench.datasets import random_batches
+from ctrbench.datasets.errors import UnknownName
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.random_batches import RandomBatches
@@ -59,6 +60,8 @@ def built_on_meta(spec: RunSpec, schema: FeatureSchema) -> nn.Module:
     try:
         with torch.device("meta"):
             return model_spec.build(model_config(spec, model_spec), schema)
+    except UnknownName:
+        raise
     except (ArithmeticError, LookupError, RuntimeError) as error:
         if not spec.config or spec.model_path:  # our own fault, or that of a user's file
             raise

@@ -294,7 +294,10 @@ def auc_test(start: Verdict, base: Side, new: Side, olds: Group, news: Group) ->
         np.stack([scores_of(side, k[seed], len(label_N)) for seed in seeds])
         for side, k in zip((base, new), keys, strict=True)
     )
-    return scored(replace(start, notes=(*start.notes, *_unpaired(keys, seeds))), label_N, a_SN, b_SN, user_N)
+    try:
+        return scored(replace(start, notes=(*start.notes, *_unpaired(keys, seeds))), label_N, a_SN, b_SN, user_N)
+    except ValueError as error:  # rows of one label, or a class of one user
+        raise Incomparable(str(error)) from None
 
 
 def _unpaired(keys: Sequence[Mapping[int, str]], seeds: Sequence[int]) -> list[str]:

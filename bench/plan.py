@@ -67,8 +67,11 @@ class RunOptions:
         for name in ("processes", "seeds", "trials"):
             if getattr(self, name) > MOST_RUNS:
                 raise UnknownName(f"run.{name}={getattr(self, name)}: at most {MOST_RUNS}")
-        if self.patience < 0:
-            raise UnknownName(f"run.patience={self.patience}: must be at least 0")
+        for name in ("patience", "warmup", "table_rows"):
+            if getattr(self, name) < 0:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 0")
+        if not self.out:
+            raise UnknownName("run.out: give a folder")
         if self.trials < 0 or self.trials == 1:
             raise UnknownName(
                 f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws, 1 leaves no choice"
@@ -109,7 +112,7 @@ class ServeOptions:
     overload_seconds: float
 
     def __post_init__(self) -> None:
-        if not self.candidates or any(not isinstance(n, int) or n < 1 for n in self.candidates):
+        if not self.candidates or any(type(n) is not int or n < 1 for n in self.candidates):
             raise UnknownName(f"serve.candidates={list(self.candidates)}: counts of at least 1, e.g. [16,128]")
         for name in (f.name for f in fields(self) if f.name not in ("candidates", "compile", "qps", "max_wait_ms")):
             if getattr(self, name) <= 0:

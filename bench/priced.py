@@ -28,9 +28,10 @@ def asked(options: Mapping[str, Any]) -> tuple[Prices, Assumptions]:
     file = options.get("prices")
     values = {k: v for k, v in options.items() if k != "prices"}
     prices, assumptions = load_prices(Path(file) if file else None), assumptions_of(values)
-    known = {**load_prices().by_name, **prices.by_name}  # a file without a known price withholds what needs it
-    if assumptions.network not in known:
-        raise BadInput(f"cost.network: no price {nearest(str(assumptions.network), known)}")
+    # a file without one of our prices withholds what needs it
+    known = {n: p for n, p in {**load_prices().by_name, **prices.by_name}.items() if n.startswith("network")}
+    if not isinstance(assumptions.network, str) or assumptions.network not in known:
+        raise BadInput(f"cost.network: no price of bytes moved {nearest(str(assumptions.network), known)}")
     return prices, assumptions
 
 
