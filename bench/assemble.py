@@ -16,6 +16,7 @@ from ctrbench.bench.modes import set_mode
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.bench.train import seed_everything
 from ctrbench.datasets import random_batches
+from ctrbench.datasets.errors import UnknownName
 from ctrbench.datasets.loader import Loader
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.random_batches import RandomBatches
@@ -47,6 +48,24 @@ def lookup(spec: RunSpec) -> ModelSpec:
     if spec.model_path:
         registry.register_path(spec.model_path)
     return registry.model_spec(spec.model)
+
+
+def built_on_meta(spec: RunSpec, schema: FeatureSchema) -> nn.Module:
+    """The model without memory: what is wrong with its options shows before any work.
+
+    Raises:
+        TypeError, ValueError: it cannot be built with these options, or not on this schema.
+    """
+    model_spec = lookup(spec)
+    try:
+        with torch.device("meta"):
+            return model_spec.build(model_config(spec, model_spec), schema)
+    except UnknownName:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        if not spec.config or spec.model_path:  # our own fault, or that of a user's file
+            raise
+        raise ValueError(f"no model has such sizes ({type(error).__name__}: {error}); choose others") from error
 
 
 def build(spec: RunSpec) -> tuple[ModelSpec, Any, FeatureSchema, nn.Module, Prepared]:

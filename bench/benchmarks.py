@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
 from ctrbench.bench import registry
-from ctrbench.bench.assemble import base_columns, fed, lookup, model_config
+from ctrbench.bench.assemble import base_columns, built_on_meta, fed
 from ctrbench.bench.ceilings import CLOCK_DRIFT, Ceilings, drift, gemm_ceiling, measure_ceilings, thread_count
 from ctrbench.bench.config import build_plan
 from ctrbench.bench.counting.counter import count_step
@@ -278,9 +278,7 @@ def _random(plan: Plan, asked: Request) -> tuple[RunSpec, RunSpec]:
         **mode_of("time", run.dtype, run.compile),
     )  # fmt: skip
     try:
-        with torch.device("meta"):
-            schema = random_batches.random_schema(timed.data, timed.history_length)
-            model_spec.build(model_config(timed, lookup(timed)), schema)
+        built_on_meta(timed, random_batches.random_schema(timed.data, timed.history_length))
     except (TypeError, ValueError) as error:
         raise BadInput(f"{name} on {asked.data}: {error}") from None
     return timed, replace(timed, kind="count", threads=1, compile="eager")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ctrbench.bench import registry
 from ctrbench.bench.plan import DistOptions, Entry, Job, Plan, RunOptions, ServeOptions
 from ctrbench.bench.points import mode_points, sweep_points
 from ctrbench.bench.priced import asked
+from ctrbench.bench.values import check_kinds, model_options, value_of
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import UnknownName, nearest
 from ctrbench.datasets.registry import dataset_names
@@ -31,8 +29,12 @@ def suite_names() -> list[str]:
     return sorted(p.stem for p in (CONF / "suite").glob("*.yaml"))
 
 
-def build_plan(arguments: Sequence[str]) -> Plan:
+def build_plan(arguments: Sequence[str], *, processes: bool = False) -> Plan:
     """Checks every name and key of `key=value` arguments and composes the plan.
+
+    Args:
+        arguments: as typed.
+        processes: of a training over processes, which alone has `dist.*`.
 
     Raises:
         UnknownName: naming the argument and the nearest valid names.
@@ -48,7 +50,7 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         own = registry.register_path(model_path)
         registry.model_spec(own)  # imports the file: what is wrong with it shows before any work
         given.setdefault("model", own)
-    model_options = _model_options(given)
+    options = model_options(given)
     only = _names(given.pop("model", ""), registry.model_names(), "model")
     data = _names(given.pop("data", ""), dataset_names(), "data set")
     if "suite" in given and given["suite"] not in suite_names():
@@ -59,15 +61,15 @@ def build_plan(arguments: Sequence[str]) -> Plan:
         )
         assert isinstance(suite_values, dict)
         base = compose("config", [])
-        _check_keys(given, base)
-    typed = {k: _value(k, v) for k, v in given.items()}
+        _check_keys(given, base, processes)
+    typed = {k: value_of(k, v) for k, v in given.items()}
     jobs = _jobs(suite_values, base, typed, only, data)
     run, cost = _run_options(base, suite_values, typed), _group("cost", base, suite_values, typed)
     asked(cost)  # wrong prices fail before any work
     return Plan(
         suite=str(suite_values["name"]), level=str(suite_values["level"]), jobs=jobs, run=run,
         serve=_serve_options(base, suite_values, typed), dist=_dist_options(base, suite_values, typed), cost=cost,
-        model_options=model_options, model_path=model_path,
+        model_options=options, model_path=model_path,
         controls=bool(suite_values.get("controls", False)),
         counted=() if only else _counted(suite_values.get("counted", ())),
         published=_switch("published", base, typed),
@@ -99,23 +101,7 @@ def data_options(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         UnknownName: an argument of another form.
     """
-    return {key: _value(f"data.options.{key}", text) for key, text in map(_split, arguments)}
-
-
-_AS_TYPED = (
-    "cost.prices", "data.path", "data.schema", "data.options.schema", "data.options.pool", "data.split", "data.policy",
-    "run.out", "dist.out",
-)  # fmt: skip
-
-
-def _value(key: str, text: str) -> Any:
-    """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
-    if key in _AS_TYPED:
-        return None if text == "null" else text
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=True)["v"]
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UnknownName(f"{key}={text}: not a value: {str(error).splitlines()[0]}") from None
+    return {key: value_of(f"data.options.{key}", text) for key, text in map(_split, arguments)}
 
 
 def _names(text: str, valid: Iterable[str], what: str) -> tuple[str, ...]:
@@ -127,30 +113,16 @@ def _names(text: str, valid: Iterable[str], what: str) -> tuple[str, ...]:
     return names
 
 
-def _model_options(given: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Takes `<model>.<field>=value` out of the arguments and checks that the model can be so configured."""
-    out: dict[str, dict[str, Any]] = {}
-    for key in [k for k in given if k.split(".")[0] in registry.model_names() and "." in k]:
-        model, name = key.split(".", 1)
-        spec = registry.model_spec(model)
-        valid = [f.name for f in fields(spec.config)]
-        if name not in valid:
-            raise UnknownName(f"unknown option {nearest(name, valid)} (of {model})")
-        out.setdefault(model, {})[name] = _value(key, given.pop(key))
-    for model, options in out.items():
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-        out[model] = plain
-        try:
-            registry.model_spec(model).config(**plain)
-        except (TypeError, ValueError) as error:
-            raise UnknownName(f"{model}: {error}") from None
-    return out
-
-
-def _check_keys(given: Mapping[str, str], base: DictConfig) -> None:
+def _check_keys(given: Mapping[str, str], base: DictConfig, processes: bool) -> None:
     known = ["suite", "model", "model_path", "floors", "timed", "published"]
-    known += [f"{group}.{k}" for group in ("run", "data", "serve", "dist", "cost") for k in base[group]]
+    groups = ["run", "data", "serve", "cost", *(["dist"] if processes else [])]
+    known += [f"{group}.{k}" for group in groups for k in base[group]]
+    known.remove("data.options")  # its keys are given one by one
     for key in given:
+        if key.startswith("dist.") and not processes:
+            raise UnknownName(
+                f"{key} is of a training over processes alone: torchrun -m {__package__}.distributed (README)"
+            )
         if key not in known and not key.startswith("data.options."):
             raise UnknownName(f"unknown key {nearest(key, [*known, 'data'])}")
 
@@ -163,29 +135,15 @@ def _group(name: str, base: DictConfig, suite: Mapping[Any, Any], given: Mapping
     return values
 
 
-_KINDS: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
-
-
-def _check_kinds(group: str, values: Mapping[str, Any], options: type) -> None:
-    """Every value of a group is of the type of its field."""
-    kinds = {f.name: str(f.type) for f in fields(options)}
-    for name, value in values.items():
-        wanted = (list, tuple) if kinds[name].startswith("tuple") else _KINDS.get(kinds[name], (str,))
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise UnknownName(f"{group}.{name}={value!r}: must be {' or '.join(t.__name__ for t in wanted)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UnknownName(f"{group}.{name}={value!r}: must be a finite number")
-
-
 def _run_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> RunOptions:
     values = _group("run", base, suite, given)
-    _check_kinds("run", values, RunOptions)
+    check_kinds("run", values, RunOptions)
     return RunOptions(**values)
 
 
 def _serve_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> ServeOptions:
     values = _group("serve", base, suite, given)
-    _check_kinds("serve", values, ServeOptions)
+    check_kinds("serve", values, ServeOptions)
     for name in values["compile"]:
         if name not in registry.model_names():
             raise UnknownName(f"serve.compile: unknown model {nearest(str(name), registry.model_names())}")
@@ -194,7 +152,7 @@ def _serve_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[st
 
 def _dist_options(base: DictConfig, suite: Mapping[Any, Any], given: Mapping[str, Any]) -> DistOptions:
     values = _group("dist", base, suite, given)
-    _check_kinds("dist", values, DistOptions)
+    check_kinds("dist", values, DistOptions)
     return DistOptions(**values)
 
 

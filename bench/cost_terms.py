@@ -16,6 +16,8 @@ ACCELERATOR, HOST, FEATURES, DRAM, STORAGE, NETWORK = (
     "accelerator", "host_cpu", "feature_cpu", "dram", "storage", "network",
 )  # fmt: skip
 TRAINING, TOTAL = "training", "total"
+BY_HAND = (LEGACY, "legacy_200")
+"""Paradigms of `feature_cpu` that can feed legacy models."""
 SAMPLE_TERMS = (ACCELERATOR, HOST, FEATURES, DRAM, STORAGE, NETWORK)
 """Terms of a million training samples, in the order of the stack."""
 TERMS = (*SAMPLE_TERMS, TRAINING)
@@ -67,6 +69,10 @@ class Assumptions:
                 raise BadInput(f"cost.{f.name}={value!r}: give a number above 0")
             if f.name in ("utilisation", "cache_resident") and value > 1:
                 raise BadInput(f"cost.{f.name}={value!r}: a share is at most 1")
+        if not isinstance(self.training, bool):
+            raise BadInput(f"cost.training={self.training!r}: give true or false")
+        if self.legacy_features not in BY_HAND:
+            raise BadInput(f"cost.legacy_features: unknown value {nearest(str(self.legacy_features), BY_HAND)}")
         if self.peak_to_mean < 1:
             raise BadInput(f"cost.peak_to_mean={self.peak_to_mean!r}: a peak is at least the mean: give 1 or more")
 

@@ -13,7 +13,6 @@ Dims: S seeds, N test rows
 
 from __future__ import annotations
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ctrbench.bench.arrays import arrays
 from ctrbench.bench.delong import paired_auc_test
-from ctrbench.bench.gate_sides import SCORES, Group, Side
+from ctrbench.bench.gate_sides import CEILINGS, SCORES, Group, Side
 from ctrbench.bench.power import THRESHOLD, Design, scatter
 from ctrbench.bench.quality import auc
 from ctrbench.bench.runspec import RunSpec
@@ -250,7 +250,7 @@ def process_value(body: Mapping[str, Any], metric: str) -> float:
 
 def _check_machine(base: Group, new: Group) -> None:
     """The machine's own ceilings, measured in turns with the steps, must not have moved between the runs."""
-    for name in ("gemm_fp32_gflops", "copy_gbs"):
+    for name in CEILINGS:
         middle = [
             [float(c[name]) for b in g.bodies.values() for c in b["extra"].get("ceilings", ()) if c.get(name)]
             for g in (base, new)
@@ -294,7 +294,10 @@ def auc_test(start: Verdict, base: Side, new: Side, olds: Group, news: Group) ->
         np.stack([scores_of(side, k[seed], len(label_N)) for seed in seeds])
         for side, k in zip((base, new), keys, strict=True)
     )
-    return scored(replace(start, notes=(*start.notes, *_unpaired(keys, seeds))), label_N, a_SN, b_SN, user_N)
+    try:
+        return scored(replace(start, notes=(*start.notes, *_unpaired(keys, seeds))), label_N, a_SN, b_SN, user_N)
+    except ValueError as error:  # rows of one label, or a class of one user
+        raise Incomparable(str(error)) from None
 
 
 def _unpaired(keys: Sequence[Mapping[int, str]], seeds: Sequence[int]) -> list[str]:
@@ -326,13 +329,16 @@ def _auc_doubt(table: pd.DataFrame, s: Subject) -> str:
 
 
 def scores_of(side: Side, key: str, rows: int) -> np.ndarray:
-    """Test scores of one training."""
+    """Test scores of one training.
+
+    Raises:
+        Incomparable: there are none, or not one a test row.
+        BadInput: they are damaged.
+    """
     path = side.folder / "records" / key / SCORES
-    try:
-        with np.load(path) as arrays:
-            score_N = np.asarray(arrays["score"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise Incomparable(f"test scores of {side.name} cannot be read: {path.parent.name}/{SCORES}: {error}") from None
+    if not path.is_file():
+        raise Incomparable(f"test scores of {side.name} are gone: {path.parent.name}/{SCORES}")
+    score_N = arrays(path, "score")["score"]
     if score_N.shape != (rows,):
         raise Incomparable(f"{key} of {side.name} has {score_N.shape} scores for {rows} test rows")
     return score_N

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ctrbench.bench.arrays import arrays
 from ctrbench.bench.exports import loaded
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
@@ -31,6 +32,13 @@ BASELINES = Path("runs/baselines")
 CARD, ROWS, SCORES = "baseline.json", "rows", "scores.npz"
 KEPT = ("record.json", "measurements.parquet", "failure.json", SCORES)
 """Files of a record that a baseline keeps."""
+SAVE_AGAIN = "delete its folder, or save the baseline again"
+TESTED = ("time", "quality")
+"""Kinds of run that hold what is compared."""
+CEILINGS = ("gemm_fp32_gflops", "copy_gbs")
+"""The machine's own speeds, measured beside the steps."""
+LARGEST = 1e18
+"""Seconds, bytes or operations a second that nothing measures."""
 Body = Mapping[str, Any]
 
 
@@ -78,8 +86,11 @@ class Side:
         """(label, user) of the test rows that a training was scored on; None if they are nowhere to be had."""
         kept = self.folder / ROWS / f"{spec['fingerprint']}.npz"
         if kept.is_file():
-            with np.load(kept) as arrays:
-                return arrays["label"], arrays["user"]
+            stored = arrays(kept, "label", "user", remedy=SAVE_AGAIN)
+            label_N, user_N = stored["label"], stored["user"]
+            if label_N.ndim != 1 or label_N.shape != user_N.shape or not np.isin(label_N, (0, 1)).all():
+                raise BadInput(f"{kept}: damaged: no label of 0 or 1 and a user a row; {SAVE_AGAIN}")
+            return label_N, user_N
         from ctrbench.datasets.prepared import Prepared  # brings torch; a baseline needs none
 
         try:
@@ -143,35 +154,66 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
     lost: dict[tuple[Subject, str], list[str]] = defaultdict(list)
     for key, body in bodies.items():
         if (who := _who(body)) is not None:
-            _check(folder / "records" / key, body)
+            _check(folder, key, body)
             found[who][key] = body
     for path in sorted((folder / "records").glob("*/failure.json")):
         if path.parent.name in bodies:  # it went well in the end
             continue
         try:
             body = json.loads(path.read_text())
-        except ValueError as error:
+            if not isinstance(body["spec"], dict) or not {"status", "reason"} <= set(body):
+                raise ValueError("no spec, status and reason of a run that failed")
+        except (ValueError, TypeError, KeyError) as error:
             raise BadInput(f"{path}: damaged: {error}; delete its folder and run with run.resume=true") from None
         if (who := _who(body)) is not None:
             lost[who].append(f"{body['status']}: {body['reason']}")
     return {who: Group(found[who], tuple(lost[who])) for who in dict.fromkeys((*found, *lost))}
 
 
-def _check(place: Path, body: Body) -> None:
-    """Raises BadInput where what was asked for is no specification of a run."""
+def _check(folder: Path, key: str, body: Body) -> None:
+    """Raises BadInput where a record lacks what is compared, or holds something else there."""
     try:
         spec = RunSpec.from_json(body["spec"])
         if spec.kind == "quality" and "fingerprint" not in body["spec"]:
             raise ValueError("key 'spec.fingerprint' is missing")
+        if spec.kind == "time":
+            _check_timed(body["extra"])
     except (TypeError, ValueError, KeyError) as error:
-        raise BadInput(f"{place}: damaged record: {error}; delete it and run with run.resume=true") from None
+        if "benchmark" in body["extra"]:
+            raise BadInput(f"{folder}: {body['extra']['benchmark'].get('test')}: {error}; run it again") from None
+        where = folder / "records" / key
+        raise BadInput(f"{where}: damaged record: {error}; delete it and run with run.resume=true") from None
+
+
+def _check_timed(extra: Mapping[str, Any]) -> None:
+    """Raises ValueError where what a timed process left are no times, bytes or speeds."""
+    samples, ceilings = extra.get("samples", {}), extra.get("ceilings", [])
+    if not isinstance(samples, dict) or ("step" not in samples and "benchmark" not in extra):
+        raise ValueError("key 'extra.samples.step' is missing")
+    if not isinstance(ceilings, list) or not all(isinstance(c, dict) for c in ceilings):
+        raise ValueError("extra.ceilings is no list of measured ceilings")
+    if not isinstance(extra.get("hints", []), list):
+        raise ValueError("extra.hints is no list")
+    said = {
+        "samples.step": samples.get("step", [1.0]), "rss_peak": [extra.get("rss_peak", 1.0)],
+        **{f"ceilings {n}": [1.0, *(c[n] for c in ceilings if c.get(n))] for n in CEILINGS},
+    }  # fmt: skip
+    for name, values in said.items():
+        if not isinstance(values, list) or not values or not all(map(_positive, values)):
+            raise ValueError(f"extra.{name} is not positive and finite: {values!r:.60}")
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LARGEST
 
 
 def _who(body: Body) -> tuple[Subject, str] | None:
     spec = body.get("spec", {})
-    if spec.get("kind") not in ("time", "quality"):
+    if spec.get("kind") not in TESTED:
         return None
-    if "benchmark" in body.get("extra", {}) and "step" not in body["extra"].get("samples", ()):
+    extra = body.get("extra", {})
+    samples = extra.get("samples", {})
+    if "benchmark" in extra and isinstance(samples, dict) and "step" not in samples:
         return None  # a benchmark of a forward, or one without its rounds
     names = {k: str(spec.get(k, "")) for k in ("data", "split", "model", "variant", "preset")}
     return Subject(**names), str(spec["kind"])
@@ -236,6 +278,9 @@ def listed(baselines: Path = BASELINES) -> list[dict[str, Any]]:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        return {**json.loads(path.read_text()), "name": path.parent.name}
-    except ValueError as error:
+        card = {**json.loads(path.read_text()), "name": path.parent.name}
+        if absent := [k for k in ("saved", "from") if k not in card]:
+            raise ValueError(f"key {absent[0]!r} is missing")
+        return card
+    except (ValueError, TypeError) as error:
         raise BadInput(f"{path}: damaged: {error}; delete its folder and save the baseline again") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctrbench.bench.arrays import arrays
 from ctrbench.bench.last_rows import event_log, last_rows
 from ctrbench.bench.option_gains import same_seeds
 from ctrbench.bench.pretrain import user_ranks
@@ -100,7 +101,7 @@ def _rest(spec: RunSpec) -> tuple[Any, ...]:
 
 def _hits(run: Run, runs_dir: Path) -> np.ndarray:
     path = runs_dir / "records" / run.record / RANKS
-    return hits(np.load(path)["rank"]) if path.is_file() else np.zeros(0)
+    return hits(arrays(path, "rank")["rank"]) if path.is_file() else np.zeros(0)
 
 
 def _paired(gain_SU: np.ndarray) -> tuple[float, float, float]:

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from ctrbench.bench.runspec import COMPILES, DTYPES
 from ctrbench.datasets.errors import UnknownName, nearest
 
+MOST_RUNS = 1000
+"""Of a kind, for one model: a slip of the keyboard would fill the memory with plans."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
@@ -61,8 +64,18 @@ class RunOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise UnknownName(f"run.{name}: unknown value {nearest(str(getattr(self, name)), allowed)}")
-        if self.trials < 0:
-            raise UnknownName(f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws")
+        for name in ("processes", "seeds", "trials"):
+            if getattr(self, name) > MOST_RUNS:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: at most {MOST_RUNS}")
+        for name in ("patience", "warmup", "table_rows"):
+            if getattr(self, name) < 0:
+                raise UnknownName(f"run.{name}={getattr(self, name)}: must be at least 0")
+        if not self.out:
+            raise UnknownName("run.out: give a folder")
+        if self.trials < 0 or self.trials == 1:
+            raise UnknownName(
+                f"run.trials={self.trials}: 0 tunes nothing, 8 means the default and 7 random draws, 1 leaves no choice"
+            )
         if self.trial_rows < 0 or 0 < self.trial_rows < self.batch:
             raise UnknownName(
                 f"run.trial_rows={self.trial_rows}: 0 for all train rows, or at least run.batch={self.batch}"
@@ -99,7 +112,7 @@ class ServeOptions:
     overload_seconds: float
 
     def __post_init__(self) -> None:
-        if not self.candidates or any(not isinstance(n, int) or n < 1 for n in self.candidates):
+        if not self.candidates or any(type(n) is not int or n < 1 for n in self.candidates):
             raise UnknownName(f"serve.candidates={list(self.candidates)}: counts of at least 1, e.g. [16,128]")
         for name in (f.name for f in fields(self) if f.name not in ("candidates", "compile", "qps", "max_wait_ms")):
             if getattr(self, name) <= 0:

@@ -11,6 +11,7 @@ import pandas as pd
 from ctrbench.bench.cost import cost_extra, cost_rows
 from ctrbench.bench.cost_prices import Prices, load_prices
 from ctrbench.bench.cost_terms import Assumptions, assumptions_of
+from ctrbench.datasets.errors import BadInput, nearest
 from ctrbench.reports import records
 from ctrbench.reports.records import RunRecord
 
@@ -26,7 +27,12 @@ def asked(options: Mapping[str, Any]) -> tuple[Prices, Assumptions]:
     """
     file = options.get("prices")
     values = {k: v for k, v in options.items() if k != "prices"}
-    return load_prices(Path(file) if file else None), assumptions_of(values)
+    prices, assumptions = load_prices(Path(file) if file else None), assumptions_of(values)
+    # a file without one of our prices withholds what needs it
+    known = {n: p for n, p in {**load_prices().by_name, **prices.by_name}.items() if n.startswith("network")}
+    if not isinstance(assumptions.network, str) or assumptions.network not in known:
+        raise BadInput(f"cost.network: no price of bytes moved {nearest(str(assumptions.network), known)}")
+    return prices, assumptions
 
 
 def priced(table: pd.DataFrame, prices: Prices, assumptions: Assumptions) -> RunRecord | None:

@@ -59,6 +59,11 @@ def _has_spec(file: Path) -> bool:
     return re.search(r"^SPEC\b", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
+def is_ours(name: str) -> bool:
+    """Whether a model ships with the project: neither a user's file nor from an entry point."""
+    return name not in _OWN and _shipped().get(name, "").split(".")[0] == __package__.split(".")[0]
+
+
 def model_names() -> list[str]:
     """Keys of every known model."""
     return [*_shipped(), *_OWN]

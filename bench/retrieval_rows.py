@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrbench.bench.arrays import arrays
 from ctrbench.bench.ranking import MODEL, Retrieval, gains, hits
 from ctrbench.bench.statistics import mean_interval
 from ctrbench.reports.measures import make
@@ -42,7 +43,7 @@ def over_seeds(base: Mapping[str, Any], files: Sequence[Path]) -> list[Measureme
         base: identifying columns.
         files: `RANKS` of each seed.
     """
-    ranks = [dict(np.load(file)) for file in files]
+    ranks = [arrays(file, MODEL) for file in files]
     users, seeds = len(ranks[0][MODEL]), len(ranks)
     weight_DU = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), DRAWS) / users
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ctrbench.bench import controls, floors, registry, summary, tuning
-from ctrbench.bench.assemble import lookup, model_config
+from ctrbench.bench.assemble import built_on_meta, model_config
 from ctrbench.bench.modes import refused
 from ctrbench.bench.owed import owed_rows
 from ctrbench.bench.plan import Entry, Job, Plan
@@ -242,11 +240,8 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
 
 def _unbuildable(spec: RunSpec, prepared: Prepared) -> TypeError | ValueError | None:
     """Why the model cannot be built on this schema, found out without memory; None if it can."""
-    model_spec = lookup(spec)
-    schema = prepared.schema_for(spec.history_length)
     try:
-        with torch.device("meta"):
-            model_spec.build(model_config(spec, model_spec), schema)
+        built_on_meta(spec, prepared.schema_for(spec.history_length))
     except (TypeError, ValueError) as error:
         return error
     except Exception as error:

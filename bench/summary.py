@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrbench.bench.arrays import arrays
 from ctrbench.bench.assemble import base_columns
 from ctrbench.bench.control_rows import control_row
 from ctrbench.bench.controls import CONTROLS
@@ -174,7 +175,7 @@ def quality_summary(
     aucs: dict[Who, np.ndarray] = {}
     for who, runs in trained.items():
         base = _base(runs[0], run_id) | {"track": prepared.schema.track}
-        score_SN = [np.load(runs_dir / "records" / r.record / SCORES)["score"] for r in runs]
+        score_SN = [arrays(runs_dir / "records" / r.record / SCORES, "score")["score"] for r in runs]
         draws[who] = np.stack([auc_draws(label, s, user, draws=DRAWS, seed=0) for s in score_SN])
         by_metric = _per_seed(runs, runs_dir)
         aucs[who] = np.asarray(by_metric["auc", ""])

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ctrbench.bench import registry
-from ctrbench.bench.assemble import base_columns, lookup, model_config
+from ctrbench.bench.assemble import base_columns, built_on_meta
 from ctrbench.bench.backends import ATTENTION
 from ctrbench.bench.modes import refused
 from ctrbench.bench.owed import OWED, PHASE, owed_rows
@@ -67,11 +65,8 @@ def _check_options(plan: Plan, entry: Entry) -> None:
 
 def _check_build(spec: RunSpec) -> None:
     """Options of the command line fail before any work."""
-    model_spec = lookup(spec)
     try:
-        with torch.device("meta"):
-            schema = random_batches.random_schema(spec.data, spec.history_length)
-            model_spec.build(model_config(spec, model_spec), schema)
+        built_on_meta(spec, random_batches.random_schema(spec.data, spec.history_length))
     except (TypeError, ValueError) as error:
         raise BadInput(f"{spec.model} at {spec.variant}: {error}") from None
 

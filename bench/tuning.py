@@ -88,15 +88,13 @@ def only_tuning(plan: Plan) -> Plan:
     """The plan with its trials and nothing else; a plan without trials gets `TRIALS`.
 
     Raises:
-        UnknownName: a suite that trains no model on true labels, or one trial, which leaves nothing to choose.
+        UnknownName: a suite that trains no model on true labels.
     """
     if plan.controls or all(j.data in TRACKS for j in plan.jobs):
         raise UnknownName(
             f"suite={plan.suite}: nothing to tune; take suite=standard, suite=quick or name data and model"
         )
-    if plan.run.trials == 1:
-        raise UnknownName("run.trials=1: the default alone leaves nothing to choose; give at least 2")
-    run = plan.run if plan.run.trials > 1 else replace(plan.run, trials=TRIALS)
+    run = plan.run if plan.run.trials else replace(plan.run, trials=TRIALS)
     return replace(plan, run=run, tune_only=True)
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from tests.data import public_logs, robust, robust_checkpoints, robust_data, robust_records, robust_traces
 from tests.data.synthetic_ncu import counters, long_form
-from tests.unit import test_gate
 
 Make = Callable[[Path], object]
 WORDS = (
@@ -50,11 +49,6 @@ def _ncu(folder: Path) -> None:
     (folder / "t.csv").write_text(long_form([counters(), counters()]))
 
 
-def _two_sides(folder: Path) -> None:
-    for side in ("one", "two"):
-        test_gate.trainings(test_gate.times(folder / side))
-
-
 READERS = {
     "criteo": Reader(make=robust_data.criteo(), command=robust_data.CRITEO),
     "criteo_gz": Reader(make=robust_data.squeezed(), command=robust_data.CRITEO.replace("txt", "txt.gz"), binary=True),
@@ -73,7 +67,7 @@ READERS = {
                        files="out/manifest.json"),
     "record": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/record.json"),
     "measurements": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/*.parquet", binary=True),
-    "compare": Reader(make=_two_sides, command="compare one two", files="two/**/*"),
+    "compare": Reader(make=robust_records.sides(), command="compare one two"),
     "nsys": Reader(make=robust_traces.nsys(), command="trace t.sqlite", binary=True),
     "scrub": Reader(make=robust_traces.nsys(), command="scrub t.sqlite -o o.sqlite", files="t.sqlite", binary=True),
     "kineto": Reader(make=robust_traces.kineto(lambda s: s), command="trace t.json"),

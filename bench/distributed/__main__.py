@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     console = Console(stderr=True, quiet=rank > 0)
     try:
-        plan = build_plan(list(arguments))
+        plan = build_plan(list(arguments), processes=True)
         _check(plan)
         return _train(plan, _join(plan), console)
     except (BadInput, UnknownName, DataUnavailable) as error:

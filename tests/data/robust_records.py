@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from tests.data.gate_runs import times, trainings
 
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports.measures import make
@@ -30,6 +31,17 @@ def run(change: Callable[[Path], object] = lambda folder: None) -> Make:
     return write
 
 
+def sides(change: Callable[[Path], object] = lambda folder: None) -> Make:
+    """Runs `one` and `two` that can be compared; `change` gets two's folder."""
+
+    def write(folder: Path) -> None:
+        for side in ("one", "two"):
+            trainings(times(folder / side))
+        change(folder / "two")
+
+    return write
+
+
 def also(*makes: Make) -> Make:
     return lambda folder: [m(folder) for m in makes]
 
@@ -46,6 +58,28 @@ def edited(old: str, new: str) -> Callable[[Path], object]:
         body = file.read_text()
         assert old in body
         file.write_text(body.replace(old, new))
+
+    return change
+
+
+def said(kind: str, key: str, value: object) -> Callable[[Path], object]:
+    """Every record of a kind says something else under a key of `extra`, or of its samples."""
+
+    def change(folder: Path) -> None:
+        for file in (folder / "records").glob(f"*-{kind}-*/record.json"):
+            body = json.loads(file.read_text())
+            (body["extra"]["samples"] if key in body["extra"]["samples"] else body["extra"])[key] = value
+            file.write_text(json.dumps(body))
+
+    return change
+
+
+def cut_first(files: str) -> Callable[[Path], object]:
+    """The first file of that name loses its second half."""
+
+    def change(folder: Path) -> None:
+        file = min(folder.glob(files))
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
     return change
 
@@ -101,6 +135,12 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("a baseline that is there already", "baseline save a runs/one",
      also(run(), lambda f: (f / "runs/baselines/a").mkdir(parents=True)), "exists", 2),
     ("a comparison of nothing alike", "compare runs/one runs/one", run(), "Nothing is comparable", 2),
+    ("a comparison of steps that are no times", "compare one two", sides(said("time", "step", [1, "x"])),
+     "extra.samples.step", 2),
+    ("a comparison of a peak that is no number", "compare one two", sides(said("time", "rss_peak", "much")),
+     "extra.rss_peak", 2),
+    ("a comparison with damaged scores", "compare one two", sides(cut_first("records/*/scores.npz")), "scores.npz", 2),
+    ("a comparison with damaged labels", "compare two one", sides(cut_first("rows/*.npz")), "rows", 2),
     ("a comparison with an alpha of 3", "compare runs/one runs/one --alpha 3", run(), "--alpha", 2),
     ("a GPU record that is no JSON", "score r.json", text("r.json", "{"), "r.json", 2),
     ("a GPU record that is something else", "score r.json", text("r.json", "{}"), "r.json", 2),
