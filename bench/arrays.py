@@ -8,10 +8,10 @@ import numpy as np
 
 from ctrbench.datasets.errors import BadInput
 
+RUN_AGAIN = "delete its folder and run with run.resume=true"
 
-def arrays(
-    path: Path, *needed: str, remedy: str = "delete its folder and run with run.resume=true"
-) -> dict[str, np.ndarray]:
+
+def arrays(path: Path, *needed: str, remedy: str = RUN_AGAIN) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name, each finite numbers.
 
     Raises:

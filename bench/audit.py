@@ -107,7 +107,7 @@ def _first_line(error: BaseException) -> str:
 def _run_or_explain(path: Path, work: Callable[[], Any]) -> Any:
     try:
         return work()
-    except Exception as error:  # a user's file may raise anything; its first line is the message
+    except (Exception, SystemExit) as error:  # a user's file may raise anything; its first line is the message
         raise BadInput(
             f"{path}: the model fails on this batch: {_first_line(error)}; fix the model or the batch"
         ) from error
@@ -123,7 +123,7 @@ def _model(path: Path) -> tuple[nn.Module, ModuleType]:
     try:
         spec.loader.exec_module(module)
         made = module.build() if hasattr(module, "build") else getattr(module, "model", None)
-    except Exception as error:  # a user's file may raise anything
+    except (Exception, SystemExit) as error:  # a user's file may raise anything, or end the program
         raise BadInput(f"{path}: cannot be loaded: {_first_line(error)}") from error
     if not isinstance(made, nn.Module):
         what = "defines neither" if made is None else f"gives a {type(made).__name__} as"
@@ -141,7 +141,7 @@ def _batch(path: Path, module: ModuleType, batch_path: str | Path | None, factor
         made = factory
         try:
             return made()
-        except Exception as error:  # a user's function may raise anything
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise BadInput(f"{path}: example_batch() fails: {_first_line(error)}") from error
     file = Path(batch_path)
     if not file.is_file():

@@ -235,7 +235,7 @@ def _data(options: argparse.Namespace) -> int:
 
     from ctrbench.bench.config import data_options
     from ctrbench.bench.progress import Stages
-    from ctrbench.datasets.prepare import prepare
+    from ctrbench.datasets.prepare import known_options, prepare
     from ctrbench.datasets.terms import show_once
 
     show_once(registry.dataset_spec(options.name))
@@ -244,7 +244,7 @@ def _data(options: argparse.Namespace) -> int:
         with Stages(Console(stderr=True)) as stages:
             done = prepare(
                 options.name, options.path, options.out, split=options.split, policy=options.policy, watch=stages,
-                **chosen,
+                **known_options(registry.dataset_spec(options.name), chosen),
             )  # fmt: skip
     except DataUnavailable as error:
         return _wrong(str(error))
@@ -284,6 +284,8 @@ def _generate(options: argparse.Namespace) -> int:
 def _free(file: str) -> Path:
     """A place for a generated file: nobody's, or one of an earlier generated file, which has its JSON beside it."""
     path = Path(file)
+    if path.is_dir():
+        raise BadInput(f"--out {file!r}: is a folder; give the name of a file")
     if path.exists() and not path.with_name(f"{path.name}.json").is_file():
         raise BadInput(f"{path}: exists and was not generated; choose another --out")
     return path

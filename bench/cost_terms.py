@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -63,7 +62,7 @@ class Assumptions:
             value = getattr(self, f.name)
             if f.name in ("network", "training", "legacy_features") or (f.name == "tables_gb" and value is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e100:
                 raise BadInput(f"cost.{f.name}={value!r}: give a number")
             if value < 0 or (value == 0 and f.name not in ("cache_resident", "users", "retention_days")):
                 raise BadInput(f"cost.{f.name}={value!r}: give a number above 0")

@@ -25,7 +25,7 @@ import pandas as pd
 
 from ctrbench.bench.arrays import arrays
 from ctrbench.bench.delong import paired_auc_test
-from ctrbench.bench.gate_sides import CEILINGS, SCORES, Group, Side
+from ctrbench.bench.gate_sides import CEILINGS, SCORES, Group, Side, remedy
 from ctrbench.bench.power import THRESHOLD, Design, scatter
 from ctrbench.bench.quality import auc
 from ctrbench.bench.runspec import RunSpec
@@ -338,7 +338,7 @@ def scores_of(side: Side, key: str, rows: int) -> np.ndarray:
     path = side.folder / "records" / key / SCORES
     if not path.is_file():
         raise Incomparable(f"test scores of {side.name} are gone: {path.parent.name}/{SCORES}")
-    score_N = arrays(path, "score")["score"]
+    score_N = arrays(path, "score", remedy=remedy(side.folder))["score"]
     if score_N.shape != (rows,):
         raise Incomparable(f"{key} of {side.name} has {score_N.shape} scores for {rows} test rows")
     return score_N

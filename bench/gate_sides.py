@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ctrbench.bench.arrays import arrays
+from ctrbench.bench.arrays import RUN_AGAIN, arrays
 from ctrbench.bench.exports import loaded
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.datasets.errors import BadInput, UnknownName, nearest
@@ -32,7 +32,7 @@ BASELINES = Path("runs/baselines")
 CARD, ROWS, SCORES = "baseline.json", "rows", "scores.npz"
 KEPT = ("record.json", "measurements.parquet", "failure.json", SCORES)
 """Files of a record that a baseline keeps."""
-SAVE_AGAIN = "delete its folder, or save the baseline again"
+SAVE_AGAIN = "delete the baseline's folder and save it again"
 TESTED = ("time", "quality")
 """Kinds of run that hold what is compared."""
 CEILINGS = ("gemm_fp32_gflops", "copy_gbs")
@@ -164,10 +164,15 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
             if not isinstance(body["spec"], dict) or not {"status", "reason"} <= set(body):
                 raise ValueError("no spec, status and reason of a run that failed")
         except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f"{path}: damaged: {error}; delete its folder and run with run.resume=true") from None
+            raise BadInput(f"{path}: damaged: {error}; {remedy(folder)}") from None
         if (who := _who(body)) is not None:
             lost[who].append(f"{body['status']}: {body['reason']}")
     return {who: Group(found[who], tuple(lost[who])) for who in dict.fromkeys((*found, *lost))}
+
+
+def remedy(folder: Path) -> str:
+    """What to do about a damaged file of a side."""
+    return SAVE_AGAIN if (folder / CARD).is_file() else RUN_AGAIN
 
 
 def _check(folder: Path, key: str, body: Body) -> None:
@@ -182,7 +187,7 @@ def _check(folder: Path, key: str, body: Body) -> None:
         if "benchmark" in body["extra"]:
             raise BadInput(f"{folder}: {body['extra']['benchmark'].get('test')}: {error}; run it again") from None
         where = folder / "records" / key
-        raise BadInput(f"{where}: damaged record: {error}; delete it and run with run.resume=true") from None
+        raise BadInput(f"{where}: damaged record: {error}; {remedy(folder)}") from None
 
 
 def _check_timed(extra: Mapping[str, Any]) -> None:
@@ -232,6 +237,8 @@ def save_baseline(name: str, run_dir: Path, baselines: Path = BASELINES) -> Path
         raise BadInput(f"{target} exists: choose another name, or delete that folder")
     if not run_dir.exists():
         raise BadInput(f"{run_dir}: no run directory and no file")
+    for path in sorted((run_dir / "records").glob(f"*/{SCORES}")):
+        arrays(path, "score")
     side, partial = load_side(str(run_dir)), baselines / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -283,4 +290,4 @@ def _card(path: Path) -> dict[str, Any]:
             raise ValueError(f"key {absent[0]!r} is missing")
         return card
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{path}: damaged: {error}; delete its folder and save the baseline again") from None
+        raise BadInput(f"{path}: damaged: {error}; {SAVE_AGAIN}") from None

@@ -240,8 +240,9 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
 
 def _unbuildable(spec: RunSpec, prepared: Prepared) -> TypeError | ValueError | None:
     """Why the model cannot be built on this schema, found out without memory; None if it can."""
+    schema = prepared.schema_for(spec.history_length)
     try:
-        built_on_meta(spec, prepared.schema_for(spec.history_length))
+        built_on_meta(spec, schema)
     except (TypeError, ValueError) as error:
         return error
     except Exception as error:

@@ -44,7 +44,7 @@ from ctrbench.bench.sweep import sweep_specs
 from ctrbench.bench.tuning import advice
 from ctrbench.datasets import random_batches
 from ctrbench.datasets.errors import BadInput, DataUnavailable
-from ctrbench.datasets.prepare import prepare
+from ctrbench.datasets.prepare import known_options, prepare
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.datasets.registry import dataset_spec
 from ctrbench.datasets.terms import show_once
@@ -178,8 +178,9 @@ def prepare_jobs(plan: Plan, console: Console) -> tuple[list[Ready], list[Measur
         try:
             if job.judged and job.path is None:
                 raise DataUnavailable(bands.how_to_get())
+            options = known_options(dataset_spec(job.data), job.options)
             with Stages(console) as stages:
-                prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, watch=stages, **job.options)
+                prepared = prepare(job.data, job.path, split=job.split, policy=job.policy, watch=stages, **options)
         except DataUnavailable as error:
             skipped.append(f"{job.data}: {error}")
             rows += _skipped_job(job, str(error), CONTROLS if plan.controls else PROCESSES)

@@ -19,6 +19,8 @@ _AS_TYPED = (
 
 def value_of(key: str, text: str) -> Any:
     """An argument as YAML reads it: 3, 1e-3, true, null, [64, 32] or text; paths and names stay as typed."""
+    if "\0" in text:
+        raise UnknownName(f"{key}: no value holds a null character")
     if key in _AS_TYPED:
         return None if text == "null" else text
     try:
@@ -88,6 +90,8 @@ def _option(config: type, key: str, text: str, ours: bool) -> Any:
             raise UnknownName(f"{shown}: must be finite and at least {least}")
         if ours and key.endswith("dropout") and not value < 1:
             raise UnknownName(f"{shown}: must be below 1")
+        if ours and key.endswith("_lr") and value == 0:
+            raise UnknownName(f"{shown}: must be above 0")
     elif ours and get_origin(kind) is tuple:
         _check_list(shown, value, get_args(kind)[0])
     return tuple(value) if isinstance(value, list) else value

@@ -55,7 +55,7 @@ def prepare(
     rule = split or spec.splits[0]
     if rule not in spec.splits:
         raise UnknownName(f"{name}: unknown split {nearest(rule, spec.splits)}")
-    chosen = _options(spec, options)
+    chosen = known_options(spec, options)
     raw = spec.fetch(Path(path) if path is not None else None, chosen)
     account = Account(raw.path, policy, max_bad_fraction)
     fingerprint = _fingerprint(spec, raw, rule, chosen, account)
@@ -111,7 +111,13 @@ def _check_room(spec: DataSpec, raw: Raw, partial: Path) -> None:
         )
 
 
-def _options(spec: DataSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+def known_options(spec: DataSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a data set, those given among them.
+
+    Raises:
+        UnknownName: a key that it does not have, `split` or `path` of `prepare` among them.
+        BadInput: a value of another type.
+    """
     for key, value in given.items():
         if key not in spec.options:
             raise UnknownName(f"{spec.name}: unknown option {nearest(key, spec.options)}")

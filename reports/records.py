@@ -164,7 +164,8 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
             tables.append(_rows(path.parent / "measurements.parquet"))
         except (OSError, ValueError, TypeError, ArrowException) as error:
             raise DamagedRecord(
-                f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true"
+                f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true;"
+                " a baseline is saved again"
             ) from None
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")

@@ -32,14 +32,14 @@ def run_score(paths: Sequence[str], out: str | None) -> int:
         0, or 1 if a bound was violated.
 
     Raises:
-        BadInput: a file that is no record of a real GPU, or the page's folder does not exist.
+        BadInput: a file that is no record of a real GPU, or the page is a folder or lies in none.
     """
+    page = Path(out) if out is not None else None
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise BadInput(f"{page}: is a folder, or lies in none; give the name of a file")
     predictions = committed()
     found = score([Path(p) for p in paths], predictions)
-    if out is not None:
-        page = Path(out)
-        if not page.parent.is_dir():
-            raise BadInput(f"{page}: no such folder as {page.parent}")
+    if page is not None:
         write_atomic(page, ledger(found, predictions).encode())
         print(page)
     for c in found.coverage:

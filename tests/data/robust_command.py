@@ -22,6 +22,8 @@ CASES: list[tuple[str, str, Make, str, int]] = [
     ("no rows", "data generate criteo_synthetic --rows 0 --out x", nothing, "rows", 2),
     ("a form unknown", "data generate criteo_synthetic --rows 100 --form x9 --out x", nothing, "x9", 2),
     ("a defect unknown", "data generate taobao_synthetic --users 5 --defect rust --out x", nothing, "rust", 2),
+    ("a place that is a folder", "data generate taobao_synthetic --users 5 --out .", nothing, "is a folder", 2),
+    ("a place without a name", "data generate criteo_synthetic --rows 100 --out ''", nothing, "is a folder", 2),
     ("no users", "data generate taobao_synthetic --users 0 --out x", nothing, "users", 2),
     ("generated over a file that is there", "data generate criteo_synthetic --rows 100 --out x",
      lambda f: (f / "x").write_text("mine"), "was not generated", 2),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import fields
+from functools import cache
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctrbench.bench import registry
+from ctrbench.bench import config, registry
 from ctrbench.bench.config import CONF, build_plan, suite_names
 from ctrbench.datasets.errors import BadInput, UnknownName
 
@@ -31,5 +35,24 @@ WORDS = [
 @settings(deadline=None, max_examples=60)
 @given(suite=st.sampled_from(suite_names()), key=st.sampled_from(KEYS), value=st.sampled_from(WORDS) | st.text())
 def test_a_setting_is_planned_or_named(suite: str, key: str, value: str) -> None:
+    given_keys = [f"suite={suite}", f"{key}={value}"] if key != "suite" else [f"suite={value}"]
     with suppress(BadInput, UnknownName):
-        build_plan([f"suite={suite}", f"{key}={value}"] if key != "suite" else [f"suite={value}"])
+        build_plan(given_keys, processes=key.startswith("dist."))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed() -> Iterator[None]:
+    """Hydra reads the files of a suite once."""
+    kept = cache(lambda name, *overrides: compose(name, list(overrides)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "compose", lambda name, overrides: deepcopy(kept(name, *overrides)))
+        yield
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_setting_takes_or_names_every_odd_word(key: str) -> None:
+    """In the suite whose plan is the smallest."""
+    for value in WORDS:
+        with suppress(BadInput, UnknownName):
+            build_plan([f"{key}={value}"] if key == "suite" else ["suite=ci", f"{key}={value}"],
+                       processes=key.startswith("dist."))  # fmt: skip
