@@ -212,7 +212,7 @@ def test_the_page_of_the_records_is_the_one_in_docs(tmp_path: Path) -> None:
     kept = sorted(map(str, (ROOT / "docs" / "records").glob("*.json")))
     main(["score", *kept, "-o", str(tmp_path / "ledger.md")])
     assert (ROOT / "docs" / "ledger.md").read_text() == (tmp_path / "ledger.md").read_text()
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(BadInput, match="lies in none"):
         run_score([], str(tmp_path / "absent" / "ledger.md"))
     with pytest.raises(BadInput, match="no predictions are committed"):
         score([], [])
