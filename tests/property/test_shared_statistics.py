@@ -28,7 +28,7 @@ class Meeting:
     """`torch.distributed.all_reduce` of threads."""
 
     def __init__(self, count: int) -> None:
-        self.barrier, self.brought = threading.Barrier(count, timeout=30), dict[int, Tensor]()
+        self.barrier, self.brought = threading.Barrier(count, timeout=180), dict[int, Tensor]()
 
     def all_reduce(self, tensor: Tensor) -> None:
         self.brought[threading.get_ident()] = tensor.clone()

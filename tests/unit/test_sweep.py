@@ -223,13 +223,13 @@ def test_interrupted_it_stops_the_suite_and_says_how_to_go_on(stub: Path) -> Non
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, grid = stub / "s", points(GRID)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not (pid := multirun.holder(grid[1].folder(out))) and time.monotonic() < until:
         time.sleep(0.05)
     assert pid
     assert grid[1].state(out).status == "running"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "the same command goes on with the points that are not done" in err
     assert "Traceback" not in err
