@@ -50,7 +50,7 @@ def cut(name: str, to: int) -> Make:
     return prepared(lambda out: (out / name).write_bytes((out / name).read_bytes()[:to]))
 
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("prepared data, whole and wanted again", AGAIN, prepared(lambda out: None), "fingerprint", 0),
     ("prepared data, manifest cut", AGAIN, cut("manifest.json", 100), "manifest.json", 2),
     ("prepared data, manifest empty", AGAIN, cut("manifest.json", 0), "manifest.json", 2),

@@ -12,7 +12,7 @@ def nothing(folder: Path) -> None:
     """No file is needed."""
 
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("no command", "", nothing, "required", 2),
     ("a command misspelt", "reprot runs/one", nothing, "did you mean 'report'", 2),
     ("an option unknown", "list models --jsn", nothing, "--jsn", 2),

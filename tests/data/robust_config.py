@@ -16,7 +16,7 @@ def file(name: str, text: str) -> Make:
     return lambda folder: (folder / name).write_text(text)
 
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("a suite misspelt", "run suite=quik", nothing, "did you mean 'quick'", 2),
     ("a model misspelt", "run model=onetran", nothing, "did you mean 'onetrans'", 2),
     ("a data set misspelt", "run data=criteo_syntetic", nothing, "did you mean 'criteo_synthetic'", 2),

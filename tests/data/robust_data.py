@@ -148,7 +148,7 @@ KUAI = "data prepare kuairand --path kuai --out out"
 AMAZON = "data prepare amazon_electronics --path amazon --out out"
 AMAZON_X1 = "data prepare amazon_electronics_x1 --path amazon --out out"
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("no such file", CRITEO, lambda f: None, "train.txt", 2),
     ("an empty file", CRITEO, raw("train.txt", b""), "empty", 2),
     ("a folder where a file belongs", CRITEO, lambda f: (f / "train.txt").mkdir(), "train.txt", 2),

@@ -101,7 +101,7 @@ def without(column: str) -> Callable[[Path], object]:
 REPORT = "report runs/one"
 BENCHMARK = {"machine_info": {}, "commit_info": {}, "benchmarks": [{"name": "x"}], "version": "5"}
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("no such run", REPORT, lambda f: None, "runs/one", 2),
     ("a run without a finished record", REPORT, lambda f: (f / "runs/one/records").mkdir(parents=True), "runs/one", 2),
     ("record.json cut", REPORT, run(cut("record.json", 60)), "damaged record", 2),

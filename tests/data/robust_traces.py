@@ -48,7 +48,7 @@ def _zipped(folder: Path) -> None:
     (folder / "t.json.gz").write_bytes(data[:-12])
 
 
-CASES: list[tuple[str, str, Make, str, int]] = [
+CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("no such file", "trace t.sqlite", lambda f: None, "t.sqlite", 2),
     ("an empty file", "trace t.sqlite", raw("t.sqlite", b""), "t.sqlite", 2),
     ("a folder", "trace t.sqlite", lambda f: (f / "t.sqlite").mkdir(), "t.sqlite", 2),
