@@ -190,6 +190,8 @@ _SPEC: Mapping[str, type | tuple[type, ...]] = {
     "config": dict, "serving": dict, "tuned": bool, "lr": (int, float), "flops_budget": (int, float),
 }  # fmt: skip
 """What pages count on where a key is there."""
+_MOST = 2**53
+"""Beyond it a float no longer holds every whole number, and NumPy soon refuses to take one in."""
 _OF_A_TRAINING = ("model", "variant", "data", "split")
 
 
@@ -209,6 +211,8 @@ def _body(text: str) -> dict[str, Any]:
     for key, kind in _SPEC.items():
         if key in spec and not isinstance(spec[key], kind):
             raise ValueError(f"spec.{key} is {spec[key]!r:.40}, which a run never has")
+    if huge := [k for k, v in spec.items() if isinstance(v, int) and abs(v) > _MOST]:
+        raise ValueError(f"spec.{huge[0]} is {spec[huge[0]]!r:.40}, which a run never has")
     if spec.get("kind") == "quality" and (absent := [k for k in _OF_A_TRAINING if k not in spec]):
         raise ValueError(f"key 'spec.{absent[0]}' is missing")
     return body

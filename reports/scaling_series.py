@@ -106,7 +106,7 @@ def trainings(e: Evidence) -> list[Training]:
         )  # fmt: skip
         flops = pick(where(budgets, model=model, variant=variant, data=data), "budget_flops").value
         losses: dict[Metric, pd.Series] = {"logloss": seeds["logloss"], "auc": 1.0 - seeds["auc"]}
-        out.append(Training(model, data, parts, flops or math.nan, rows, length, losses))
+        out.append(Training(model, data, parts, flops or math.nan, float(rows), float(length), losses))
     return out
 
 

@@ -113,6 +113,8 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
      run(edited('"fingerprint":', '"fingerpaint":')), "spec.fingerprint", 2),
     ("record.json, infinitely many rows", REPORT, run(edited('"train_rows": 1000', '"train_rows": 1e400')),
      "spec.train_rows", 2),
+    ("record.json, more epochs than 64 bits hold", REPORT, run(edited('"epochs": 1', f'"epochs": {2**63}')),
+     "spec.epochs", 2),
     ("record.json without its spec", REPORT, run(edited('"spec"', '"spek"')), "key 'spec'", 2),
     ("measurements.parquet cut", REPORT, run(cut("measurements.parquet", 200)), "measurements.parquet", 2),
     ("measurements.parquet without a column", REPORT, run(without("family")), "'family'", 2),
