@@ -39,7 +39,7 @@ from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nea
 from ctrbench.datasets.registry import dataset_names
 from ctrbench.datasets.schema import Batch
 from ctrbench.models.spec import random_batch
-from ctrbench.reports.benchmark_json import KEY, SCHEMA, entries
+from ctrbench.reports.benchmark_json import SCHEMA, entries, sealed_info
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
 
@@ -161,10 +161,10 @@ def run_benchmark(
     base = {c: getattr(rows[0], c) for c in ("family", "track")}
     body = {
         "schema_version": SCHEMA, "spec": timed.to_json() | NO_PATHS, "environment": machine,
-        "inputs": {m: i for m, i in INPUTS.items() if m in measures}, "phase": asked.phase,
+        "inputs": {m: i for m, i in INPUTS.items() if m in measures}, "phase": asked.phase, "measures": list(measures),
         "extra": {**base, "ceilings": [asdict(c) for c in ceilings], "clock_drift": drift(*ceilings), **counts.extra},
     }  # fmt: skip
-    benchmark.extra_info |= {**measures, KEY: json.loads(json.dumps(body, default=str))}
+    benchmark.extra_info |= sealed_info(measures, json.loads(json.dumps(body, default=str)))
     return measures
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctrbench.bench.trace.commands import TOOLS
-from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, nearest
+from ctrbench.datasets.errors import BadInput, DataUnavailable, UnknownName, is_utf8, nearest
 
 if TYPE_CHECKING:  # a command imports what it needs when it runs: --help starts at once, report without torch
     from rich.console import Console
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
         return _wrong(f"unknown command {nearest(arguments[0], _COMMANDS)}")
+    if odd := [word for word in arguments if not is_utf8(word)]:
+        return _wrong(f"{odd[0]!a}: not UTF-8, which records and pages are written in; rename the file or folder")
     options = parser.parse_args(arguments)
     try:
         return int(_COMMANDS[options.command](options))

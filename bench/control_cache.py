@@ -6,13 +6,10 @@ too. An entry that is not whole, not what its name says, or of other code counts
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from ctrbench.bench.assemble import lookup
 from ctrbench.bench.controls import METRICS, code_of
@@ -34,11 +31,9 @@ def usable(spec: RunSpec) -> bool:
     """Whether the kept entry is the whole result of this run by this code."""
     entry = folder() / spec.key
     try:
-        body = json.loads((entry / "record.json").read_text())
-        table = pd.read_parquet(entry / "measurements.parquet")
+        body, table = records.read(entry)
         return bool(
             body["key"] == spec.key == RunSpec.from_json(body["spec"]).key
-            and body["schema_version"] == records.SCHEMA_VERSION
             and body["extra"]["code"] == code_of(lookup(spec).build)
             and tuple(table.columns) == records.COLUMNS
             and list(table["metric"]) == [METRICS[spec.kind]]

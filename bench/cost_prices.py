@@ -86,7 +86,7 @@ def load_prices(path: Path | None = None) -> Prices:
         raise BadInput(
             f"{file}: prices cannot be read: {error.strerror}; give a TOML file like {DEFAULT.name}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"{file}: not TOML: {error}; see {DEFAULT.name} for the form") from None
     gpus = tables.pop("gpu", {})
     named = {**tables, **({GPU + n: row for n, row in gpus.items()} if isinstance(gpus, dict) else {"gpu": gpus})}

@@ -163,7 +163,7 @@ def _groups(folder: Path, bodies: Mapping[str, Body]) -> dict[tuple[Subject, str
             body = json.loads(path.read_text())
             if not isinstance(body["spec"], dict) or not {"status", "reason"} <= set(body):
                 raise ValueError("no spec, status and reason of a run that failed")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise BadInput(f"{path}: damaged: {error}; {remedy(folder)}") from None
         if (who := _who(body)) is not None:
             lost[who].append(f"{body['status']}: {body['reason']}")
@@ -289,5 +289,5 @@ def _card(path: Path) -> dict[str, Any]:
         if absent := [k for k in ("saved", "from") if k not in card]:
             raise ValueError(f"key {absent[0]!r} is missing")
         return card
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"{path}: damaged: {error}; {SAVE_AGAIN}") from None

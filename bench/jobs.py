@@ -5,7 +5,6 @@ Timing, counting, tracing and training are separate processes: a number never ca
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -47,6 +46,7 @@ from ctrbench.models.lum import LumRanker
 from ctrbench.models.lum_answers import UserAnswers
 from ctrbench.models.lum_sid import SidUserModel
 from ctrbench.models.spec import ModelSpec
+from ctrbench.reports import records
 from ctrbench.reports.cells import SWEEP
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import Measurement, RunRecord
@@ -176,7 +176,7 @@ def _step_one(
         return {}, []
     shared = _finished_step_one(spec, folder)
     load_step_one(model.lum, shared)
-    extra = json.loads((shared / "record.json").read_text())["extra"]
+    extra = records.read(shared)[0]["extra"]
     rows = seed_rows(base, Retrieval(**extra["retrieval"]), spec.seed)
     return {"pretraining": extra["pretraining"], "host": config.host}, rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,7 +222,7 @@ def tuned_specs(plan: Plan, ready: list[Ready], runs_dir: Path) -> tuple[list[Ru
             trials = [t for t in trial_specs(plan, item, entry) if t.key in done] if suits else []
             if not trials:
                 continue
-            runs = [summary.Run(t, _body(runs_dir, t.key)) for t in trials]
+            runs = [summary.Run(t, body_of(runs_dir, t.key)) for t in trials]
             best, scores = tuning.best_trial(runs)
             label = tuning.group_label(summary.TUNED, entry)
             drawn = tuning.trial_entry(entry, points[best], plan.run, label, _penalised(plan, item, entry))
@@ -330,13 +329,21 @@ def _flops_a_row(
     count, before = spec_of(plan, item, "count", entry, threads=1), pretrain_spec(plan, item, entry, 0)
     if count.key not in done or (before is not None and before.key not in done):
         return None
-    extra = _body(runs_dir, count.key)["extra"]
-    first = _body(runs_dir, before.key)["extra"]["pretraining"]["flops"] if before is not None else 0.0
+    extra = body_of(runs_dir, count.key)["extra"]
+    first = body_of(runs_dir, before.key)["extra"]["pretraining"]["flops"] if before is not None else 0.0
     return None if extra["withheld"] else (extra["flops_model_train"] / count.batch, float(first))
 
 
-def _body(runs_dir: Path, key: str) -> dict[str, Any]:
-    return dict(json.loads((runs_dir / "records" / key / "record.json").read_text()))
+def body_of(runs_dir: Path, key: str) -> dict[str, Any]:
+    """record.json of a finished run.
+
+    Raises:
+        BadInput: it is damaged; with the remedy.
+    """
+    try:
+        return records.read(runs_dir / "records" / key)[0]
+    except records.DamagedRecord as error:
+        raise BadInput(str(error)) from None
 
 
 def _model_specs(plan: Plan, item: Ready, entry: Entry) -> list[RunSpec]:

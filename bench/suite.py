@@ -34,6 +34,7 @@ from ctrbench.bench.serving.specs import serving_specs
 from ctrbench.bench.specs import (
     PROCESSES,
     Ready,
+    body_of,
     equal_flops_specs,
     kept_controls,
     skipped_rows,
@@ -316,11 +317,7 @@ def _summarise(
 ) -> list[Measurement]:
     """Writes the summary record; returns its rows."""
     done = records.finished(runs_dir)
-    runs = [
-        summary.Run(s, json.loads((runs_dir / "records" / s.key / "record.json").read_text()))
-        for s in specs
-        if s.key in done
-    ]
+    runs = [summary.Run(s, body_of(runs_dir, s.key)) for s in specs if s.key in done]
     rows = summary.summarise([*runs, *summary.standing_for_tuned(runs, chosen)], runs_dir, "summary") + missing
     have = {tuple(getattr(r, name) for name in IDENTITY) for r in rows}
     rows += [r for r in _failed_rows(specs, runs_dir) if tuple(getattr(r, name) for name in IDENTITY) not in have]
@@ -364,7 +361,10 @@ def _draw(runs_dir: Path, console: Console) -> None:
     from ctrbench.reports.page import build_report
     from ctrbench.reports.tables import console_tables
 
-    table, bodies = records.load(runs_dir)
+    try:
+        table, bodies = records.load(runs_dir)
+    except records.DamagedRecord as error:
+        raise BadInput(str(error)) from None
     with records.whole(runs_dir / "measurements.parquet") as partial:
         table.to_parquet(partial, index=False)
     report = build_report(table, bodies, runs_dir / "report.html", kernel_rows.load([runs_dir]))

@@ -27,6 +27,7 @@ from ctrbench.bench.serving.rows import utilisation_rows
 from ctrbench.bench.statistics import auc_draws, mean_interval, paired_from_draws, percentiles, two_level_bootstrap
 from ctrbench.bench.utilisation import counted_as, utilisation
 from ctrbench.datasets.prepared import Prepared
+from ctrbench.reports import records
 from ctrbench.reports.declared import Scored
 from ctrbench.reports.measures import make, withheld
 from ctrbench.reports.records import Measurement
@@ -262,11 +263,9 @@ def _budget(base: Mapping[str, Any], runs: list[Run], counted: Body | None) -> l
 
 def _per_seed(runs: list[Run], runs_dir: Path) -> dict[tuple[str, str], list[float]]:
     """(metric, scope) -> value of every seed."""
-    import pandas as pd
-
     out: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
-        table = pd.read_parquet(runs_dir / "records" / run.record / "measurements.parquet")
+        _, table = records.read(runs_dir / "records" / run.record)
         for metric, scope, value in zip(table["metric"], table["scope"], table["value"], strict=True):
             out[str(metric), str(scope)].append(float(value))
     return out

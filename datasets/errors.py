@@ -28,3 +28,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.0)
     hint = f"did you mean {close[0]!r}? Valid: {', '.join(names)}" if close else "nothing is valid here"
     return f"{name!r}: {hint}"
+
+
+def is_utf8(text: str) -> bool:
+    """False for half a pair of surrogates, which JSON, YAML (`"\\ud800"`) and file names can hold, and no page."""
+    return text == text.encode(errors="replace").decode()

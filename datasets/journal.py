@@ -103,7 +103,7 @@ def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
         try:
             line = json.loads(text)
             yield {key: line[key] for key in ("step", "body", "files", "spent")}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return
 
 

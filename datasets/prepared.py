@@ -27,6 +27,7 @@ FORMAT = 2
 
 MANIFEST = "manifest.json"
 _KEYS = ("name", "fingerprint", "schema", "split", "splits", "rows", "raw", "files")
+_OBJECTS = ("schema", "split", "splits", "rows", "raw", "files")
 SPLITS = ("train", "valid", "test")
 FIXED = ("label", "user_id", "time")
 """Columns that every row has beside its features."""
@@ -69,7 +70,7 @@ class Prepared:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise BadInput(f"{path}: no {MANIFEST} there; run `ctrbench data prepare` to make it") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path / MANIFEST}: damaged: {error}; delete {path} and prepare again") from None
         found = manifest.get("format") if isinstance(manifest, dict) else None
         if found != FORMAT:
@@ -78,6 +79,8 @@ class Prepared:
             )
         if absent := [key for key in _KEYS if key not in manifest]:
             raise BadInput(f"{path / MANIFEST}: damaged: no {absent[0]!r}; delete {path} and prepare again")
+        if other := [key for key in _OBJECTS if not isinstance(manifest[key], dict)]:
+            raise BadInput(f"{path / MANIFEST}: damaged: {other[0]!r} is no object; delete {path} and prepare again")
         for name, size in manifest["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != size:

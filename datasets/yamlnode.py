@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 
 import yaml  # type: ignore[import-untyped]
 
-from ctrbench.datasets.errors import BadInput, nearest
+from ctrbench.datasets.errors import BadInput, is_utf8, nearest
 
 
 class _Loader(yaml.BaseLoader):
@@ -118,6 +118,8 @@ class Node:
     def _scalar(self, key: str, value: Any) -> str:
         if not isinstance(value, str):
             self.fail(key, f"{str(value)[:40]!r} is no text", "give one text")
+        if not is_utf8(value):
+            self.fail(key, f"{value[:40]!r} has a character that UTF-8 does not", "write another")
         return value
 
     def _mapping(self, key: str, value: Any) -> dict[str, Any]:
@@ -139,6 +141,8 @@ def load(file: Path, text: str) -> Node:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise BadInput(f"{file}{line}: not usable as YAML: {problem}; correct the file") from None
+    except RecursionError:
+        raise BadInput(f"{file}: not usable as YAML: nested too deep; correct the file") from None
     if not isinstance(body, dict):
         raise BadInput(f"{file}: holds no keys; see docs/table.md for the form")
     return Node(file, "", body)

@@ -1,7 +1,7 @@
 """The measures of a pytest-benchmark file: how they stand in `extra_info`, and how they become rows again.
 
 `extra_info` holds one entry a measure, `{value, unit, origin}` and what else its row says, and under `KEY` what a
-record.json holds: spec, environment, inputs, extra.
+record.json holds: spec, environment, inputs, extra, and a hash of all this.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pandas as pd
 
 from ctrbench.reports.measures import MEASURES, withheld
 from ctrbench.reports.records import SCHEMA_VERSION, Measurement, frame, typed
+from ctrbench.reports.seal import KEY as SEAL
+from ctrbench.reports.seal import opened, sealed
 
 SCHEMA = 1
 KEY = "ctrbench"
@@ -56,6 +58,20 @@ def entries(rows: Iterable[Measurement]) -> dict[str, dict[str, Any]]:
     return out
 
 
+def sealed_info(measures: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into `extra_info`; `body["measures"]` names the entries, a test may add others."""
+    return {**measures, KEY: {**body, SEAL: sealed({**measures, KEY: body})[SEAL]}}
+
+
+def _opened(info: Mapping[str, Any]) -> dict[str, Any]:
+    """`info[KEY]` without its seal; raises ValueError where it or an entry was changed."""
+    ours = dict(info[KEY])
+    if SEAL in ours:
+        seal = ours.pop(SEAL)
+        opened({**{m: info[m] for m in ours["measures"]}, KEY: ours, SEAL: seal})
+    return ours
+
+
 def load_benchmark_json(path: Path) -> tuple[pd.DataFrame, Bodies]:
     """Rows and record bodies of a file that `pytest --benchmark-json` wrote.
 
@@ -71,10 +87,11 @@ def load_benchmark_json(path: Path) -> tuple[pd.DataFrame, Bodies]:
     try:
         content = path.read_bytes()
         listed = json.loads(content)["benchmarks"]
+        json.dumps(listed, ensure_ascii=False).encode()  # half a pair of surrogates stands in no page
         tests = [(str(b["fullname"]), b.get("extra_info") or {}, b["stats"]) for b in listed]
     except OSError as error:
         raise BadBenchmarks(f"{path}: {error.strerror}; name a file of `pytest --benchmark-json=FILE`") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadBenchmarks(f"{path}: no file of pytest-benchmark; write it with --benchmark-json=FILE") from None
     digest, rows, bodies = hashlib.sha256(content).hexdigest(), list[Measurement](), Bodies()
     for test, info, stats in tests:
@@ -84,7 +101,8 @@ def load_benchmark_json(path: Path) -> tuple[pd.DataFrame, Bodies]:
             continue
         try:
             key, body, mine = _benchmark(test, info, stats, digest)
-        except (KeyError, TypeError, ValueError) as error:
+            typed(frame(mine))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             why = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise BadBenchmarks(f"{path}: {test}: {why}; run the benchmark again") from None
         body["extra"]["benchmark"]["file"] = path.name
@@ -97,7 +115,7 @@ def _benchmark(
     test: str, info: Mapping[str, Any], stats: Mapping[str, Any], digest: str
 ) -> tuple[str, dict[str, Any], list[Measurement]]:
     """(key, body, rows) of one benchmark of ours."""
-    ours = info[KEY]
+    ours = _opened(info)
     if ours["schema_version"] != SCHEMA:
         raise ValueError(f"schema {ours['schema_version']}, this version reads {SCHEMA}")
     spec, phase, extra = dict(ours["spec"]), ours["phase"], dict(ours["extra"])

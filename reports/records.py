@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,8 +14,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from ctrbench.reports.privacy import hidden
+from ctrbench.reports.seal import opened, sealed
 
 SCHEMA_VERSION = 1
+_ROWS_HASH = "measurements_sha256"
 
 Origin = Literal["measured", "derived", "counted", "modelled", "imported", "cited", "abstained"]
 Status = Literal["ok", "unstable", "oom", "skipped", "failed", "timeout"]
@@ -121,25 +124,34 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def write_json(path: Path, body: Any) -> None:
-    """Writes a JSON file whole or not at all, without what a record must not say (`privacy.hidden`)."""
-    write_atomic(path, json.dumps(hidden(body), indent=1, default=lambda other: hidden(str(other))).encode())
+def write_json(path: Path, body: Mapping[str, Any], seal: bool = False) -> None:
+    """Writes a JSON file whole or not at all, without what a record must not say (`privacy.hidden`).
+
+    Args:
+        path: the file.
+        body: what it says; what JSON does not know is written as text.
+        seal: adds a hash of all the rest (`seal.sealed`).
+    """
+    text = json.dumps(hidden(body), indent=1, default=lambda other: hidden(str(other)))
+    write_atomic(path, (json.dumps(sealed(json.loads(text)), indent=1) if seal else text).encode())
 
 
 def save(record: RunRecord, runs_dir: Path) -> Path:
     """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole.
 
+    record.json holds the hash of either file, so that what is damaged later is not read.
     No folder, user, host or secret of this machine is written (`privacy.hidden`).
     """
     folder = runs_dir / "records" / record.key
     rows = pd.DataFrame(hidden([asdict(r) for r in record.rows]), columns=list(COLUMNS))
     with whole(folder / "measurements.parquet") as partial:
-        typed(rows).to_parquet(partial, index=False, write_page_checksum=True)
+        typed(rows).to_parquet(partial, index=False)
+        numbers = hashlib.sha256(partial.read_bytes()).hexdigest()
     body = {
         "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
-        "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
+        "environment": record.environment, "inputs": record.inputs, "extra": record.extra, _ROWS_HASH: numbers,
     }  # fmt: skip
-    write_json(folder / "record.json", body)
+    write_json(folder / "record.json", body, seal=True)
     return folder
 
 
@@ -155,28 +167,45 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         FileNotFoundError: if there is no finished record.
         DamagedRecord: if a file cannot be read; it names the file and the remedy.
     """
-    from pyarrow import ArrowException  # its errors are not all of Python's kinds
-
     bodies, tables = {}, []
     for path in sorted((runs_dir / "records").glob("*/record.json")):
-        try:
-            bodies[path.parent.name] = _body(path.read_text())
-            tables.append(_rows(path.parent / "measurements.parquet"))
-        except (OSError, ValueError, TypeError, ArrowException) as error:
-            raise DamagedRecord(
-                f"{path.parent}: damaged record: {error}; delete that folder and run again with run.resume=true;"
-                " a baseline is saved again"
-            ) from None
+        bodies[path.parent.name], rows = read(path.parent)
+        tables.append(rows)
     if not tables:
         raise FileNotFoundError(f"{runs_dir}: no finished record; run `ctrbench run suite=quick` first")
     return typed(pd.concat(tables, ignore_index=True)), bodies
 
 
-def _rows(path: Path) -> pd.DataFrame:
-    """Raises ValueError, TypeError or an error of pyarrow for what are no measurements."""
+def read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """(record.json, rows) of one finished run.
+
+    Raises:
+        DamagedRecord: a file cannot be read, or is not what was written; it names the folder and the remedy.
+    """
+    from pyarrow import ArrowException  # its errors are not all of Python's kinds
+
+    try:
+        body = _body((folder / "record.json").read_text())
+        return body, _rows(folder / "measurements.parquet", body.pop(_ROWS_HASH, None))
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError, ArrowException) as error:
+        raise DamagedRecord(
+            f"{folder}: damaged record: {error}; delete that folder and run again with run.resume=true;"
+            " a baseline is saved again"
+        ) from None
+
+
+def _rows(path: Path, written: str | None) -> pd.DataFrame:
+    """Rows of a file; `written`: its hash, None in records of before there was one.
+
+    Raises ValueError, TypeError, OverflowError or an error of pyarrow for what are no measurements.
+    """
+    from pyarrow import BufferReader
     from pyarrow.parquet import read_table
 
-    stored = read_table(path, page_checksum_verification=True)
+    data = path.read_bytes()
+    if written is not None and hashlib.sha256(data).hexdigest() != written:
+        raise ValueError(f"{path.name} is not what was written: {_ROWS_HASH} differs")
+    stored = read_table(BufferReader(data))
     table = stored.to_pandas(ignore_metadata=True)  # what pandas noted of its own types may be damaged
     if absent := [c for c in COLUMNS if c not in table]:
         raise ValueError(f"column {absent[0]!r} is missing")
@@ -205,6 +234,7 @@ def _body(text: str) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("schema_version") != SCHEMA_VERSION:
         found = body.get("schema_version") if isinstance(body, dict) else None
         raise ValueError(f"schema_version {found!r}, this version reads {SCHEMA_VERSION}")
+    body = opened(body)
     if absent := [k for k in ("spec", "environment", "inputs", "extra") if not isinstance(body.get(k), dict)]:
         raise ValueError(f"key {absent[0]!r} is missing or no object")
     spec = body["spec"]

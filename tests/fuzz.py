@@ -2,14 +2,18 @@
 
     python -m tests.fuzz [--seconds 600] [--only nsys,kineto] [--seed 0]
 
-A good file is cut, flipped, doubled, mixed with words that readers trip over; the command must end with exit code 0,
-1 or 2. An exception that leaves it, or an input file that is other afterwards, is a finding: the spoiled folder is
-kept and named. Exit code 1 if there is one.
+A good file is cut, flipped, doubled, mixed with words that readers trip over, or says something odd at one place of its
+JSON or YAML; a record is sealed again in half of the tries, so that what lies behind the seal is met too. The command
+must end with exit code 0, 1 or 2. An exception that leaves it, or an input file that is other afterwards, is a finding:
+the spoiled folder is kept and named. Exit code 1 if there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import math
 import os
 import random
 import shutil
@@ -20,16 +24,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from tests.data import public_logs, robust, robust_checkpoints, robust_data, robust_records, robust_traces
+from tests.data.benchmark_file import benchmarks
+from tests.data.resealed import resealed
 from tests.data.synthetic_ncu import counters, long_form
 
+from ctrbench.bench import cost_prices
+
+ROOT = Path(__file__).resolve().parents[1]
 Make = Callable[[Path], object]
 WORDS = (
     b"", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"nan", b"-inf", b"1e400", b"9223372036854775808", b"-1", b"1.5", b"\"",
     b"'", b",", b"\t", b"\r\n", b"\n\n", b"^", b"|", b"NULL", b"{}", b"[]", b"null", b"true", b"\\u0000", b"0x10",
-    b"\xe2\x80\xa8", b"1_000", "٣".encode(), b"<script>", b"; DROP TABLE", b"../..", b"%s%n", b"A" * 5000,
+    b"\xe2\x80\xa8", b"1_000", "٣".encode(), b"<script>", b"; DROP TABLE", b"../..", b"%s%n", b"A" * 5000, b"[" * 5000,
 )  # fmt: skip
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 1.5, math.nan, math.inf, 1e308, 2**63, 10**400, "", "nan", "\0", "\ud800", "<script>",
+    "A" * 5000, [], {}, [[]], [None], ["x"], {"a": {}}, {"": None},
+)  # fmt: skip
+"""What stands at a place of JSON or YAML."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +59,17 @@ class Reader:
     """Those that are spoiled, as a glob."""
     binary: bool = False
     """Words are put anywhere, not only at the ends of fields."""
+    sealed: bool = False
+    """Records, whose hashes are made right again in half of the tries."""
+
+
+def _gpu_record(folder: Path) -> None:
+    shutil.copy(next((ROOT / "docs" / "records").glob("*.json")), folder / "r.json")
+
+
+def _prices(folder: Path) -> None:
+    robust_records.run()(folder)
+    shutil.copy(cost_prices.DEFAULT, folder / "p.toml")
 
 
 def _ncu(folder: Path) -> None:
@@ -65,18 +92,53 @@ READERS = {
     "schema": Reader(make=robust_data.shop(), command=robust_data.TABLE, files="shop.yaml"),
     "manifest": Reader(make=robust_checkpoints.prepared(lambda out: None), command=robust_checkpoints.AGAIN,
                        files="out/manifest.json"),
-    "record": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/record.json"),
-    "measurements": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/*.parquet", binary=True),
-    "compare": Reader(make=robust_records.sides(), command="compare one two"),
+    "record": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/record.json",
+                     sealed=True),
+    "measurements": Reader(make=robust_records.run(), command=robust_records.REPORT, files="**/*.parquet", binary=True,
+                           sealed=True),
+    "compare": Reader(make=robust_records.sides(), command="compare one two", sealed=True),
+    "benchmarks": Reader(make=lambda f: benchmarks(f / "b.json"), command="report b.json"),
+    "prices": Reader(make=_prices, command=f"{robust_records.REPORT} --prices p.toml", files="p.toml"),
+    "gpu_record": Reader(make=_gpu_record, command="score r.json -o ledger.md"),
     "nsys": Reader(make=robust_traces.nsys(), command="trace t.sqlite", binary=True),
     "scrub": Reader(make=robust_traces.nsys(), command="scrub t.sqlite -o o.sqlite", files="t.sqlite", binary=True),
+    "scrub_kineto": Reader(make=robust_traces.kineto(lambda s: s), command="scrub t.json -o o.json", files="t.json"),
     "kineto": Reader(make=robust_traces.kineto(lambda s: s), command="trace t.json"),
     "ncu": Reader(make=_ncu, command="trace t.csv"),
 }  # fmt: skip
 
 
+def edited(data: bytes, draw: random.Random) -> bytes | None:
+    """JSON or YAML that says something odd at one place, or lacks it; None if the file is neither."""
+    for load, dump in ((json.loads, json.dumps), (yaml.safe_load, yaml.safe_dump)):
+        try:
+            body = load(data)
+        except (ValueError, yaml.YAMLError):
+            continue
+        if not isinstance(body, dict):
+            return None
+        places: list[tuple[Any, Any]] = []
+        _places(body, places)
+        holder, key = draw.choice(places)
+        if draw.random() < 0.1:
+            del holder[key]
+        else:
+            holder[key] = draw.choice(ODD)
+        return str(dump(body)).encode(errors="surrogatepass")
+    return None
+
+
+def _places(value: Any, out: list[tuple[Any, Any]]) -> None:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        out.append((value, key))
+        _places(inner, out)
+
+
 def spoiled(data: bytes, draw: random.Random, binary: bool) -> bytes:
     """A few random changes."""
+    if not binary and draw.random() < 0.5 and (other := edited(data, draw)) is not None:
+        return other
     out = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 2, 3, 8))):
         at = draw.randrange(len(out) + 1)
@@ -117,6 +179,9 @@ def fuzz(name: str, seconds: float, seed: int) -> tuple[int, Counter[int], list[
         shutil.copytree(good, folder, dirs_exist_ok=True)
         file = folder / draw.choice(targets)
         file.write_bytes(spoiled(file.read_bytes(), draw, reader.binary))
+        if reader.sealed and (file.parent / "record.json").is_file() and draw.random() < 0.5:
+            with contextlib.suppress(ValueError, TypeError):  # spoiled beyond JSON
+                resealed(file.parent)
         before = dict(robust._files(folder))
         said, code, crashed = robust._typed(reader.command, folder)
         after = dict(robust._files(folder))

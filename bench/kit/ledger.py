@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ctrbench.bench.kit.predicted import Predictions, committed
+from ctrbench.bench.kit.record import whole
 from ctrbench.bench.kit.score import BANDS, Coverage, Row, Score, Source, score
 from ctrbench.datasets.errors import BadInput
 from ctrbench.reports.records import write_atomic
@@ -79,15 +80,16 @@ def _predictions(predictions: Sequence[Predictions]) -> Iterator[str]:
 def _sources(sources: Iterable[Source]) -> str:
     lines = []
     for s in sources:
-        device, tests = s.body["device"], s.body["tests"]
-        states = Counter(m["status"] for m in s.body["models"].values())
-        tested = " / ".join(str(len(tests.get(k, ()))) for k in ("passed", "failed", "skipped"))
-        lines.append([
-            s.name, device["name"], s.gpu or "unknown", s.body["dtype"], device.get("driver") or "",
-            str(s.body["environment"].get("torch", "")), f"`{str(s.body['environment'].get('commit', ''))[:12]}`",
-            s.body["started"], f"{s.predictions}{'' if s.before else ', **after the fact**'}",
-            f"{tests['status']} ({tested})", ", ".join(f"{n} {k}" for k, n in sorted(states.items())),
-        ])  # fmt: skip
+        with whole(s.name):
+            device, tests = s.body["device"], s.body["tests"]
+            states = Counter(m["status"] for m in s.body["models"].values())
+            tested = " / ".join(str(len(tests.get(k, ()))) for k in ("passed", "failed", "skipped"))
+            lines.append([
+                s.name, device["name"], s.gpu or "unknown", s.body["dtype"], device.get("driver") or "",
+                s.body["environment"].get("torch", ""), f"`{str(s.body['environment'].get('commit', ''))[:12]}`",
+                s.body["started"], f"{s.predictions}{'' if s.before else ', **after the fact**'}",
+                f"{tests['status']} ({tested})", ", ".join(f"{n} {k}" for k, n in sorted(states.items())),
+            ])  # fmt: skip
     head = ["record", "device", "GPU", "dtype", "driver", "torch", "commit", "begun", "predictions",
             "GPU tests (passed / failed / skipped)", "models"]  # fmt: skip
     return "## Records\n\n" + _table(head, lines)
@@ -153,6 +155,6 @@ def _limit(row: Row) -> str:
     return f"{row.low:.4g}" if row.high is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    body = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *body])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,13 @@ def score(paths: Sequence[Path], predicted: Sequence[Predictions]) -> Score:
     rows: list[Row] = []
     unscored: list[Unscored] = []
     for path in paths:
-        source, chosen = _source(path, predicted)
+        with records.whole(path):
+            source, chosen = _source(path, predicted)
+            judged = list(_record(source, chosen))
         if any(s.name == source.name for s in sources):
             raise BadInput(f"{path}: two records are named {source.name}; rename one, the ledger tells them by name")
         sources.append(source)
-        for found in _record(source, chosen):
+        for found in judged:
             if isinstance(found, Row):
                 rows.append(found)
             else:
@@ -235,6 +238,9 @@ def _measured(
 
 def _row(source: Source, key: Key, quantity: str, limits: Limits, value: float) -> Row:
     low, high = limits
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{quantity} of {key[0]} is {value}")
     inside = (low is None or value >= low) and (high is None or value <= high)
     verdict: Verdict = ("hit" if inside else "miss") if quantity in BANDS else ("held" if inside else "violated")
     assert source.gpu is not None

@@ -78,7 +78,10 @@ def scrub_kineto(source: Path, raw: bytes, out: Path, dropped: Dropped) -> None:
         raise BadRecording(f"{source}: JSON without `traceEvents`: no recording of torch.profiler; nothing written")
     clean = _Cleaner(dropped)
     kept = {key: value for key, value in clean.top(top).items() if value is not None}
-    kept["traceEvents"] = [clean.event(event) for event in events]
+    try:
+        kept["traceEvents"] = [clean.event(event) for event in events]
+    except RecursionError:
+        raise BadRecording(f"{source}: nested too deep: no recording of torch.profiler") from None
     out.write_bytes(orjson.dumps(kept if isinstance(body, dict) else kept["traceEvents"]))
 
 
@@ -88,6 +91,11 @@ def _number(value: Any) -> bool:
 
 def _numbers(value: Any) -> bool:
     return all(map(_numbers, value)) if isinstance(value, list) else _number(value)
+
+
+def _category(event: dict[str, Any]) -> str:
+    value = event.get("cat")
+    return value if isinstance(value, str) else ""
 
 
 class _Cleaner:
@@ -167,14 +175,14 @@ class _Cleaner:
         return self._who[value]
 
     def _name(self, event: dict[str, Any], value: Any) -> str:
-        category = event.get("cat")
+        category = _category(event)
         if not isinstance(value, str):
             return REDACTED
         if category in _RANGES:
             return self._dropped.range_name(value)
         if category in _NAMED or (category in _API and _API_NAME.fullmatch(value)) or _OTHER_NAMES.fullmatch(value):
             return value
-        self._dropped.add(f"names of {category if isinstance(category, str) and _WORD.fullmatch(category) else 'rows'}")
+        self._dropped.add(f"names of {category if _WORD.fullmatch(category) else 'rows'}")
         return REDACTED
 
     def _args(self, event: dict[str, Any], args: Any) -> dict[str, Any]:
@@ -184,7 +192,7 @@ class _Cleaner:
                 out[key] = value
             elif key in _LISTS and isinstance(value, list):
                 out[key] = [self._item(key, item) for item in value]
-            elif key == "kernel" and event.get("cat") in _API and isinstance(value, str):
+            elif key == "kernel" and _category(event) in _API and isinstance(value, str):
                 out[key] = value  # HIP names the kernel at its launch
             elif isinstance(value, str) and (value == "" or self._arg_text(key, value)):
                 out[key] = value

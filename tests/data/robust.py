@@ -156,7 +156,7 @@ def _left(seen: Outcome) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.encode(errors="backslashreplace").decode().replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

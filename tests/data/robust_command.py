@@ -14,6 +14,7 @@ def nothing(folder: Path) -> None:
 
 CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
     ("no command", "", nothing, "required", 2),
+    ("a file whose name is not UTF-8", "trace b\udcffd.sqlite", nothing, "not UTF-8", 2),
     ("a command misspelt", "reprot runs/one", nothing, "did you mean 'report'", 2),
     ("an option unknown", "list models --jsn", nothing, "--jsn", 2),
     ("nothing to list", "list", nothing, "required", 2),

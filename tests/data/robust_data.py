@@ -204,6 +204,8 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("your table, a column of the schema is missing", TABLE, shop("uid,sku", "uid,skuu"), "sku", 2),
     ("your table, a label that is neither", TABLE, shop(schema=("{column: clicked}", "{column: price}")), "label", 2),
     ("your table, schema that is no YAML", TABLE, shop(text="fields: [a, b"), "shop.yaml", 2),
+    ("your table, schema of lists in lists in lists", TABLE, shop(text=f"a: {'[' * 3000}{']' * 3000}"), "too deep", 2),
+    ("your table, half a character in its schema", TABLE, shop(schema=("name: shop", 'name: "\\ud800"')), "UTF-8", 2),
     ("your table, schema with a Python tag", TABLE,
      shop(schema=("name: shop", "name: !!python/object/apply:os.getcwd []")), "shop.yaml", 2),
     ("your table, a key of the schema misspelt", TABLE, shop(schema=("min_count", "mincount")), "min_count", 2),

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from tests.data.benchmark_file import benchmarks
 from tests.data.gate_runs import times, trainings
+from tests.data.resealed import resealed
 
+from ctrbench.bench.kit import record as kit
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports.measures import make
 from ctrbench.reports.records import RunRecord, save
@@ -46,6 +49,14 @@ def also(*makes: Make) -> Make:
     return lambda folder: [m(folder) for m in makes]
 
 
+def gpu_record(folder: Path, **changes: object) -> None:
+    """A sealed record of the GPU kit without a model in r.json."""
+    body = {"schema": kit.SCHEMA, "schema_version": kit.SCHEMA_VERSION, "started": "2026-11-27T00:00:00Z",
+            "dry_run": False, "device": {"name": "NVIDIA H100 80GB HBM3", "driver": "580"}, "dtype": "tf32",
+            "environment": {}, "tests": {"status": "ok"}, "models": {}}  # fmt: skip
+    kit.save(body | changes, folder / "r.json")
+
+
 def text(name: str, body: str) -> Make:
     return lambda folder: (folder / name).write_text(body)
 
@@ -58,6 +69,7 @@ def edited(old: str, new: str) -> Callable[[Path], object]:
         body = file.read_text()
         assert old in body
         file.write_text(body.replace(old, new))
+        resealed(folder)
 
     return change
 
@@ -70,6 +82,7 @@ def said(kind: str, key: str, value: object) -> Callable[[Path], object]:
             body = json.loads(file.read_text())
             (body["extra"]["samples"] if key in body["extra"]["samples"] else body["extra"])[key] = value
             file.write_text(json.dumps(body))
+            resealed(file.parent)
 
     return change
 
@@ -94,11 +107,35 @@ def without(column: str) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         file = folder / "measurements.parquet"
         pd.read_parquet(file).drop(columns=column).to_parquet(file)
+        resealed(folder)
+
+    return change
+
+
+def endless(column: str) -> Callable[[Path], object]:
+    """measurements.parquet with infinity where a whole number belongs."""
+
+    def change(folder: Path) -> None:
+        file = folder / "measurements.parquet"
+        pd.read_parquet(file).assign(**{column: float("inf")}).to_parquet(file)
+        resealed(folder)
+
+    return change
+
+
+def turned(name: str, old: str, new: str) -> Callable[[Path], object]:
+    """A file with other bytes in it, as a disk or an editor leaves it."""
+
+    def change(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        assert old.encode() in data
+        (folder / name).write_bytes(data.replace(old.encode(), new.encode()))
 
     return change
 
 
 REPORT = "report runs/one"
+DEEP = "[" * 100_000 + "]" * 100_000
 BENCHMARK = {"machine_info": {}, "commit_info": {}, "benchmarks": [{"name": "x"}], "version": "5"}
 
 CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one form
@@ -115,6 +152,15 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
      "spec.train_rows", 2),
     ("record.json, more epochs than 64 bits hold", REPORT, run(edited('"epochs": 1', f'"epochs": {2**63}')),
      "spec.epochs", 2),
+    ("record.json with another number than was written", REPORT,
+     run(turned("record.json", '"batch": 256', '"batch": 512')), "not what was written", 2),
+    ("measurements.parquet with another text than was written", REPORT,
+     run(turned("measurements.parquet", "criteo_synthetic", "criteo_synthetik")), "not what was written", 2),
+    ("measurements.parquet, an infinite batch", REPORT, run(endless("batch")), "infinity", 2),
+    ("record.json, lists in lists in lists", REPORT, run(lambda f: (f / "record.json").write_text(DEEP)),
+     "recursion", 2),
+    ("record.json, half a character", REPORT,
+     run(turned("record.json", '"model": "deepfm"', '"model": "\\ud800"')), "surrogates", 2),
     ("record.json without its spec", REPORT, run(edited('"spec"', '"spek"')), "key 'spec'", 2),
     ("measurements.parquet cut", REPORT, run(cut("measurements.parquet", 200)), "measurements.parquet", 2),
     ("measurements.parquet without a column", REPORT, run(without("family")), "'family'", 2),
@@ -123,8 +169,14 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("the report is a folder", f"{REPORT} -o page", also(run(), lambda f: (f / "page").mkdir()), "page", 2),
     ("a section unknown", f"{REPORT} -o r.md --section sumary", run(), "summary", 2),
     ("a section of a whole page", f"{REPORT} --section summary", run(), ".md", 2),
+    ("prices, lists in lists in lists", f"{REPORT} --prices p.toml", also(run(), text("p.toml", f"a = {DEEP}")),
+     "not TOML", 2),
     ("prices that are no TOML", f"{REPORT} --prices p.toml", also(run(), text("p.toml", "=")), "not TOML", 2),
     ("a benchmark file that is no JSON", "report b.json", text("b.json", "{"), "b.json", 2),
+    ("a benchmark file, lists in lists in lists", "report b.json", text("b.json", DEEP), "b.json", 2),
+    ("a benchmark file, a measure changed by hand", "report b.json",
+     also(lambda f: benchmarks(f / "b.json"), turned("b.json", "25600.0", "52600.0")),
+     "not what was written", 2),
     ("a benchmark file of other benchmarks", "report b.json", text("b.json", json.dumps(BENCHMARK)), "b.json", 2),
     ("JSON that is none of pytest-benchmark's", "report b.json", text("b.json", '{"a": 1}'), "b.json", 2),
     ("the same run twice", f"{REPORT} runs/one -o r.html", run(), "r.html", 0),
@@ -148,6 +200,10 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("a comparison with an alpha of 3", "compare runs/one runs/one --alpha 3", run(), "--alpha", 2),
     ("a ledger that is a folder", "score r.json -o .", text("r.json", "{}"), "is a folder", 2),
     ("a GPU record that is no JSON", "score r.json", text("r.json", "{"), "r.json", 2),
+    ("a GPU record, lists in lists in lists", "score r.json", text("r.json", DEEP), "r.json", 2),
+    ("a GPU record changed by hand", "score r.json", also(gpu_record, turned("r.json", '"tf32"', '"fp32"')),
+     "not what was written", 2),
+    ("a GPU record whose models are a list", "score r.json", lambda f: gpu_record(f, models=[]), "of another kind", 2),
     ("a GPU record that is something else", "score r.json", text("r.json", "{}"), "r.json", 2),
     ("a GPU record that is not there", "score r.json", lambda f: None, "r.json", 2),
 ]  # fmt: skip

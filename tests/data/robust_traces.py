@@ -91,5 +91,9 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("a scrubbed copy over the original", "scrub t.sqlite -o t.sqlite", nsys(), "t.sqlite", 2),
     ("a scrubbed copy over another file", "scrub t.sqlite -o mine.sqlite",
      lambda f: [nsys()(f), (f / "mine.sqlite").write_text("mine")], "mine.sqlite", 2),
+    ("a scrubbed copy of Kineto, a category that is a list", "scrub t.json -o o.json",
+     kineto(lambda s: s.replace('"cat": "kernel"', '"cat": ["kernel"]')), "o.json", 0),
+    ("a scrubbed copy of Kineto, lists in lists in lists", "scrub t.json -o o.json",
+     raw("t.json", b'{"traceEvents": [{"args": {"grid": %b%b}}]}' % (b"[" * 1000, b"]" * 1000)), "too deep", 2),
     ("a scrubbed copy of something else", "scrub t.txt -o o.txt", raw("t.txt", b"hello"), "t.txt", 2),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tests.data.resealed import resealed
 
 from ctrbench.bench import control_cache, controls
 from ctrbench.bench.cli import main
@@ -113,6 +114,7 @@ def edit(entry: Path, change: Callable[[dict], None]) -> None:  # type: ignore[t
     body = json.loads((entry / "record.json").read_text())
     change(body)
     (entry / "record.json").write_text(json.dumps(body))
+    resealed(entry)
 
 
 SPOILT: dict[str, Callable[[Path], None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import subprocess
@@ -96,18 +97,30 @@ def test_a_clock_set_back_or_standing_still_overwrites_no_run(tmp_path: Path, mo
     ]  # fmt: skip
 
 
-def test_a_byte_turned_in_the_numbers_is_seen(tmp_path: Path) -> None:
-    """Pages of measurements.parquet carry checksums: no number is read that was not written."""
+@pytest.mark.parametrize("name", ["measurements.parquet", "record.json"])
+def test_a_byte_turned_in_a_record_is_seen(name: str, tmp_path: Path) -> None:
+    """record.json holds the hash of both files: nothing is read that was not written."""
     robust_records.run()(tmp_path)
-    (file,) = tmp_path.rglob("measurements.parquet")
-    written, good = records.load(tmp_path / "runs/one")[0], file.read_bytes()
-    seen, pages = 0, len(good) - 8 - int.from_bytes(good[-8:-4], "little")
-    for at in range(4, pages, 23):
+    (file,) = tmp_path.rglob(name)
+    (table, bodies), good, seen = records.load(tmp_path / "runs/one"), file.read_bytes(), 0
+    for at in range(0, len(good), 23):
         file.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
         try:
-            table = records.load(tmp_path / "runs/one")[0]
+            found = records.load(tmp_path / "runs/one")
         except records.DamagedRecord:
             seen += 1
-        else:  # a statistic that nobody asks
-            assert table.equals(written), at
+        else:  # a space between two keys
+            assert (good[at : at + 1], found[1]) == (b" ", bodies), at
+            assert found[0].equals(table)
     assert seen > 20
+
+
+def test_a_record_of_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    robust_records.run()(tmp_path)
+    (file,) = tmp_path.rglob("record.json")
+    table, bodies = records.load(tmp_path / "runs/one")
+    body = json.loads(file.read_text())
+    assert {"sha256", "measurements_sha256"} <= set(body)
+    file.write_text(json.dumps({k: v for k, v in body.items() if "sha256" not in k}))
+    again, same = records.load(tmp_path / "runs/one")
+    assert (again.equals(table), same) == (True, bodies)

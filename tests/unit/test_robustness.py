@@ -34,6 +34,7 @@ def test_there_are_enough_cases_of_every_kind() -> None:
 
 def test_a_parquet_file_of_wrong_text_is_a_damaged_record(tmp_path: Path) -> None:
     """Found by `make fuzz`: pyarrow has errors that are none of Python's kinds."""
+    from tests.data.resealed import resealed
     from tests.data.robust_records import run
 
     from ctrbench.reports import records
@@ -43,6 +44,7 @@ def test_a_parquet_file_of_wrong_text_is_a_damaged_record(tmp_path: Path) -> Non
         data = file.read_bytes()
         assert b"criteo_synthetic" in data
         file.write_bytes(data.replace(b"criteo_synthetic", b"criteo\xffsynthetic"))
+        resealed(folder)
 
     run(spoil)(tmp_path)
     with pytest.raises(records.DamagedRecord):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.data.resealed import resealed
 from tests.data.synthetic_report import synthetic_records
 
 from ctrbench.reports.records import RunRecord, save, typed
@@ -71,6 +72,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         RunRecord(key="summary", spec={"kind": "summary", "level": "quick", "tuned": False}, rows=()), folder
     )
     typed(rows).to_parquet(summary / "measurements.parquet", index=False)
+    resealed(summary)
     return folder
 
 
