@@ -87,7 +87,15 @@ class Prepared:
                 raise BadInput(
                     f"{file}: absent or not of the {size} bytes that the manifest says; delete {path} and prepare again"
                 )
-        return cls(path, manifest)
+        found = cls(path, manifest)
+        try:
+            parts = {split: sum(rows for _, rows in found.shards(split)) for split in manifest["splits"]}
+            if not found.schema.fields or parts != {split: found.rows(split) for split in parts}:
+                raise ValueError("no features, or other rows in the shards than in their split")
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise BadInput(f"{path / MANIFEST}: damaged: {why}; delete {path} and prepare again") from None
+        return found
 
     @cached_property
     def schema(self) -> FeatureSchema:

@@ -118,40 +118,44 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
-    with whole(path) as partial, partial.open("wb") as f:
+    with whole(path) as partial:
+        _write(partial, data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
 
 
-def write_json(path: Path, body: Mapping[str, Any], seal: bool = False) -> None:
-    """Writes a JSON file whole or not at all, without what a record must not say (`privacy.hidden`).
+def write_json(path: Path, body: Any) -> None:
+    """Writes a JSON file whole or not at all, without what a record must not say (`privacy.hidden`)."""
+    write_atomic(path, _text(body).encode())
 
-    Args:
-        path: the file.
-        body: what it says; what JSON does not know is written as text.
-        seal: adds a hash of all the rest (`seal.sealed`).
-    """
-    text = json.dumps(hidden(body), indent=1, default=lambda other: hidden(str(other)))
-    write_atomic(path, (json.dumps(sealed(json.loads(text)), indent=1) if seal else text).encode())
+
+def _text(body: Any) -> str:
+    return json.dumps(hidden(body), indent=1, default=lambda other: hidden(str(other)))
 
 
 def save(record: RunRecord, runs_dir: Path) -> Path:
     """Writes `records/<key>/{measurements.parquet, record.json}`; record.json last, it marks the record whole.
 
-    record.json holds the hash of either file, so that what is damaged later is not read.
+    record.json holds the hash of either file, so that what is damaged later is not read. Where a record is written
+    over, nothing of the old one goes before all of the new one is on the disk.
     No folder, user, host or secret of this machine is written (`privacy.hidden`).
     """
     folder = runs_dir / "records" / record.key
     rows = pd.DataFrame(hidden([asdict(r) for r in record.rows]), columns=list(COLUMNS))
-    with whole(folder / "measurements.parquet") as partial:
-        typed(rows).to_parquet(partial, index=False)
-        numbers = hashlib.sha256(partial.read_bytes()).hexdigest()
-    body = {
-        "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
-        "environment": record.environment, "inputs": record.inputs, "extra": record.extra, _ROWS_HASH: numbers,
-    }  # fmt: skip
-    write_json(folder / "record.json", body, seal=True)
+    with whole(folder / "record.json") as about, whole(folder / "measurements.parquet") as numbers:
+        typed(rows).to_parquet(numbers, index=False)
+        body = {
+            "schema_version": SCHEMA_VERSION, "key": record.key, "spec": record.spec,
+            "environment": record.environment, "inputs": record.inputs, "extra": record.extra,
+            _ROWS_HASH: hashlib.sha256(numbers.read_bytes()).hexdigest(),
+        }  # fmt: skip
+        _write(about, json.dumps(sealed(json.loads(_text(body))), indent=1).encode())
+        (folder / "record.json").unlink(missing_ok=True)  # between two renames the files would be of two records
     return folder
 
 

@@ -18,6 +18,8 @@ from tests.data import robust_records
 from ctrbench.bench import suite
 from ctrbench.bench.config import build_plan
 from ctrbench.reports import records
+from ctrbench.reports.measures import make
+from ctrbench.reports.records import RunRecord
 
 RUN = [
     "run", "suite=ci", "data=criteo_synthetic", "model=deepfm", "floors=false", "timed=false", "published=false",
@@ -124,3 +126,39 @@ def test_a_record_of_before_there_were_seals_is_read(tmp_path: Path) -> None:
     file.write_text(json.dumps({k: v for k, v in body.items() if "sha256" not in k}))
     again, same = records.load(tmp_path / "runs/one")
     assert (again.equals(table), same) == (True, bodies)
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_record_that_is_written_over_is_the_old_one_none_or_the_new_one(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first, second ... change of what stands there: never rows of one and the body of another."""
+    robust_records.run()(tmp_path)
+    runs, left = tmp_path / "runs/one", [steps]
+    old = records.load(runs)
+    row = make({"run": robust_records.KEY, "model": "deepfm", "phase": "train"}, "auc", 0.8, "measured")
+    new = RunRecord(key=robust_records.KEY, spec={**old[1][robust_records.KEY]["spec"], "epochs": 2}, rows=(row,))
+
+    def killed(change: Callable[..., object]) -> Callable[..., object]:
+        def counted(*given: object, **named: object) -> object:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return change(*given, **named)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "unlink"):
+            patched.setattr(Path, name, killed(getattr(Path, name)))
+        if steps < 3:
+            with pytest.raises(KeyboardInterrupt):
+                records.save(new, runs)
+        else:
+            records.save(new, runs)
+    if steps in (1, 2):
+        assert records.finished(runs) == set()
+        return
+    table, bodies = records.load(runs)
+    assert bodies[robust_records.KEY]["spec"]["epochs"] == (1 if steps == 0 else 2)
+    assert list(table["value"]) == ([0.7, 0.5] if steps == 0 else [0.8])
