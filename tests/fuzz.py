@@ -180,7 +180,7 @@ def fuzz(name: str, seconds: float, seed: int) -> tuple[int, Counter[int], list[
         file = folder / draw.choice(targets)
         file.write_bytes(spoiled(file.read_bytes(), draw, reader.binary))
         if reader.sealed and (file.parent / "record.json").is_file() and draw.random() < 0.5:
-            with contextlib.suppress(ValueError, TypeError):  # spoiled beyond JSON
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # spoiled beyond JSON
                 resealed(file.parent)
         before = dict(robust._files(folder))
         said, code, crashed = robust._typed(reader.command, folder)
