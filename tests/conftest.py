@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ctrbench.datasets.schema import Batch, FeatureSchema, Field
 from ctrbench.models.embedding import EmbeddingTables, dense_parameters, embedding_tables
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script's `pytest &` ignores it, and so would every process that a test starts and interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("no_shrink", phases=(Phase.explicit, Phase.reuse, Phase.generate))
 """For who asks whether a test fails, not how simply (tests/mutations/run.py)."""

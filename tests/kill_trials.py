@@ -25,8 +25,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from ctrbench.datasets.prepared import Prepared
 from ctrbench.reports import records
 
@@ -75,10 +73,9 @@ def _records(folder: Path) -> dict[str, str]:
     found = {}
     for run in (p.parent for p in folder.glob("runs/*/plan.sha256") if not p.parent.is_symlink()):
         for key in records.finished(run):
+            file = run / "records" / key
+            records.read(file)  # raises where its two files are not of one record
             if key not in ("prepare", "summary"):  # written anew by every start
-                file = run / "records" / key
-                json.loads((file / "record.json").read_text())
-                pd.read_parquet(file / "measurements.parquet")
                 found[key] = digest(file / "record.json", file / "measurements.parquet")
     return found
 
@@ -129,6 +126,11 @@ JOBS = {
             answer=lambda f: _page(f)["page"]),
     )
 }  # fmt: skip
+
+
+def _interruptible() -> None:
+    """A script's `make kill-trials &` ignores SIGINT, and so would the jobs: their SIGINT trials would be none."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Trials:
@@ -195,8 +197,9 @@ class Trials:
         env = {**os.environ, "CTRBENCH_CACHE": str(self.place / "cache"), "OMP_NUM_THREADS": "1"}
         with (folder / "said.txt").open("a") as said:
             return subprocess.Popen(
-                self.job.command, cwd=folder, env=env, stdout=said, stderr=said, text=True, start_new_session=True
-            )
+                self.job.command, cwd=folder, env=env, stdout=said, stderr=said, text=True, start_new_session=True,
+                preexec_fn=_interruptible,
+            )  # fmt: skip
 
     def _ended(self, process: subprocess.Popen[str], expected: bool = True) -> None:
         process.wait(300)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from ctrbench.reports import records
 
+ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = {
     "auc": ["suite=ci", "data=criteo_synthetic", "model=deepfm,fat", "floors=true", "run.trials=2"],
     "auc_shuffled": [
@@ -43,10 +42,25 @@ def stamps(out: Path) -> dict[str, int]:
     for folder in (p.parent for p in out.glob("*/plan.sha256") if not p.parent.is_symlink()):
         for key in records.finished(folder):
             file = folder / "records" / key / "record.json"
-            json.loads(file.read_text())
-            pd.read_parquet(folder / "records" / key / "measurements.parquet")
+            records.read(file.parent)
             found[key] = file.stat().st_mtime_ns
     return found
+
+
+def test_a_trial_interrupts_its_job_where_whoever_started_it_ignores_that(tmp_path: Path) -> None:
+    """As a script's `make kill-trials &` does: SIGINT reached no job there, and its trials proved nothing."""
+    code = (
+        "import random, signal, sys, time; from pathlib import Path; from tests.kill_trials import Job, Trials\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "command = [sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)']\n"
+        "job = Job(name='sleep', command=command, whole=lambda f: {}, answer=lambda f: '')\n"
+        "process = Trials(job, Path(), random.Random(0))._start(Path())\n"
+        "while not Path('said.txt').read_text(): time.sleep(0.05)\n"
+        "process.send_signal(signal.SIGINT)\n"
+        "sys.exit(0 if process.wait(60) else 'it slept on')"
+    )
+    paths = {"PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **paths}, check=True, timeout=150)
 
 
 @pytest.mark.slow
