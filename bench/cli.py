@@ -345,7 +345,7 @@ def _baseline(options: argparse.Namespace) -> int:
         print(gate_sides.save_baseline(options.name, Path(options.run), Path(options.baselines)))
         return 0
     for card in gate_sides.listed(Path(options.baselines)):
-        print("\t".join(str(card[k]) for k in ("name", "saved", "from", "commit", "CPU", "fingerprint", "level")))
+        print("\t".join(str(card[k]) for k in gate_sides.FACTS))
     return 0
 
 

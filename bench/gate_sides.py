@@ -30,6 +30,8 @@ from ctrbench.reports.privacy import shown
 
 BASELINES = Path("runs/baselines")
 CARD, ROWS, SCORES = "baseline.json", "rows", "scores.npz"
+FACTS = ("name", "saved", "from", "commit", "CPU", "fingerprint", "level")
+"""Of a card, as `ctrbench baseline list` prints them."""
 KEPT = ("record.json", "measurements.parquet", "failure.json", SCORES)
 """Files of a record that a baseline keeps."""
 SAVE_AGAIN = "delete the baseline's folder and save it again"
@@ -286,7 +288,7 @@ def listed(baselines: Path = BASELINES) -> list[dict[str, Any]]:
 def _card(path: Path) -> dict[str, Any]:
     try:
         card = {**json.loads(path.read_text()), "name": path.parent.name}
-        if absent := [k for k in ("saved", "from") if k not in card]:
+        if absent := [k for k in FACTS if k not in card]:
             raise ValueError(f"key {absent[0]!r} is missing")
         return card
     except (ValueError, TypeError, RecursionError) as error:

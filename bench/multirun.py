@@ -33,7 +33,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Tran
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from ctrbench.datasets.errors import BadInput, UnknownName, nearest
+from ctrbench.datasets.errors import BadInput, UnknownName, is_utf8, nearest
 from ctrbench.reports import grid
 from ctrbench.reports.privacy import hidden
 from ctrbench.reports.records import finished, write_atomic, write_json
@@ -101,7 +101,10 @@ class Point:
             return State(
                 self.settings, *(("stopped", begun) if (folder / LOG).is_file() else ("missing", "never begun")), where
             )
-        code = int(json.loads((folder / END).read_text())["code"])
+        try:
+            code = int(json.loads((folder / END).read_text())["code"])
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            return State(self.settings, "stopped", f"{END} of its exit code is damaged", where)
         if code == 0 and suite is not None:
             return State(self.settings, "done", "", where)
         said = f"exit code {code}: {_last_words(folder / LOG)}"
@@ -279,13 +282,25 @@ def _last_words(log: Path) -> str:
     return told[-1][:300]
 
 
+def _is_point(name: str, settings: Any) -> bool:
+    return isinstance(settings, list) and all(isinstance(t, str) and is_utf8(t) for t in (name, *settings))
+
+
 def states(out: Path) -> list[tuple[Point, State]]:
-    """Every point of a sweep's folder with its state."""
-    points_of = json.loads((out / grid.GRID).read_text())
-    if not isinstance(points_of, dict):  # of a version that listed the settings without names
-        raise BadInput(
-            f"{out / grid.GRID}: of an older version; run the same `ctrbench sweep` again, it keeps what is done"
-        )
+    """Every point of a sweep's folder with its state.
+
+    Raises:
+        BadInput: the list of points is damaged, or of an older version.
+    """
+    file, again = out / grid.GRID, "run the same `ctrbench sweep` again, it keeps what is done"
+    try:
+        points_of = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: damaged: {error}; {again}") from None
+    if not isinstance(points_of, dict):
+        raise BadInput(f"{file}: of an older version, which listed settings without names; {again}")
+    if not points_of or not all(_is_point(name, settings) for name, settings in points_of.items()):
+        raise BadInput(f"{file}: damaged: no points of names and settings; {again}")
     asked = [Point(tuple(settings), name) for name, settings in points_of.items()]
     return [(p, p.state(out)) for p in asked]
 

@@ -317,6 +317,22 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def checked(file: Path) -> str:
+    """sha256 of a generated file.
+
+    Raises:
+        BadInput: not the one that was noted beside it when it was made, or that note is damaged.
+    """
+    digest, note = sha256_file(file), sidecar(file)
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        noted = f"nothing readable ({type(error).__name__})"
+    if digest != noted:
+        raise BadInput(f"{file}: sha256 {digest}, {note.name} says {str(noted)[:100]}; delete both files")
+    return digest
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a small file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -333,10 +349,7 @@ def fetch(path: Path | None, options: Mapping[str, Any]) -> Raw:
     file = cache_dir() / "raw" / name
     if not sidecar(file).is_file() or not file.is_file():
         write(parameters, file)
-    body = json.loads(sidecar(file).read_text(encoding="utf-8"))
-    digest = sha256_file(file)
-    if digest != body["sha256"]:
-        raise BadInput(f"{file}: sha256 {digest}, {sidecar(file).name} says {body['sha256']}; delete both files")
+    digest = checked(file)
     return Raw(
         path=file, sha256=digest, bytes=file.stat().st_size, synthetic=True, detail={"parameters": asdict(parameters)}
     )

@@ -124,11 +124,15 @@ def load(runs_dirs: Sequence[Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    from pyarrow import ArrowException  # its errors are not all of Python's kinds
+
     again = "delete it, or record the run again"
     try:
         rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise BadKernels(f"{path}: no readable Parquet file ({error}); {again}") from None
-    if missing := [c for c in COLUMNS if c not in rows]:
-        raise BadKernels(f"{path}: lacks {', '.join(missing)}; {again}")
-    return _typed(rows[list(COLUMNS)])
+        if missing := [c for c in COLUMNS if c not in rows]:
+            raise BadKernels(f"{path}: lacks {', '.join(missing)}; {again}")
+        return _typed(rows[list(COLUMNS)])
+    except BadKernels:
+        raise
+    except (OSError, ValueError, TypeError, OverflowError, ArrowException) as error:
+        raise BadKernels(f"{path}: no readable Parquet file of kernels ({error}); {again}") from None

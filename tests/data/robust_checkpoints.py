@@ -12,9 +12,11 @@ from pathlib import Path
 
 from tests.data.tiny_data import criteo_file
 
+from ctrbench.datasets import criteo_synthetic
 from ctrbench.datasets.prepare import prepare
 
 Make = Callable[[Path], object]
+GENERATED = "data prepare criteo_synthetic --option rows=300 --option cap=100 --out out"
 AGAIN = "data prepare criteo --path train.txt --out out"
 
 
@@ -46,6 +48,18 @@ def manifest(edit: Callable[[dict[str, object]], object]) -> Make:
     return prepared(change)
 
 
+def noted(text: str) -> Make:
+    """A generated file in the cache, and what stands beside it of its digest."""
+
+    def make(folder: Path) -> None:
+        file = folder / "cache" / "raw" / f"criteo_synthetic-v{criteo_synthetic.VERSION}-rows300-seed0-cap100.tsv"
+        file.parent.mkdir(parents=True)
+        criteo_synthetic.write(criteo_synthetic.Parameters(rows=300, cap=100), file)
+        criteo_synthetic.sidecar(file).write_text(text)
+
+    return make
+
+
 def cut(name: str, to: int) -> Make:
     return prepared(lambda out: (out / name).write_bytes((out / name).read_bytes()[:to]))
 
@@ -69,6 +83,8 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("prepared data, a shard cut", AGAIN, cut("train-00000.parquet", 500), "train-00000.parquet", 2),
     ("prepared data, other options wanted", AGAIN + " --option min_count=3", prepared(lambda out: None),
      "holds other prepared data", 2),
+    ("generated data, the note of its digest cut", GENERATED, noted('{"sha256":'), "nothing readable", 2),
+    ("generated data, a note of another digest", GENERATED, noted('{"sha256": "00"}'), "says 00", 2),
     ("out/ with files of yours", AGAIN, prepared(lambda out: (out / "manifest.json").unlink()),
      "is not prepared data", 2),
     ("out is a file", AGAIN.replace("out out", "out note"),

@@ -11,6 +11,7 @@ from tests.data.benchmark_file import benchmarks
 from tests.data.gate_runs import times, trainings
 from tests.data.resealed import resealed
 
+from ctrbench.bench.gate_sides import save_baseline
 from ctrbench.bench.kit import record as kit
 from ctrbench.bench.runspec import RunSpec
 from ctrbench.reports.measures import make
@@ -41,6 +42,27 @@ def sides(change: Callable[[Path], object] = lambda folder: None) -> Make:
         for side in ("one", "two"):
             trainings(times(folder / side))
         change(folder / "two")
+
+    return write
+
+
+def swept(file: str, body: str) -> Make:
+    """A sweep of one point, and one of its files with another text."""
+
+    def write(folder: Path) -> None:
+        times(folder / "s" / "points" / "a" / "20260101-000000-ci")
+        (folder / "s" / "grid.json").write_text('{"a": ["run.lr=1"]}')
+        (folder / "s" / file).write_text(body)
+
+    return write
+
+
+def kept(change: Callable[[Path], object]) -> Make:
+    """A baseline `a`; `change` gets its folder."""
+
+    def write(folder: Path) -> None:
+        save_baseline("a", trainings(times(folder / "one")), folder / "runs" / "baselines")
+        change(folder / "runs" / "baselines" / "a")
 
     return write
 
@@ -185,6 +207,15 @@ CASES: list[tuple[str, str, Make, str, int]] = [  # a row a case, all of one for
     ("an export in an unknown form", "export runs/one --format xlsx -o r.xlsx", run(), "invalid choice", 2),
     ("a timeline of a run without steps", "export runs/one --format perfetto -o t.json", run(), "no step", 2),
     ("a baseline that is not there", "compare main runs/one", run(), "no baseline", 2),
+    ("a list of baselines, one whose card is cut", "baseline list", kept(cut("baseline.json", 20)), "damaged", 2),
+    ("a list of baselines, one whose card lacks its commit", "baseline list",
+     kept(lambda f: (f / "baseline.json").write_text('{"saved": 1, "from": 2}')), "'commit' is missing", 2),
+    ("a sweep whose list of points is cut", "report s", swept("grid.json", "{"), "grid.json: damaged", 2),
+    ("a sweep whose list of points is one of numbers", "report s", swept("grid.json", '{"a": [1]}'), "no points", 2),
+    ("a sweep of no point", "report s", swept("grid.json", "{}"), "no points", 2),
+    ("a sweep whose point has a damaged exit code", "report s", swept("points/a/end.json", "[]"), "no point", 2),
+    ("kernels that are no Parquet file", REPORT, run(lambda f: (f / "kernels.parquet").write_text("PAR1")),
+     "kernels.parquet: no readable Parquet file", 2),
     ("a baseline's name with a path", "baseline save ../x runs/one", run(), "letters, digits", 2),
     ("a baseline that is there already", "baseline save a runs/one",
      also(run(), lambda f: (f / "runs/baselines/a").mkdir(parents=True)), "exists", 2),
