@@ -64,7 +64,7 @@ class Reader:
 
 
 def _gpu_record(folder: Path) -> None:
-    shutil.copy(next((ROOT / "docs" / "records").glob("*.json")), folder / "r.json")
+    shutil.copy(min((ROOT / "docs" / "records").glob("*.json")), folder / "r.json")
 
 
 def _prices(folder: Path) -> None:

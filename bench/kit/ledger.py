@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ctrbench.bench.kit.predicted import Predictions, committed
-from ctrbench.bench.kit.record import whole
+from ctrbench.bench.kit.record import readable
 from ctrbench.bench.kit.score import BANDS, Coverage, Row, Score, Source, score
 from ctrbench.datasets.errors import BadInput
 from ctrbench.reports.records import write_atomic
@@ -80,7 +80,7 @@ def _predictions(predictions: Sequence[Predictions]) -> Iterator[str]:
 def _sources(sources: Iterable[Source]) -> str:
     lines = []
     for s in sources:
-        with whole(s.name):
+        with readable(s.name):
             device, tests = s.body["device"], s.body["tests"]
             states = Counter(m["status"] for m in s.body["models"].values())
             tested = " / ".join(str(len(tests.get(k, ()))) for k in ("passed", "failed", "skipped"))

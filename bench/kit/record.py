@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def whole(name: object) -> Iterator[None]:
+def readable(name: object) -> Iterator[None]:
     """Whatever a part raises that is absent or of another kind is a fault of the record: hands write and edit them."""
     try:
         yield

@@ -122,7 +122,7 @@ def score(paths: Sequence[Path], predicted: Sequence[Predictions]) -> Score:
     rows: list[Row] = []
     unscored: list[Unscored] = []
     for path in paths:
-        with records.whole(path):
+        with records.readable(path):
             source, chosen = _source(path, predicted)
             judged = list(_record(source, chosen))
         if any(s.name == source.name for s in sources):
